@@ -1,8 +1,9 @@
-//! The addresses on which a listener can listen, and their text form.
+//! The addresses that a listener can listen on, and their text form.
 //!
 //! The command line, the log and the messages between generations use the same text form. Parsing a
-//! printed address gives an equal value. Host names are rejected, because a listener with a host
-//! name could change its address at a handoff if DNS has changed. This module opens no sockets.
+//! printed address gives an equal value. Host names are rejected: after a DNS change, a listener
+//! with a host name would get a different address at the next handoff. This module opens no
+//! sockets.
 
 use std::fmt;
 use std::net::{SocketAddr, SocketAddrV6};
@@ -12,7 +13,7 @@ use std::str::FromStr;
 use crate::error::Error;
 
 /// The maximum length in bytes of the path or the abstract name of a Unix socket. The kernel's
-/// `sun_path` has 108 bytes, one of which is a terminating or a leading zero (see unix(7)).
+/// `sun_path` field has 108 bytes, including a leading or trailing zero byte (see unix(7)).
 const UNIX_NAME_MAX: usize = 107;
 
 /// The address on which a listener accepts connections.
@@ -27,8 +28,8 @@ pub enum Address {
     Tcp6Only(SocketAddrV6),
     /// The path of a Unix socket in the file system: `/run/web.sock` or `unix:/run/web.sock`.
     UnixPath(PathBuf),
-    /// The name of a Unix socket in the abstract namespace, such as `@web`. The name disappears
-    /// when the last process closes the socket.
+    /// The name of a Unix socket in the abstract namespace, such as `@web`. The kernel frees the
+    /// name when the last process closes the socket.
     UnixAbstract(String),
 }
 
@@ -42,8 +43,8 @@ impl Address {
         }
     }
 
-    /// Returns whether the kernel chooses the port, that is, whether the port is 0. Several
-    /// listeners may have the same address with port 0, because the kernel gives each its own port.
+    /// Returns whether the port is 0, which means that the kernel chooses a port. Several listeners
+    /// may use port 0, because the kernel gives each of them a different port.
     pub(crate) const fn is_any_port(&self) -> bool {
         match self {
             Self::Tcp(address) => address.port() == 0,
@@ -52,7 +53,8 @@ impl Address {
         }
     }
 
-    /// Returns the path of a Unix socket in the file system, and `None` for any other address.
+    /// Returns the path if this is the address of a Unix socket in the file system. Otherwise
+    /// returns `None`.
     #[must_use]
     pub fn path(&self) -> Option<&Path> {
         match self {

@@ -1,9 +1,10 @@
 //! The traits through which the lifecycle controls a data plane, the part of the process that
-//! serves clients. It is the built-in server or your own server.
+//! serves clients. The data plane is the built-in server, a program that this process runs, or your
+//! own server.
 //!
 //! The lifecycle decides when the data plane accepts connections, stops accepting, drains its
-//! connections and cuts them. Every data plane implements [`DataPlane`]. The trait [`CarryPlane`]
-//! is about moving open connections between generations. Its default methods move none.
+//! connections and cuts them. Every data plane implements [`DataPlane`]. [`CarryPlane`] has the
+//! methods that move open connections between generations. Their default implementations move none.
 
 use std::future::{Future, pending, ready};
 use std::os::fd::OwnedFd;
@@ -15,8 +16,7 @@ use crate::error::Error;
 use crate::net::Listener;
 use crate::report::{CarryForecast, Connections, Counters, ProgramReport};
 
-/// A server that accepts and serves the clients of listeners. The lifecycle of a generation starts
-/// and stops it.
+/// A server that accepts and serves clients. The lifecycle of a generation starts and stops it.
 pub(crate) trait DataPlane: CarryPlane {
     /// Starts to accept on all `listeners`, for the first time or after a drain. Must be called in
     /// a tokio runtime. [`DataPlane::started`] resolves once the data plane accepts connections.
@@ -31,27 +31,28 @@ pub(crate) trait DataPlane: CarryPlane {
     /// Returns the reason why the data plane will never accept connections.
     fn started(&self) -> impl Future<Output = Result<(), Error>> + Send;
 
-    /// Waits until a part of the data plane has died, so that the generation cannot continue.
-    /// Cancel safe.
+    /// Waits until a part of the data plane has died, and returns the reason. The generation cannot
+    /// continue without that part. Cancel safe.
     fn died(&self) -> impl Future<Output = Error> + Send;
 
-    /// Checks that the data plane does not hang. The returned tracker completes when every accept
-    /// loop has responded.
+    /// Sends a heartbeat to every accept loop, to detect a loop that hangs. The returned tracker
+    /// completes when all of them have responded.
     fn heartbeat(&self) -> TaskTracker;
 
     /// Stops accepting. When this function returns, no more connections are accepted.
     fn stop_accepting(&mut self) -> impl Future<Output = ()> + Send;
 
-    /// Accepts all clients in the backlogs of `listeners`. The caller uses this for listeners on
-    /// which no generation will accept again. Must be called before [`DataPlane::drain`].
+    /// Accepts all clients that wait in the backlogs of `listeners`, because no generation will
+    /// accept on these listeners again. Must be called before [`DataPlane::drain`].
     fn accept_backlog(&mut self, listeners: &[Listener]);
 
-    /// Accepts the last clients of listeners that the successor has replaced with other sockets.
-    /// Continues for as long as a TCP handshake may take.
+    /// Accepts the last clients of listeners that the successor has replaced with new sockets.
+    /// Continues for as long as a TCP handshake may take, because clients may still be connecting
+    /// to the old sockets.
     fn accept_late(&mut self, replaced: Vec<Listener>);
 
-    /// Asks every connection to finish. If `successor` is a channel to the successor, connections
-    /// that can move through it do so instead.
+    /// Asks every connection to finish. If a channel to a `successor` is given, connections that
+    /// can move do so through this channel instead.
     fn drain(&mut self, successor: Option<OwnedFd>);
 
     /// Waits until no connection is left. Cancel safe.
@@ -71,11 +72,11 @@ pub(crate) trait DataPlane: CarryPlane {
     /// drain.
     fn report(&self) -> DrainReport;
 
-    /// Records that this generation has become the active one, so that it cannot be rolled back any
-    /// more.
+    /// Records that this generation is now the active one and can no longer be rolled back.
     fn committed(&mut self) {}
 
-    /// Returns the processes of the program that this data plane runs, if it runs one.
+    /// Returns a report for each process of the program that this data plane runs. Returns an empty
+    /// list if it runs no program.
     fn programs(&self) -> Vec<ProgramReport> {
         Vec::new()
     }
@@ -83,15 +84,15 @@ pub(crate) trait DataPlane: CarryPlane {
     /// Waits for the next event whose flag is set in `awaited`. Waits forever if no flag is set.
     /// Cancel safe.
     ///
-    /// A data plane that has to act between its events, for example to start to accept when a
-    /// program is ready, does so here.
+    /// A data plane can override this function to do work between its events, such as starting to
+    /// accept when a program is ready.
     fn next(&mut self, awaited: Awaited) -> impl Future<Output = PlaneEvent> + Send {
         next_event(self, awaited)
     }
 }
 
-/// The events of the data plane for which the driver waits now. Each flag stands for one event of
-/// [`PlaneEvent`].
+/// The data plane events that the driver waits for at the moment. Each flag stands for one variant
+/// of [`PlaneEvent`].
 #[expect(clippy::struct_excessive_bools, reason = "one for each branch of the select")]
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Awaited {
@@ -141,8 +142,8 @@ pub(crate) trait CarryPlane: Send + Sync + Sized + 'static {
         None
     }
 
-    /// Reserves permits of the listeners' connection limits for connections that may move here from
-    /// the predecessor. Must be called before the first [`DataPlane::start`].
+    /// Reserves permits in the listeners' connection limits for the connections that may move here
+    /// from the predecessor. Must be called before the first [`DataPlane::start`].
     fn expect(&mut self, _forecast: CarryForecast) {}
 
     /// Releases the reserved permits, because no more connections move here from the predecessor.
@@ -168,8 +169,8 @@ pub(crate) trait CarryPlane: Send + Sync + Sized + 'static {
         ready(())
     }
 
-    /// Waits until no more connections move to the successor, and returns the reason. Never returns
-    /// if no connections were to move. Cancel safe.
+    /// Waits until no more connections move to the successor, and returns the reason. Never
+    /// resolves unless connections have begun to move. Cancel safe.
     fn carry_ended(&self) -> impl Future<Output = CarryEnd> + Send {
         pending()
     }

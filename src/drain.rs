@@ -5,8 +5,8 @@
 //! succeed.
 //!
 //! The request to end is a `CancellationToken`, and the counter of connections is a `TaskTracker`
-//! (both from tokio-util), so nothing polls. The server owns the [`Drain`], and each accept loop
-//! has a [`DrainEntry`]. Each connection has a [`DrainWatch`], and the task of the connection has a
+//! (both from tokio-util), so no task has to poll. The server owns the [`Drain`], and each accept
+//! loop has a [`DrainEntry`]. Each connection has a [`DrainWatch`], and the connection's task has a
 //! [`DrainGuard`]. The caller decides when to drain and how long to wait.
 
 use std::sync::Arc;
@@ -21,8 +21,8 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 #[derive(Debug, Default)]
 pub(crate) struct Drain {
     told: CancellationToken,
-    /// A token for connections that may move to the successor. Its cancellation asks them to end,
-    /// and comes later than that of `told`, the token for all other connections.
+    /// A token for connections that may move to the successor. Cancelling it asks them to end. It
+    /// is cancelled later than `told`, the token for all other connections.
     told_after_carry: CancellationToken,
     connections: TaskTracker,
     /// The number of open connections when the drain began.
@@ -35,9 +35,9 @@ pub(crate) struct Drain {
 #[derive(Debug, Default)]
 struct DrainState {
     cut: CancellationToken,
-    /// The number of connections that have arrived since the drain began, and the numbers that were
-    /// cut or moved to the successor. These counters protect no other memory, so relaxed ordering
-    /// is enough.
+    /// Three counters: connections that have arrived since the drain began, connections that were
+    /// cut, and connections that have moved to the successor. No other memory access depends on
+    /// these counters, so relaxed ordering is enough.
     came: AtomicUsize,
     were_cut: AtomicUsize,
     carried: AtomicUsize,
@@ -48,8 +48,8 @@ struct DrainState {
 pub(crate) enum OnDrain {
     /// The connection is asked to end when the drain begins.
     Finish,
-    /// The connection may move to the successor. It is asked to end only if it has not moved after
-    /// some time.
+    /// The connection may move to the successor. It is asked to end only if it has not moved by a
+    /// deadline.
     Carry,
 }
 
@@ -60,9 +60,9 @@ impl Drain {
         Self::default()
     }
 
-    /// Returns an entry. An accept loop registers each new connection with its entry, so that the
-    /// drain knows the connection. After [`Drain::resume`] the loop needs a new entry, because
-    /// connections of the old entry may be asked to end at once.
+    /// Returns an entry, with which an accept loop adds its new connections to the drain. After
+    /// [`Drain::resume`] the accept loop needs a new entry, because the old one may ask connections
+    /// to end at once.
     #[must_use]
     pub(crate) fn entry(&self, on_drain: OnDrain) -> DrainEntry {
         let told = match on_drain {
@@ -108,8 +108,8 @@ impl Drain {
     /// Ends the drain, so that new connections are not asked to end. Connections that were already
     /// asked still end.
     pub(crate) fn resume(&mut self) {
-        // Replace only the tokens that are cancelled. The other connections keep their token, so
-        // that the next drain can ask them to end.
+        // Replace only the cancelled tokens. The next drain needs the other tokens to ask existing
+        // connections to end.
         for told in [&mut self.told, &mut self.told_after_carry] {
             if told.is_cancelled() {
                 *told = CancellationToken::new();
@@ -118,8 +118,8 @@ impl Drain {
         self.connections.reopen();
     }
 
-    /// Returns how the connections of this drain ended, including those that arrived after its
-    /// beginning.
+    /// Returns how the connections of this drain ended, including those that arrived after it
+    /// began.
     #[must_use]
     pub(crate) fn report(&self) -> DrainReport {
         let all = self.at_start + self.shared.came.load(Ordering::Relaxed);
@@ -131,7 +131,7 @@ impl Drain {
     }
 }
 
-/// An entry to a drain, through which an accept loop adds its new connections to the drain.
+/// A handle with which an accept loop adds its new connections to the drain.
 #[derive(Clone, Debug)]
 pub(crate) struct DrainEntry {
     watch: DrainWatch,
@@ -140,8 +140,8 @@ pub(crate) struct DrainEntry {
 }
 
 impl DrainEntry {
-    /// Adds a connection to the drain until the returned guard is dropped. Through the returned
-    /// watch the connection learns when to end.
+    /// Adds a connection to the drain until the returned guard is dropped. The returned watch tells
+    /// the connection when to end.
     #[must_use]
     pub(crate) fn admit(&self) -> (DrainWatch, DrainGuard) {
         if self.connections.is_closed() {
@@ -175,7 +175,8 @@ impl DrainWatch {
     }
 }
 
-/// A guard that counts one connection until it is dropped, and cuts the connection if necessary.
+/// A guard that counts one connection as open until it is dropped. The guard also cuts the
+/// connection if necessary.
 #[derive(Debug)]
 pub(crate) struct DrainGuard {
     _counted: TaskTrackerToken,
@@ -205,7 +206,7 @@ impl DrainGuard {
     }
 }
 
-/// The result of a drain: how many connections ended in which way.
+/// The result of a drain: how many connections ended, moved to the successor, or were cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DrainReport {
@@ -269,7 +270,7 @@ mod tests {
         one.carried();
         assert!(!carried.is_told() && !left.is_told());
         assert_eq!(drain.report(), DrainReport { ended: 1, carried: 1, cut: 0 });
-        // The successor does not take the connection `left`, and this process accepts connections
+        // The successor has not taken the connection `left`, and this process accepts connections
         // again.
         drain.resume();
         drain.begin();

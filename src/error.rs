@@ -1,9 +1,9 @@
 //! The reasons why a generation cannot start or continue, and the exit code of each.
 //!
 //! An error stores its details in fields. Its text is one line and includes the underlying error.
-//! A client of the control socket has errors of its own, [`crate::control::ControlError`].
-//! The reason why a handoff failed has a separate type, [`HandoffFailure`]. It is not an error of
-//! the process that reports it, because that process keeps serving.
+//! Clients of the control socket use a separate error type, [`crate::control::ControlError`]. A
+//! failed handoff has a separate type too, [`HandoffFailure`], because the process that reports the
+//! failure keeps serving.
 
 mod exit;
 
@@ -50,8 +50,7 @@ pub enum Error {
         /// The address that both listeners have.
         address: String,
     },
-    /// Two listeners cannot listen at the same time, because the address of one includes the
-    /// address of the other.
+    /// Two listeners cannot listen at the same time, because one address includes the other.
     #[error(
         "two listeners have overlapping addresses: {address} and {other} ([::] takes IPv4 as \
         well, tcp6:[::] does not)"
@@ -81,20 +80,20 @@ pub enum Error {
         /// A description of a valid value.
         why: &'static str,
     },
-    /// A server has requested a listener by a name that no listener has.
+    /// A server has requested a listener by name, but no listener has that name.
     #[error("there is no listener named {name:?}")]
     NoSuchListener {
         /// The requested name.
         name: String,
     },
-    /// The process has several threads where only one is allowed. It needs a single thread to
-    /// change the environment (see getenv(3), "ATTRIBUTES") or to fork an init (see fork(2)).
-    /// Either the program called [`crate::Inheritance::take`] too late, or a library has started a
-    /// thread.
+    /// Several threads are running where only one is allowed. Only a single-threaded process can
+    /// safely change the environment (see getenv(3), "ATTRIBUTES") or fork an init process (see
+    /// fork(2)). Either the program called [`crate::Inheritance::take`] too late, or a library has
+    /// started a thread.
     #[error("{threads} threads are running ({}){}, but only one is \
         allowed", escaped(names), preloaded_by(preloaded.as_ref()))]
     ThreadsRunning {
-        /// How many threads the process has.
+        /// The number of threads in the process.
         threads: usize,
         /// The names of all threads, including the first thread.
         names: String,
@@ -123,10 +122,10 @@ pub enum Error {
         descriptor: RawFd,
         /// The name under which the socket was passed in, or `unnamed`.
         name: String,
-        /// A description of what the file descriptor is instead of a listening socket.
+        /// A description of what the file descriptor refers to instead of a listening socket.
         found: String,
     },
-    /// A listener cannot bind its address, or cannot listen on it.
+    /// A listener cannot bind to its address or listen on it.
     #[error("cannot listen on {address} ({name}): {source}")]
     Bind {
         /// The name of the listener.
@@ -167,21 +166,22 @@ pub enum Error {
     /// The accept loops were started, but did not begin to accept before the time limit.
     #[error("the accept loops did not begin to accept within {}", Seconds(*limit))]
     NotAccepting {
-        /// The time limit, which `--ready-timeout` sets.
+        /// The time limit, as set by `--ready-timeout`.
         limit: Duration,
     },
-    /// The program that shall serve the listeners cannot be started.
+    /// The program that should serve the listeners cannot be started.
     #[error("cannot start {what}: {source}")]
     ProgramNotStarted {
-        /// The program, or the file that it needs.
+        /// The program that cannot be started, or the file that it needs.
         what: String,
         /// The error that the kernel has returned.
         source: io::Error,
     },
-    /// The program that shall serve the listeners has ended, or is not well.
+    /// The program that serves the listeners has ended, could not be started again, or failed its
+    /// check.
     #[error("the program {what}")]
     ProgramFailed {
-        /// What has happened, as a part of the error message.
+        /// What happened to the program, as a part of the error message.
         what: String,
         /// The exit code of the program, if this process shall end as the program did.
         code: Option<u8>,
@@ -226,14 +226,14 @@ impl Error {
         }
     }
 
-    /// Returns a function for `map_err` that converts the error of a system call. `doing` says what
-    /// the call was meant to do.
+    /// Returns a function for `map_err` that converts a system call's error to [`Error::System`].
+    /// `doing` says what the call was meant to do.
     pub(crate) fn system<E: Into<io::Error>>(doing: &'static str) -> impl FnOnce(E) -> Self {
         move |source| Self::System { doing, source: source.into() }
     }
 }
 
-/// What is wrong with a message from another process.
+/// Error returned when a message from another process is malformed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct Malformed(String);
@@ -263,7 +263,8 @@ pub(crate) enum HandoffFailure {
     /// The new process could not execute the program of the successor.
     #[error("cannot execute {}: {source}", printable(program))]
     Exec {
-        /// The path by which this process was started. The successor is started by the same path.
+        /// The path from which this process was started. The successor is started from the same
+        /// path.
         program: PathBuf,
         /// The error that the kernel has returned.
         source: io::Error,
@@ -283,7 +284,7 @@ pub(crate) enum HandoffFailure {
     /// The successor was not ready within the time limit, so the predecessor killed it.
     #[error("the successor was not ready within {}", Seconds(*limit))]
     TimedOut {
-        /// The time limit, which `--ready-timeout` sets.
+        /// The time limit, as set by `--ready-timeout`.
         limit: Duration,
     },
     /// The handoff took longer than the operator's request allowed.
@@ -292,11 +293,11 @@ pub(crate) enum HandoffFailure {
         /// The time limit that the operator has requested.
         limit: Duration,
     },
-    /// The predecessor did not start a successor, because the maximum number of generations was
-    /// reached. The oldest generation had not given up its connections within the time limit.
+    /// No successor was started, because the maximum number of generations was already running. The
+    /// oldest generation still had connections at the end of the time limit.
     #[error("an older generation's connections were not taken over within {}", Seconds(*limit))]
     NotStarted {
-        /// The time limit, which `--drain-timeout` sets.
+        /// The time limit, as set by `--drain-timeout`.
         limit: Duration,
     },
     /// The successor ended after it was ready, and reported no reason.
@@ -316,14 +317,14 @@ pub(crate) enum HandoffFailure {
     },
 }
 
-/// Returns the value of `LD_PRELOAD` as a part of a sentence, for an error message.
+/// Formats the value of `LD_PRELOAD` for use in an error message.
 fn preloaded_by(libraries: Option<&OsString>) -> String {
     let named = |libraries| format!(" with LD_PRELOAD={}", printable(Path::new(libraries)));
     libraries.map(named).unwrap_or_default()
 }
 
-/// The exit code or the signal with which a process ended, if known. Its text ends the sentence of
-/// an error message.
+/// The exit code or the signal with which a process ended, if known. Its text is appended to an
+/// error message.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct EndStatus(pub(crate) Option<process::ExitStatus>);
 
@@ -333,7 +334,7 @@ impl std::fmt::Display for EndStatus {
     }
 }
 
-/// A duration that is printed in seconds, as flags accept it.
+/// A duration that is printed in seconds, in the form that flags accept.
 struct Seconds(Duration);
 
 impl std::fmt::Display for Seconds {

@@ -12,9 +12,9 @@ pub fn message(packet: &[u8]) -> bool {
     crate::handoff::fuzz::message(packet)
 }
 
-/// Parses everything that a process inherits at its start: the environment in the format of
-/// `/proc/PID/environ`, an empty variable, and the first message of the predecessor. Panics if the
-/// process would pass on anything else to its own successor.
+/// Parses everything that a process inherits at startup. The input is the environment in the format
+/// of `/proc/PID/environ`, an empty variable as a separator, and the predecessor's first message.
+/// Panics if the process would pass on different values to its own successor.
 #[must_use]
 pub fn birth(bytes: &[u8]) -> bool {
     let program = crate::handoff::fuzz::birth(bytes);
@@ -22,13 +22,13 @@ pub fn birth(bytes: &[u8]) -> bool {
 }
 
 /// Parses the packet that moves a connection to another process, and restores the connection's
-/// state. Panics if saving the restored state results in other bytes.
+/// state. Panics if saving the restored state yields different bytes.
 #[must_use]
 pub fn carry(packet: &[u8]) -> bool {
     crate::carry::fuzz::connection(packet).is_some_and(crate::service::fuzz::take_up)
 }
 
-/// Parses the answer by which a successor accepts or refuses a connection that is offered to it.
+/// Parses a successor's answer, which accepts or refuses an offered connection.
 #[must_use]
 pub fn carry_answer(packet: &[u8]) -> bool {
     crate::carry::fuzz::answer(packet)
@@ -41,7 +41,7 @@ pub fn control_request(bytes: &[u8]) -> bool {
 }
 
 /// Parses the replies of a daemon on the control socket. Panics if the error message about an
-/// invalid reply has several lines.
+/// invalid reply spans several lines.
 #[must_use]
 pub fn control_reply(bytes: &[u8]) -> bool {
     crate::control::fuzz::replies(bytes)
@@ -54,7 +54,7 @@ pub fn stored_name(bytes: &[u8]) -> bool {
 }
 
 /// Parses the first bytes from a client as a PROXY header. Panics if the bytes after a header
-/// change its meaning, or if an incomplete header counts as complete.
+/// change its meaning, or if an incomplete header is accepted as complete.
 #[must_use]
 pub fn proxy_header(bytes: &[u8]) -> bool {
     crate::service::fuzz::proxy_header(bytes)
@@ -67,11 +67,11 @@ mod tests {
     use std::path::{Path, PathBuf};
 
     type Target = fn(&[u8]) -> bool;
-    /// The seed files of a fuzz target: the name and the contents of each.
+    /// The name and the contents of each seed file of a fuzz target.
     type Seeds = Vec<(String, Vec<u8>)>;
 
-    /// Returns the fuzz targets with seed files that our encoders have written. The fuzz targets
-    /// for the configuration file are in the folder of the binary.
+    /// Returns the fuzz targets, each with seed files written by our encoders. The fuzz target for
+    /// the configuration file is in `src/bin/handoffd`.
     fn targets() -> [(&'static str, Target, Seeds); 8] {
         [
             ("message", message, crate::handoff::fuzz::messages()),
@@ -85,7 +85,7 @@ mod tests {
         ]
     }
 
-    /// Returns the packets that move connections: one for each kind of connection state.
+    /// Returns one packet for each kind of connection state that can move to another process.
     fn carried() -> Seeds {
         let parcels = crate::service::fuzz::parcels().into_iter();
         parcels.map(|(name, parcel)| (name, crate::carry::fuzz::packet(&parcel))).collect()
@@ -95,7 +95,7 @@ mod tests {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target)
     }
 
-    /// The parser accepts every seed file whose name does not begin with `not-`.
+    /// The parser refuses the files whose names begin with `not-`, and accepts all others.
     #[test]
     fn every_file_of_the_corpus_is_read_as_its_name_says() {
         for (target, read, seeds) in targets() {

@@ -3,8 +3,8 @@
 //!
 //! Each process hands over to the next, and this chain of processes is called a lineage. Every log
 //! record contains the generation number, so that an operator sees which process wrote the record.
-//! A process id is not enough, because the kernel reuses it. A successor receives its number in its
-//! environment, and generations use these numbers in their messages.
+//! A process id is not enough, because the kernel reuses it. A successor receives its number
+//! through its environment, and generations identify each other by number in their messages.
 
 use std::fmt;
 use std::num::{NonZeroU64, ParseIntError};

@@ -1,9 +1,9 @@
-//! A ledger of connections: a list of the open ones, and the sums over all of them so far.
+//! A ledger of connections: a list of the open connections, and totals over all connections so far.
 //!
 //! A connection locks its ledger briefly when it begins and when it ends. In between, it counts its
-//! bytes in its own [`Traffic`], and a reader adds the bytes of all open connections. The server
-//! and the proxy keep ledgers. Each has further counters of its own, which the ledger stores beside
-//! the sums.
+//! bytes in its own [`Traffic`], and a reader adds up the bytes of all open connections. The server
+//! and the proxy keep ledgers. Each of them adds its own counters, which the ledger stores next to
+//! the totals.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -11,9 +11,9 @@ use slab::Slab;
 
 use crate::net::Traffic;
 
-/// The open connections of one kind, and the sums over all connections of this kind. `C` holds the
-/// owner's further counters, and `N` is the owner's note on each open connection. Clones share the
-/// same data.
+/// The open connections of one kind, and totals over all connections of this kind. `C` holds
+/// additional counters of the ledger's owner. `N` is the owner's note on each open connection, such
+/// as the time at which it began. Clones share the same data.
 #[derive(Debug)]
 pub(crate) struct Ledger<C, N = ()>(Arc<Mutex<Records<C, N>>>);
 
@@ -21,9 +21,9 @@ pub(crate) struct Ledger<C, N = ()>(Arc<Mutex<Records<C, N>>>);
 struct Records<C, N> {
     open: Slab<(Arc<Traffic>, N)>,
     opened: u64,
-    /// The bytes of ended connections. The bytes that a predecessor has counted are subtracted when
-    /// their connection moves here. A sum can therefore wrap below zero until the bytes of open
-    /// connections are added.
+    /// The bytes of ended connections. When a connection moves here, the bytes that its predecessor
+    /// has already counted are subtracted. So these numbers can wrap below zero until a reader adds
+    /// the bytes of the open connections.
     received: u64,
     sent: u64,
     counters: C,
@@ -32,10 +32,10 @@ struct Records<C, N> {
 /// The origin of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
-    /// This process accepted the client or connected to the upstream.
+    /// This process accepted the client's connection or connected to the upstream itself.
     New,
-    /// The connection moved here from the predecessor, which has already counted it and the bytes
-    /// that it transferred there.
+    /// The connection moved here from the predecessor, which has already counted the connection and
+    /// its bytes up to that point.
     Carried,
 }
 
@@ -54,12 +54,12 @@ pub(crate) struct LedgerSums<C, N> {
     pub(crate) active: u64,
     pub(crate) received: u64,
     pub(crate) sent: u64,
-    /// The smallest note on an open connection.
+    /// The smallest note among the open connections, or `None` if no connection is open.
     pub(crate) least_note: Option<N>,
     pub(crate) counters: C,
 }
 
-// Neither this nor `Default` is derived, because derived code would require the same of `N`.
+// `Clone` and `Default` are not derived, because the derived code would also require them of `N`.
 impl<C, N> Clone for Ledger<C, N> {
     fn clone(&self) -> Self {
         Self(Arc::clone(&self.0))
@@ -104,8 +104,8 @@ impl<C, N> Ledger<C, N> {
     }
 
     fn lock(&self) -> MutexGuard<'_, Records<C, N>> {
-        // Use the data even if a thread panicked while it held the lock. No code panics there, and
-        // the data would still be consistent.
+        // Ignore a poisoned lock. No code panics while it holds the lock, and the data would still
+        // be consistent.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -134,7 +134,7 @@ impl<C, N> LedgerEntry<C, N> {
         }
     }
 
-    /// Removes the entry, and changes the owner's counters at the same moment.
+    /// Removes the entry and changes the owner's counters under one lock.
     pub(crate) fn end(mut self, change: impl FnOnce(&mut C)) {
         self.remove(change);
     }
@@ -186,8 +186,8 @@ mod tests {
         assert!(ledger.lock().open.vacant_key() < 2, "an entry is not reused");
     }
 
-    /// The bytes that the predecessor has counted are not counted again, whether the connection is
-    /// open or has ended.
+    /// Bytes that the predecessor has already counted are not counted again, whether the connection
+    /// is open or has ended.
     #[test]
     fn bytes_that_the_predecessor_has_counted_are_left_out() {
         let ledger = Ledger::<(), ()>::default();

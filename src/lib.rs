@@ -1,10 +1,10 @@
 //! Zero-downtime restarts for Linux servers.
 //!
 //! A process takes its listening sockets from systemd, from another parent or from its predecessor.
-//! On SIGHUP it starts the program that is now at its own path, and passes the listening sockets to
-//! the new process. Then it moves its live connections to the new process, and drains those that
-//! cannot move. Clients notice nothing. If the new process fails, the old process keeps serving
-//! without interruption.
+//! On SIGHUP it starts the binary that is now at its own path, usually a new version. It passes the
+//! listening sockets to the new process. Then it moves its live connections to the new process, and
+//! drains those that cannot move. Clients notice nothing. If the new process fails, the old process
+//! keeps serving without interruption.
 //!
 //! # Your own service
 //!
@@ -30,7 +30,7 @@
 //! }
 //!
 //! fn main() -> Result<(), Box<dyn std::error::Error>> {
-//!     let inheritance = Inheritance::take()?; // first: it changes the environment
+//!     let inheritance = Inheritance::take()?; // comes first: it changes the environment
 //!     let server = Builder::new(inheritance).listen("127.0.0.1:7000")?;
 //!     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
 //!     runtime.block_on(server.run(Shout))?;
@@ -42,16 +42,16 @@
 //!
 //! A server that accepts connections itself can be restarted in the same way.
 //! [`Starting::ready`](embed::Starting::ready) tells the predecessor that the server accepts
-//! connections. [`Serving::acceptor`](embed::Serving::acceptor) yields the connections of a
-//! listener until the server must stop accepting. [`Serving::draining`](embed::Serving::draining)
-//! resolves when the server must end its open connections. With
+//! connections. [`Serving::acceptor`](embed::Serving::acceptor) yields a listener's connections
+//! until the server must stop accepting. [`Serving::draining`](embed::Serving::draining) resolves
+//! when the server must end its open connections. With
 //! [`Serving::drained`](embed::Serving::drained), the server reports that all connections have
-//! ended. `examples/axum.rs` is such a server. With
-//! [`Serving::retirement`](embed::Serving::retirement), its replies announce that the connection
-//! will end, and [`Serving::closing`](embed::Serving::closing) gives clients time to read the
-//! announcement.
+//! ended. `examples/axum.rs` is such a server. It uses
+//! [`Serving::retirement`](embed::Serving::retirement) to announce in its replies that the
+//! connection will end. [`Serving::closing`](embed::Serving::closing) then gives clients time to
+//! read the announcement.
 //!
-//! # The rest
+//! # Modules
 //!
 //! | module | for |
 //! |---|---|
@@ -63,7 +63,8 @@
 //! | `proxy` | the proxy as a service, with the feature `proxy` |
 //! | [`text`] | printing text from other programs |
 //!
-//! `docs/architecture.md` describes the inside: the layers, the guarantees and a reading order.
+//! `docs/architecture.md` describes the implementation: the layers, the guarantees, and the order
+//! in which to read the code.
 #![forbid(unsafe_op_in_unsafe_fn)]
 
 mod address;
@@ -95,10 +96,10 @@ pub use lifecycle::{Builder, run};
 pub use server::Workers;
 pub use service::{Connection, Echo, Next, Service};
 
-/// A server that accepts connections itself, and is replaced like any other.
+/// Support for a server that accepts connections itself but needs the same zero-downtime restarts.
 ///
 /// [`Starting`](embed::Starting) adopts or binds the listeners. [`Serving`](embed::Serving) yields
-/// their connections, and says when to stop accepting and when to end.
+/// their connections, and tells the server when to stop accepting and when to exit.
 pub mod embed {
     pub use crate::drain::{DrainReport, DrainWatch};
     pub use crate::lifecycle::{Acceptor, AfterDrain, Retirement, Serving, Starting};
@@ -127,7 +128,7 @@ pub mod proxy {
     pub use crate::service::Proxy;
 }
 
-/// What the generations of a service report: their states, connections and counters.
+/// Reports from the generations of a service: their states, connections and counters.
 pub mod status {
     pub use crate::lifecycle::RunReport;
     pub use crate::report::{

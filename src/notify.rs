@@ -2,8 +2,8 @@
 //! module sends nothing.
 //!
 //! The `sd-notify` crate formats the messages, and this module sends them. The crate cannot send
-//! them, because it reads `NOTIFY_SOCKET` from the environment, from which handoffd has already
-//! removed it. The crate also does not support abstract sockets.
+//! them, because it reads `NOTIFY_SOCKET` from the environment, and handoffd has already removed
+//! that variable. The crate also lacks support for abstract sockets.
 //!
 //! With `NotifyAccess=main` systemd accepts messages only from the main process. With
 //! `NotifyAccess=all` a message from another process may stop the whole unit. The lifecycle decides
@@ -22,8 +22,9 @@ use sd_notify::NotifyState;
 use crate::error::Error;
 use crate::sys::socket::send_with_descriptors;
 
-/// How long to wait with an important message while the notification socket is full. This is long
-/// enough, because systemd reads all pending messages between any two of its own actions.
+/// How long to wait for room in the notification socket before an important message counts as lost.
+/// One second is enough, because systemd reads all pending messages between any two of its own
+/// actions.
 const SEND_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The connection to the service manager. It does nothing if there is no service manager.
@@ -40,18 +41,19 @@ pub(crate) enum MainProcess {
     /// pid of the new main process.
     #[default]
     Head,
-    /// The process that the service manager started stays the main process. One reason is that this
-    /// process is our init process. Another reason is that the generations run in another pid
-    /// namespace, so that the service manager cannot use their pids.
+    /// The process that the service manager started stays the main process. This is the case if
+    /// that process is our init. It is also the case if the generations run in another pid
+    /// namespace, because the service manager then cannot use their pids.
     First,
 }
 
 /// What to do with a message while the notification socket is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Delivery {
-    /// Wait until the message can be sent, because the state of the unit depends on it.
+    /// Wait up to [`SEND_TIMEOUT`] until the message can be sent, because the unit's state depends
+    /// on it.
     Reliable,
-    /// Drop the message, because another one will follow soon.
+    /// Drop the message, because a newer one will follow soon.
     Dropped,
 }
 
@@ -101,11 +103,11 @@ impl Notifier {
         self.send(Delivery::Reliable, &[NotifyState::Ready, NotifyState::Status(status)], &[]);
     }
 
-    /// Reports that a signal has started a handoff. A call of [`Notifier::ready`] or
-    /// [`Notifier::handed_over`] must follow.
+    /// Reports that a signal has started a handoff. Afterwards the caller must call
+    /// [`Notifier::ready`] or [`Notifier::handed_over`].
     ///
-    /// The message contains a timestamp (see sd_notify(3)). It tells systemd that the message
-    /// answers the latest signal and not an earlier one.
+    /// The message contains a timestamp (see sd_notify(3)). The timestamp tells systemd that the
+    /// message answers the latest signal, not an earlier one.
     pub(crate) fn reloading(&self, status: &str) {
         match NotifyState::monotonic_usec_now() {
             Ok(now) => self.send(
@@ -144,8 +146,8 @@ impl Notifier {
         self.send(Delivery::Dropped, &[NotifyState::Status(status)], &[]);
     }
 
-    /// Asks the service manager for `by` more time to stop, counted from now. This can exceed the
-    /// stop timeout of the unit.
+    /// Asks the service manager to allow `by` more time for stopping, counted from now. The total
+    /// may exceed the unit's stop timeout.
     pub(crate) fn extend(&self, by: Duration) {
         let by = u32::try_from(by.as_micros()).unwrap_or(u32::MAX);
         self.send(Delivery::Dropped, &[NotifyState::ExtendTimeoutUsec(by)], &[]);
@@ -261,8 +263,8 @@ mod tests {
         flood.connect_addr(&manager.local_addr().unwrap()).unwrap();
         flood.set_nonblocking(true).unwrap();
         while flood.send(b"x").is_ok() {}
-        // Send messages that may be dropped, for which the notifier does not wait. Important
-        // messages would take a second each.
+        // Send only messages that may be dropped, because the notifier would wait a second for each
+        // important message.
         (0..1000).for_each(|_| notifier.alive());
     }
 

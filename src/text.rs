@@ -1,8 +1,8 @@
 //! Functions that make text from other programs safe to print as one line.
 //!
-//! A successor may be any program, and so may the daemon that a client of the control socket talks
-//! to. Without escaping, a line break in such a text could forge a second log record. An escape
-//! sequence could control the operator's terminal, and a very long line could fill the log.
+//! The text may come from any program: from a successor, or from the daemon behind a control
+//! socket. Without escaping, a line break in it could forge a second log record. An escape sequence
+//! could control the operator's terminal, and a very long line could fill the log.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -10,14 +10,14 @@ use std::path::Path;
 /// The maximum length of an escaped line in bytes.
 const LONGEST: usize = 4000;
 
-/// Returns `text` as one line that is safe to print on a terminal. A long text is cut to a length
-/// that is suitable for a log.
+/// Returns `text` as one line that is safe to print on a terminal. Text that is too long for a log
+/// is truncated.
 #[must_use]
 pub fn one_line(text: &str) -> String {
     cut_line(text, LONGEST)
 }
 
-/// Returns `text` as one safe line, cut to about `longest` bytes.
+/// Returns `text` as one line that is safe to print, truncated to about `longest` bytes.
 #[must_use]
 pub fn cut_line(text: &str, longest: usize) -> String {
     let mut line = String::with_capacity(text.len().min(longest));
@@ -32,7 +32,7 @@ pub fn cut_line(text: &str, longest: usize) -> String {
 }
 
 /// Returns `text` with control characters and invisible characters escaped, so that a terminal does
-/// not act on them.
+/// not interpret them.
 #[must_use]
 pub fn escaped(text: &str) -> String {
     let mut line = String::with_capacity(text.len());
@@ -40,8 +40,8 @@ pub fn escaped(text: &str) -> String {
     line
 }
 
-/// Returns a path as one line without quotes. This is the form in which compilers print paths, so
-/// editors can open the file.
+/// Returns a path as one line without quotes. Compilers print paths in the same form, so editors
+/// recognize the path and can open the file.
 #[must_use]
 pub fn printable(path: &Path) -> String {
     escaped(&path.to_string_lossy())
@@ -49,7 +49,7 @@ pub fn printable(path: &Path) -> String {
 
 fn push(line: &mut String, character: char) {
     if character.is_control() || is_invisible(character) {
-        // An error is ignored, because writing to a string cannot fail.
+        // Ignore the result, because writing to a string cannot fail.
         let _ = write!(line, "{}", character.escape_default());
     } else {
         line.push(character);

@@ -1,11 +1,11 @@
-//! Entry points for fuzzing the parsers of the packets that transfer connections. The fuzz targets
-//! in `fuzz/` call these functions.
+//! Fuzzing entry points for the packets that transfer connections between processes. The fuzz
+//! targets in `fuzz/` call these functions.
 
 use super::packet::{self, CarryAnswer};
 use super::state::CarriedState;
 
-/// Parses a packet that transfers a connection. Returns the saved state of the connection, without
-/// file descriptors.
+/// Parses a packet that transfers a connection, and checks that the packet survives another round
+/// of encoding and parsing. Returns the connection's saved state, without file descriptors.
 pub(crate) fn connection(packet: &[u8]) -> Option<CarriedState> {
     let (head, bytes) = packet::read_connection(packet).ok()?;
     assert_eq!(
@@ -15,8 +15,8 @@ pub(crate) fn connection(packet: &[u8]) -> Option<CarriedState> {
     Some(CarriedState::new(&head.format, bytes.to_vec()))
 }
 
-/// Parses a packet with the successor's answer for a connection. Returns whether the packet is
-/// valid.
+/// Parses a packet with the successor's answer, and checks that the answer survives another round
+/// of encoding and parsing. Returns whether the packet is valid.
 pub(crate) fn answer(packet: &[u8]) -> bool {
     let Ok((id, answer)) = packet::read_answer(packet) else { return false };
     let again = packet::read_answer(&packet::answer(id, answer.clone()));

@@ -1,10 +1,10 @@
-//! The successor's side of the transfer of connections. It receives connections from the
-//! predecessor and sends an answer for each.
+//! The receiving side of connection transfer. The successor receives open connections from the
+//! predecessor, and accepts or refuses each one.
 //!
-//! The successor sends the answer before it uses a connection, so it has not touched a connection
-//! without an answer. If this process has no free file descriptor, the kernel discards the
-//! descriptors of a packet. The successor then refuses that connection, and the predecessor
-//! continues to serve it.
+//! The successor answers before it uses a connection. So if the predecessor gets no answer, the
+//! successor has not touched the connection. If the successor has no free file descriptor, the
+//! kernel discards the descriptors attached to a packet. The successor then refuses that
+//! connection, and the predecessor continues to serve it.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -19,7 +19,7 @@ use crate::sys;
 use crate::sys::ancillary::{Rights, receive_with_attachments};
 use crate::sys::socket::{Packet, retry, will_pass};
 
-/// How long to wait before a retry, when the kernel has no memory to receive a packet.
+/// The delay before a retry when the kernel has no memory to receive a packet.
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// The successor's end of the channel through which connections arrive.
@@ -34,14 +34,13 @@ pub(crate) struct Incoming {
 pub(crate) enum Arrival {
     /// A connection has arrived. The caller can accept or refuse it.
     Connection(Box<CarriedConnection>),
-    /// A connection has arrived, but cannot be accepted. `why` is the reason.
+    /// A connection has arrived, but this process cannot accept it. `why` is the reason.
     Damaged { id: u64, why: String },
     /// The channel is closed, so no more connections arrive.
     End,
 }
 
-/// A connection that has arrived from the predecessor, and for which this process has not sent an
-/// answer yet.
+/// A connection that this process has received from the predecessor but has not answered yet.
 #[derive(Debug)]
 pub(crate) struct CarriedConnection {
     pub(crate) head: PacketHead,
@@ -63,7 +62,7 @@ impl Incoming {
         let received = loop {
             let receive = |socket: &OwnedFd| receive_with_attachments(socket.as_fd(), buffer);
             match socket.async_io(Interest::READABLE, receive).await {
-                // Retry after a pause. This loses nothing, because the packet is still in the
+                // Retry after a pause. The packet is not lost, because it is still in the receive
                 // queue.
                 Err(error) if will_pass(&error) => tokio::time::sleep(PAUSE).await,
                 received => break received,
@@ -80,8 +79,8 @@ impl Incoming {
             Ok((Packet::End, _)) => return Arrival::End,
             Err(error) => error.to_string(),
         };
-        // Receive no more packets, because an answer is not possible without an id. When this
-        // process closes the channel, the predecessor learns that the connection was not accepted.
+        // Stop receiving, because this process cannot answer a packet without an id. When it closes
+        // the channel, the predecessor learns that the connection was not accepted.
         tracing::warn!(
             event = "carry.message_invalid",
             reason = why,
@@ -90,12 +89,11 @@ impl Incoming {
         Arrival::End
     }
 
-    /// Sends the answer for a connection to the predecessor. If the predecessor has died, this
-    /// function succeeds although no answer can be sent, because the connection then belongs to
-    /// this process.
+    /// Tells the predecessor whether this process accepts a connection. Succeeds even if the
+    /// predecessor has died, because the connection then belongs to this process.
     ///
     /// # Errors
-    /// Fails when the answer cannot be sent although the predecessor may be alive. The connection
+    /// Fails if the answer cannot be sent and the predecessor may still be alive. The connection
     /// then still belongs to the predecessor.
     pub(crate) async fn answer(&self, id: u64, answer: CarryAnswer) -> io::Result<()> {
         let packet = packet::answer(id, answer);
@@ -120,8 +118,8 @@ fn arrived(head: PacketHead, bytes: Vec<u8>, rights: Rights) -> Arrival {
         Rights::All(descriptors) => descriptors,
         Rights::Truncated => return damaged("no descriptors are left"),
     };
-    // Refuse the connection if it got a descriptor number that is reserved for other purposes,
-    // because this process is short of file descriptors. The predecessor then drains the
+    // A reserved descriptor number means that this process is short of file descriptors. Refuse the
+    // connection, because the reserve is for other purposes. The predecessor then drains the
     // connection.
     if descriptors.iter().any(sys::reserve::is_reserved) {
         return damaged("no descriptors are left");
@@ -135,7 +133,7 @@ fn arrived(head: PacketHead, bytes: Vec<u8>, rights: Rights) -> Arrival {
 }
 
 impl CarriedConnection {
-    /// Returns the id of the connection. The answer to the predecessor must contain it.
+    /// Returns the id of the connection, which the answer to the predecessor must contain.
     pub(crate) const fn id(&self) -> u64 {
         self.head.id
     }

@@ -2,14 +2,14 @@
 //! and decides the order in which connections move.
 //!
 //! A service saves the state of a connection as a [`CarriedState`]. The predecessor sends the state
-//! with the client's socket (`outgoing`). The successor accepts or refuses the connection and
-//! sends an answer (`incoming`). The predecessor keeps a copy of the socket, but does not use it
-//! until the answer arrives. If the successor refuses the connection, or dies without an answer,
-//! the predecessor continues to serve it. So at most one process serves a connection at any time.
+//! with the client's socket (`outgoing`). The successor accepts or refuses the connection and sends
+//! an answer (`incoming`). The predecessor keeps a copy of the socket, but does not use it until
+//! the answer arrives. If the successor refuses the connection, or dies without an answer, the
+//! predecessor continues to serve it. So at most one process serves a connection at any time.
 //! `docs/protocol.md` describes the packets.
 //!
-//! The module `lifecycle` decides when connections move. Each service decides what the state of its
-//! connections contains.
+//! The module `lifecycle` decides when connections move. Each service defines the contents of its
+//! saved state.
 
 #[cfg(any(fuzzing, test))]
 pub(crate) mod fuzz;

@@ -1,10 +1,10 @@
-//! The predecessor's side of the transfer of connections. It sends connections to the successor and
-//! waits for the answers.
+//! The sending side of connection transfer. The predecessor sends open connections to the successor
+//! and waits for the answers.
 //!
-//! The predecessor waits for an answer as long as the successor is alive, without a timeout. After
-//! a timeout it would serve the connection again, but the successor might serve it too. The
-//! successor sends the answer before it uses a connection. So if the channel is closed without an
-//! answer, the successor has not used the connection.
+//! The predecessor waits for an answer without a timeout, as long as the successor is alive. If it
+//! gave up and served the connection again, the successor might be serving it too. The successor
+//! answers before it uses a connection. So if the channel is closed without an answer, the
+//! successor has not used the connection.
 
 use std::collections::HashMap;
 use std::io;
@@ -25,8 +25,9 @@ use crate::net::{Peer, Stream};
 use crate::sys;
 use crate::sys::socket::{Packet, will_pass};
 
-/// How often to retry when the kernel has no room for a packet, and how long to wait between two
-/// attempts. This takes a second at most, because the connection is not served during this time.
+/// The number of retries when the kernel has no buffer space for a packet, and the delay between
+/// them. Together they take at most a second, because no process serves the connection during this
+/// time.
 const TRIES: usize = 100;
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -39,14 +40,14 @@ pub(crate) struct Outgoing {
     closed: CancellationToken,
 }
 
-/// The connections that were sent to the successor, and for which no answer has arrived yet.
+/// The connections that were sent to the successor and are still waiting for an answer.
 #[derive(Debug, Default)]
 struct Waiting {
     next: u64,
     answers: HashMap<u64, oneshot::Sender<CarryAnswer>>,
 }
 
-/// A connection that is sent to the successor.
+/// A connection to send to the successor.
 #[derive(Debug)]
 pub(crate) struct OutgoingConnection<'a> {
     pub(crate) listener: &'a str,
@@ -91,34 +92,34 @@ pub(crate) enum Verdict {
     /// This process keeps the connection, because the successor refused it or it could not be sent.
     /// The text is the reason.
     Refused(String),
-    /// This process keeps the connection, because the successor takes no more connections or has
+    /// This process keeps the connection, because the successor accepts no more connections or has
     /// died.
     NoReceiver,
 }
 
 impl Outgoing {
     /// Creates the predecessor's end of the channel from its socket. Must be called within a tokio
-    /// runtime that lives as long as the result.
+    /// runtime that outlives the returned value.
     pub(crate) fn new(socket: OwnedFd) -> io::Result<Self> {
         let socket = sys::fd::watch(socket, Interest::READABLE | Interest::WRITABLE)?;
         Ok(Self { socket, waiting: Mutex::default(), closed: CancellationToken::new() })
     }
 
-    /// Stops sending connections. The successor may still answer for connections that were already
-    /// sent. All other connections stay with this process.
+    /// Stops sending connections. The successor may still answer those that were already sent. All
+    /// other connections stay with this process.
     pub(crate) fn close(&self) {
         self.closed.cancel();
     }
 
-    /// Waits until no more connections are sent, because [`Outgoing::close`] was called or the
-    /// successor has closed the channel. Cancel safe.
+    /// Waits until sending has stopped, because [`Outgoing::close`] was called or the successor has
+    /// closed the channel. Cancel safe.
     pub(crate) async fn closed(&self) {
         self.closed.cancelled().await;
     }
 
     /// Sends a connection to the successor and waits for the answer.
     ///
-    /// During the call, the caller must not use the client's stream, or the file descriptors in the
+    /// During the call, the caller must not use the client's stream or the file descriptors in the
     /// saved state. After [`Verdict::Taken`], the caller may only close them.
     ///
     /// Not cancel safe: if the future is dropped, it is unknown which process owns the connection.
@@ -160,8 +161,8 @@ impl Outgoing {
         }
     }
 
-    /// Reserves an id for a connection, and a channel for the answer. Returns `None` if no more
-    /// connections may be sent.
+    /// Allocates an id for a connection, and creates a channel for its answer. Returns `None` if no
+    /// more connections may be sent.
     fn expect_answer(&self) -> Option<(u64, oneshot::Receiver<CarryAnswer>)> {
         let mut waiting = self.lock();
         if self.closed.is_cancelled() {
@@ -195,7 +196,7 @@ impl Outgoing {
                 },
                 Ok(Packet::Truncated) => "the packet is too long".to_owned(),
                 Ok(Packet::End) => break,
-                // Retry after a pause. This loses nothing, because the answer is still in the
+                // Retry after a pause. The answer is not lost, because it is still in the receive
                 // queue.
                 Err(error) if will_pass(&error) => {
                     tokio::time::sleep(PAUSE).await;
@@ -206,20 +207,20 @@ impl Outgoing {
                         event = "carry.answer_failed", reason = %error,
                         "cannot read the successor's answers: {error}"
                     );
-                    // Send no more connections. The tasks of connections without an answer continue
-                    // to wait, because the successor may serve these connections.
+                    // Stop sending connections. Tasks that wait for an answer continue to wait,
+                    // because the successor may already serve their connections.
                     return self.close();
                 }
             };
-            // Skip this answer, because it has no valid id. The task that waits for it continues to
-            // wait until the successor closes the channel.
+            // Skip this answer, because its id cannot be read. The task that waits for the answer
+            // continues to wait until the successor closes the channel.
             tracing::warn!(
                 event = "carry.answer_invalid",
                 reason = why,
                 "invalid answer from the successor: {why}"
             );
         }
-        // Close first, so that later calls of `hand_over` return at once. The next line then wakes
+        // Close first, so that later calls to `hand_over` return at once. The next line then wakes
         // the earlier calls, which still wait for an answer.
         self.close();
         self.lock().answers.clear();
@@ -227,7 +228,7 @@ impl Outgoing {
 
     fn pass_on(&self, id: u64, answer: CarryAnswer) {
         if let Some(waits) = self.lock().answers.remove(&id) {
-            // Ignore an error, because the waiting task may have been cut meanwhile.
+            // Ignore an error, because the waiting task may have been aborted in the meantime.
             let _ = waits.send(answer);
         }
     }
@@ -249,8 +250,8 @@ impl Outgoing {
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
-        // Use the data even if a thread panicked while it held the lock. No code panics there, and
-        // the data would still be consistent.
+        // Ignore a poisoned lock. No code panics while it holds the lock, and the data would still
+        // be consistent.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

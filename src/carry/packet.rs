@@ -1,5 +1,6 @@
-//! The packets that transfer connections to the successor. A packet is a line of JSON, followed by
-//! the saved state of the connection.
+//! The packets that transfer connections to the successor, and the packets that answer them. A
+//! packet begins with a line of JSON. In a packet that transfers a connection, the connection's
+//! saved state follows.
 //!
 //! Unknown fields are ignored, so that later versions can add fields. The predecessor announces its
 //! version of this format before the first packet. A successor that does not support the version
@@ -15,11 +16,11 @@ use crate::error::Malformed;
 /// The version of the packet format that this build uses.
 pub(crate) const VERSION: u32 = 1;
 
-/// The maximum size of a packet in bytes. It is below the usual send buffer size of a socket
+/// The maximum size of a packet in bytes. It fits into the default send buffer of a socket
 /// (`net.core.wmem_default`).
 pub(super) const PACKET_MAX: usize = 128 * 1024;
 
-/// The maximum length of the reason in a refusal, in characters. Longer reasons are truncated.
+/// The maximum length of the reason for a refusal, in characters. Longer reasons are truncated.
 const REASON_MAX: usize = 1000;
 
 /// The header of a packet that transfers a connection. The bytes of the saved state follow the
@@ -27,8 +28,8 @@ const REASON_MAX: usize = 1000;
 /// descriptors of the saved state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct PacketHead {
-    /// The id of the connection, which the answer repeats. A process uses a different id for each
-    /// connection that it sends.
+    /// The id of the connection. The answer contains the same id. The sender gives each connection
+    /// a different id.
     pub(super) id: u64,
     /// The name of the listener that accepted the connection.
     pub(crate) listener: String,
@@ -40,18 +41,18 @@ pub(crate) struct PacketHead {
     pub(crate) received: u64,
     /// The number of bytes written to the client so far.
     pub(crate) sent: u64,
-    /// Whether the client has half-closed the connection, and the sender of the packet has already
+    /// Whether the client has half-closed the connection and the sender of the packet has already
     /// read the end of the stream.
     pub(crate) peer_finished: bool,
-    /// The connection limit of this listener in the process that sends the packet, or `None` if the
-    /// listener has no limit.
+    /// The sender's connection limit for this listener, or `None` if the sender has no limit for
+    /// it.
     #[serde(default)]
     pub(crate) max_connections: Option<NonZeroUsize>,
     /// The name and version of the format of the saved state.
     pub(super) format: String,
 }
 
-/// The successor's answer for a connection that the predecessor has sent.
+/// The successor's answer to a connection that the predecessor has sent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum CarryAnswer {
@@ -75,7 +76,7 @@ pub(super) fn connection(head: &PacketHead, bytes: &[u8]) -> Vec<u8> {
     packet
 }
 
-/// Encodes a packet with the answer for the connection `id`.
+/// Encodes a packet that answers the connection with this id.
 pub(super) fn answer(id: u64, answer: CarryAnswer) -> Vec<u8> {
     let answer = match answer {
         CarryAnswer::Taken => answer,

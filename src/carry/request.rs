@@ -1,5 +1,5 @@
-//! The request to one connection to pause, so that it can move to the successor. The scheduler sets
-//! it, and the service of the connection reads it.
+//! A request that asks one connection to pause, so that it can move to the successor. The scheduler
+//! sets the request, and the connection's service reads it.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -7,13 +7,15 @@ use std::task::Waker;
 
 use tokio::sync::Notify;
 
-/// The request to one connection. Only the scheduler changes its state, under a lock.
+/// A request that asks one connection to move. Only the scheduler changes its state, while it holds
+/// a lock.
 #[derive(Debug, Default)]
 pub(crate) struct CarryRequest {
     state: AtomicU8,
-    /// Whether the connection has been asked, until [`CarryRequest::was_asked`] reads this.
+    /// Whether the connection has been asked to move since the last call to
+    /// [`CarryRequest::was_asked`].
     was_asked: AtomicBool,
-    /// Whether the service has opted out, that is, declared that this connection cannot move to the
+    /// Whether the service has opted out, which means that this connection cannot move to the
     /// successor.
     is_declined: AtomicBool,
     /// The waker of the connection's task.
@@ -24,14 +26,15 @@ pub(crate) struct CarryRequest {
 /// The state of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RequestState {
-    /// The connection is not asked to move.
+    /// The connection has not been asked to move.
     Nothing = 0,
-    /// The connection is asked to move, and holds a permit.
+    /// The connection has been asked to move, and holds one of the scheduler's permits.
     AskedWithPermit = 1,
-    /// The connection is asked to move. It was in the middle of a message, and has passed its
-    /// permit on.
+    /// The connection has been asked to move, but it was in the middle of a message and has passed
+    /// its permit on.
     Asked = 2,
-    /// The connection must be drained, because the successor or its own service has refused.
+    /// The connection must be drained, because the successor refused it or its own service opted
+    /// out.
     Refused = 3,
 }
 
@@ -72,8 +75,8 @@ impl CarryRequest {
         matches!(self.state(), RequestState::AskedWithPermit | RequestState::Asked)
     }
 
-    /// Returns whether the connection has been asked to move since the last call of this function,
-    /// even if the request has been withdrawn.
+    /// Returns whether the connection has been asked to move since the last call to this function,
+    /// even if that request has been withdrawn.
     pub(crate) fn was_asked(&self) -> bool {
         self.was_asked.swap(false, Ordering::Relaxed)
     }
@@ -89,13 +92,15 @@ impl CarryRequest {
 
     pub(super) fn set(&self, state: RequestState) {
         if state == RequestState::AskedWithPermit {
-            // A task that sees the state must see this too, hence the orderings of the state.
+            // The release store below publishes this flag too, so a task that sees the new state
+            // also sees the flag.
             self.was_asked.store(true, Ordering::Relaxed);
         }
         self.state.store(state as u8, Ordering::Release);
     }
 
-    /// Makes each later change wake the task with this waker.
+    /// Stores the waker of the connection's task, so that later changes to the request wake the
+    /// task.
     pub(super) fn wake_with(&self, waker: Waker) {
         *self.waker.lock().unwrap_or_else(PoisonError::into_inner) = Some(waker);
     }

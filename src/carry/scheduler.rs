@@ -1,14 +1,14 @@
 //! The scheduler for moving connections to the successor. It asks a limited number of connections
 //! at a time to pause between two messages, so that they can move.
 //!
-//! A connection that gets one of a fixed number of permits is asked to pause at its next message
-//! boundary. It passes the permit on as soon as it has moved to the successor, or if it is in the
-//! middle of a message. In the second case the request stays in force, and the connection moves
-//! when it reaches a message boundary.
+//! There is a fixed number of permits. A connection that gets a permit is asked to pause at its
+//! next message boundary. It passes the permit on as soon as it has moved to the successor. It also
+//! passes the permit on if it is in the middle of a message. The request then stays in force, and
+//! the connection moves when it reaches a message boundary.
 //!
-//! So the pause of a connection does not get longer with more connections, and a busy connection
-//! delays no other connection. The modules `outgoing` and `incoming` transfer the connections. A
-//! connection looks only at its own [`CarryRequest`].
+//! So a connection's pause does not grow with the number of connections, and a busy connection does
+//! not delay the others. The modules `outgoing` and `incoming` transfer the connections. Each
+//! connection reads only its own [`CarryRequest`].
 
 #[cfg(test)]
 mod tests;
@@ -21,12 +21,12 @@ use tokio::sync::Notify;
 
 use super::request::{CarryRequest, RequestState};
 
-/// The number of permits, which limits how many connections move at once. It is large enough to
-/// keep both processes busy.
+/// The number of permits, which limits how many connections move at the same time. It is large
+/// enough to keep both processes busy.
 const AT_ONCE: usize = 64;
 
-/// The scheduler that asks the connections of this process, one after another, to move to the
-/// successor.
+/// The scheduler that asks this process's connections to move to the successor, a limited number at
+/// a time.
 #[derive(Debug, Default)]
 pub(crate) struct CarryScheduler {
     round: Mutex<CarryRound>,
@@ -40,19 +40,20 @@ struct CarryRound {
     /// The requests to all connections that can move.
     requests: Slab<Arc<CarryRequest>>,
     is_in_progress: bool,
-    /// The index of the connection to ask next in this round.
+    /// The index of the next connection to ask in this round.
     next: usize,
     /// How many connections hold a permit.
     permits: usize,
-    /// How many connections are refused in this round. It does not wait for them.
+    /// How many connections have been refused in this round. The round does not wait for these
+    /// connections.
     refused: usize,
-    /// The connections to wake, because their request has changed.
+    /// The requests that have changed. Their connections must be woken.
     changed: Vec<Arc<CarryRequest>>,
 }
 
 impl CarryScheduler {
-    /// Begins an attempt to move all connections to the successor. From now on connections are
-    /// asked to pause, at most [`AT_ONCE`] at a time.
+    /// Begins a round, which is an attempt to move all connections to the successor. From now on,
+    /// connections are asked to pause, at most [`AT_ONCE`] at a time.
     pub(crate) fn begin(&self) {
         self.change(|round| {
             round.withdraw_all();
@@ -60,7 +61,7 @@ impl CarryScheduler {
         });
     }
 
-    /// Ends the attempt to move all connections. No connection is asked to pause any more.
+    /// Ends the round. No connection is asked to pause any more.
     pub(crate) fn end(&self) {
         self.change(|round| {
             round.withdraw_all();
@@ -80,7 +81,7 @@ impl CarryScheduler {
         }
     }
 
-    /// Changes the round, asks more connections if permits are free as a result, and wakes each
+    /// Changes the round, asks more connections to move if permits have become free, and wakes each
     /// connection whose request has changed.
     fn change<T>(&self, change: impl FnOnce(&mut CarryRound) -> T) -> T {
         let mut round = self.lock();
@@ -96,18 +97,20 @@ impl CarryScheduler {
     }
 
     fn lock(&self) -> MutexGuard<'_, CarryRound> {
-        // No code panics while it holds the lock. Even if it did, the round would be consistent.
+        // Ignore a poisoned lock. No code panics while it holds the lock, and the round would still
+        // be consistent.
         self.round.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl CarryRound {
-    /// Returns whether a round is in progress and need not wait for any connection.
+    /// Returns whether a round is in progress but has no connection left to wait for.
     fn is_over(&self) -> bool {
         self.is_in_progress && self.refused == self.requests.len()
     }
 
-    /// Asks connections as long as permits are free. Each connection gets its turn once in a round.
+    /// Asks connections to move as long as permits are free. Each connection gets at most one turn
+    /// in a round.
     fn ask_more(&mut self) {
         while self.is_in_progress && self.permits < AT_ONCE && self.next < self.requests.capacity()
         {
@@ -148,20 +151,20 @@ impl CarryRound {
     }
 }
 
-/// The place of one connection among those that may move to the successor. Dropping it removes the
-/// connection.
+/// A connection's registration with the scheduler. Dropping this value removes the connection from
+/// the scheduler.
 #[derive(Debug)]
 pub(crate) struct CarrySlot {
     scheduler: Arc<CarryScheduler>,
     request: Arc<CarryRequest>,
     index: usize,
-    /// The last waker that was stored in the request.
+    /// The waker that was last stored in the request.
     waker: Option<Waker>,
 }
 
 impl CarrySlot {
-    /// Adds a new connection to those that `scheduler` asks to move to the successor. During a
-    /// round the connection gets an extra permit, because it may be too late for its turn.
+    /// Registers a new connection with `scheduler`. During a round, the connection gets an extra
+    /// permit at once, because its turn in the round may already have passed.
     pub(crate) fn new(scheduler: Arc<CarryScheduler>) -> Self {
         let request = Arc::<CarryRequest>::default();
         let index = scheduler.change(|round| {
@@ -174,13 +177,13 @@ impl CarrySlot {
         Self { scheduler, request, index, waker: None }
     }
 
-    /// Returns the request to this connection to move, so that the service can read it.
+    /// Returns the request that asks this connection to move, so that the service can read it.
     pub(crate) const fn request(&self) -> &Arc<CarryRequest> {
         &self.request
     }
 
     /// Records that the successor refused the connection. The connection is not asked to move again
-    /// until the next attempt.
+    /// until the next round.
     pub(crate) fn refused(&self) {
         self.scheduler.change(|round| {
             if round.is_in_progress {
@@ -194,12 +197,13 @@ impl CarrySlot {
         self.scheduler.change(|round| round.set(self.index, RequestState::Nothing));
     }
 
-    /// Returns whether the connection is asked to move. From now on, changes of the request wake
-    /// the current task. Call this function before each poll of the service. Afterwards, call
-    /// [`CarrySlot::pass_on`] if the connection is asked and its service is in the middle of a
-    /// message.
+    /// Returns whether the connection has been asked to move. From now on, changes to the request
+    /// wake the current task.
+    ///
+    /// Call this function before each poll of the service. If the connection has been asked but the
+    /// service is still in the middle of a message after the poll, call [`CarrySlot::pass_on`].
     pub(crate) fn watch(&mut self, cx: &Context<'_>) -> bool {
-        // A task has the same waker at each poll, so the request is locked only once.
+        // The waker of a task rarely changes, so the request is usually locked only once.
         if !self.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
             self.waker = Some(cx.waker().clone());
             self.request.wake_with(cx.waker().clone());
@@ -207,11 +211,11 @@ impl CarrySlot {
         self.request.is_asked()
     }
 
-    /// Passes this connection's permit on to another connection, if it holds one. If the service
-    /// has opted out, the round does not wait for this connection any more.
+    /// If this connection holds a permit, passes the permit on to another connection. If the
+    /// service has opted out, the round stops waiting for this connection.
     pub(crate) fn pass_on(&self) {
         let request = &self.request;
-        // Lock only for a change, because a busy connection is polled often.
+        // Lock only if the state must change, because a busy connection is polled often.
         if request.state() == RequestState::AskedWithPermit || request.is_refused() {
             self.scheduler.change(|round| {
                 if request.is_refused() {

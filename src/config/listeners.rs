@@ -16,21 +16,21 @@ use crate::error::Error;
 /// The listeners of a generation: the sockets that it inherits, or a configured list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Listeners {
-    /// The sockets that a parent passes in. Without such sockets, the listener is
+    /// The sockets that a parent passes in. If there are none, a single listener at
     /// [`DEFAULT_ADDRESS`](super::DEFAULT_ADDRESS).
     #[default]
     Inherited,
-    /// The listeners of this list and no others. Their names and addresses are unique.
+    /// Exactly the listeners in this list. Their names and addresses are unique.
     Named(UniqueListeners),
 }
 
 impl Listeners {
-    /// Uses the listeners of this list and no others. An empty list means [`Listeners::Inherited`].
+    /// Uses exactly the listeners in this list. An empty list means [`Listeners::Inherited`].
     ///
     /// # Errors
     /// Returns [`Error::DuplicateName`], [`Error::DuplicateAddress`] or
-    /// [`Error::OverlappingAddresses`] if two listeners conflict. Several listeners may have port
-    /// 0.
+    /// [`Error::OverlappingAddresses`] if two listeners conflict. Several listeners may use port 0,
+    /// because the kernel gives each a different port.
     pub fn new(listeners: Vec<ListenerConfig>) -> Result<Self, Error> {
         if listeners.is_empty() {
             Ok(Self::Inherited)
@@ -39,7 +39,7 @@ impl Listeners {
         }
     }
 
-    /// Returns the `on_handoff` settings of the listeners that have one, by listener name.
+    /// Returns the `on_handoff` setting of each listener that has one, by listener name.
     pub(crate) fn on_handoff(&self) -> HashMap<String, OnHandoff> {
         let named = match self {
             Self::Inherited => &[],
@@ -49,7 +49,7 @@ impl Listeners {
         named.filter_map(|(index, one)| Some((one.name_at(index), one.on_handoff?))).collect()
     }
 
-    /// Returns the connection limits of the listeners that have one, by listener name.
+    /// Returns the connection limit of each listener that has one, by listener name.
     pub(crate) fn limits(&self) -> HashMap<String, NonZeroUsize> {
         let named = match self {
             Self::Inherited => &[],
@@ -109,13 +109,13 @@ pub struct ListenerConfig {
     /// The name of the listener. The listener inherits the socket with this name. Without a name,
     /// it inherits the socket with its address, or else the socket at its position in the list.
     pub name: Option<ListenerName>,
-    /// The address that the listener binds if it inherits no socket.
+    /// The address that the listener binds to if it inherits no socket.
     pub address: Address,
     /// How many connections of this listener may be open at once. At the limit, the listener stops
     /// accepting, and new clients wait in the backlog. Default: no limit.
     pub max_connections: Option<NonZeroUsize>,
-    /// What happens to connections of this listener when a successor takes over. `None` means the
-    /// setting of [`Config::on_handoff`](super::Config::on_handoff).
+    /// What happens to connections of this listener when a successor takes over. If it is `None`,
+    /// [`Config::on_handoff`](super::Config::on_handoff) applies.
     pub on_handoff: Option<OnHandoff>,
     /// The owner and the mode of the socket's path, if the listener binds a path in the file
     /// system.
@@ -136,8 +136,8 @@ impl ListenerConfig {
         }
     }
 
-    /// Returns the name of the listener. For a listener without a name, makes a name from `index`,
-    /// its position in the list.
+    /// Returns the name of the listener. For a listener without a name, derives a name from
+    /// `index`, its position in the list.
     pub(crate) fn name_at(&self, index: usize) -> String {
         self.name.as_ref().map_or_else(|| format!("listener-{}", index + 1), ToString::to_string)
     }
@@ -147,8 +147,8 @@ impl FromStr for ListenerConfig {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        // Only an equals sign before the address ends a name, because the address may contain an
-        // equals sign too.
+        // An equals sign ends a name only if it comes before the address, because the address may
+        // contain an equals sign too.
         let (name, address) = match text.split_once('=') {
             Some((name, address))
                 if !name.starts_with(['/', '@']) && !name.starts_with("unix:") =>
@@ -254,7 +254,7 @@ mod tests {
         let says = |text: &str, on_handoff| ListenerConfig { on_handoff, ..text.parse().unwrap() };
         let listeners = Listeners::new(vec![
             says("gives=127.0.0.1:1", Some(OnHandoff::Carry)),
-            // This listener has no name, so a name is made from its position in the list.
+            // This listener has no name, so its name is derived from its position in the list.
             says("127.0.0.1:2", Some(OnHandoff::Drain)),
             says("silent=127.0.0.1:3", None),
         ]);

@@ -33,19 +33,19 @@ pub use upstream::{HostPort, UpstreamTarget, Upstreams};
 #[cfg(feature = "proxy")]
 pub use upstream_loop::{Loop, find_loop};
 
-/// The address on which the daemon listens if the configuration and the parent provide no
-/// listeners.
+/// The address on which the daemon listens if neither the configuration nor the parent provides a
+/// listener.
 pub const DEFAULT_ADDRESS: &str = "127.0.0.1:48879";
 
 /// The name of the control socket when a parent or a predecessor passes it to this process. No
 /// listener may have this name.
 pub(crate) const CONTROL: &str = "control";
 
-/// The name of the listener that answers requests for the counters of all generations. It may use
-/// file descriptors that other listeners may not, so that a full daemon can still be observed.
+/// The name of the metrics listener, which serves the counters of all generations. It may use
+/// reserved file descriptors, so that a daemon that has no others left can still be monitored.
 pub const METRICS_LISTENER: &str = "metrics";
 
-/// The configuration of a generation. [`Builder`](crate::Builder) changes single settings.
+/// The configuration of a generation. [`Builder`](crate::Builder) can change individual settings.
 ///
 /// ```
 /// use handoffd::Config;
@@ -62,12 +62,12 @@ pub const METRICS_LISTENER: &str = "metrics";
 pub struct Config {
     /// The listeners on which this generation accepts connections.
     pub listeners: Listeners,
-    /// How long a successor may take to become ready, counted from `fork`. After this time the
+    /// How long a successor may take to become ready, counted from the fork. After this time the
     /// predecessor kills it. Default 30 s.
     pub ready_timeout: Duration,
     /// How long both generations accept connections after the successor is ready. If the successor
-    /// fails in this time, it is rolled back. Then the predecessor retires. Default 1 s. With zero,
-    /// it retires at once.
+    /// fails during this time, it is rolled back. Otherwise the predecessor retires at the end.
+    /// Default 1 s. With zero, the predecessor retires at once.
     pub bake: Duration,
     /// How long connections may take to end by themselves during a drain. After this time the
     /// server closes them. Default 30 s.
@@ -75,13 +75,13 @@ pub struct Config {
     /// What happens to open connections when a successor takes over. A listener may have its own
     /// setting. Default: they move to the successor.
     pub on_handoff: OnHandoff,
-    /// How long after accept a client that has sent nothing may still send its first request during
-    /// a drain. Default 1 s.
+    /// During a drain, how long a client that has sent nothing yet may take to send its first
+    /// request, counted from accept. Default 1 s.
     pub first_request_grace: Duration,
     /// The maximum number of generations that serve or drain at the same time.
     pub max_generations: MaxGenerations,
-    /// The path of a file that always contains the pid of the process to which an operator sends
-    /// signals. `None` means no file.
+    /// The path of the pid file, which always contains the pid of the process that takes the
+    /// operator's signals. `None` means no file.
     pub pid_file: Option<PathBuf>,
     /// The path of the control socket. Only the user of this process and root may connect. If it is
     /// `None`, there is a control socket only if a parent passes in a socket named `control`.
@@ -137,7 +137,8 @@ pub enum OnHandoff {
 pub struct MaxGenerations(usize);
 
 impl MaxGenerations {
-    /// Accepts a number from 2 to 64: one generation that serves, and at least one that drains.
+    /// Accepts a number from 2 to 64. The minimum leaves room for one generation that serves and
+    /// one that drains.
     ///
     /// # Errors
     /// Returns [`Error::Setting`] for any other number.

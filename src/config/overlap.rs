@@ -1,15 +1,15 @@
 //! Detection of addresses that two listeners cannot use at the same time.
 //!
 //! Without this check, a generation with such addresses would fail to start. The kernel would
-//! report "address in use" and not name the other listener. This module opens no sockets, and does
-//! not know the addresses of the network interfaces.
+//! report "address in use" without naming the other listener. This module opens no sockets, and
+//! does not know the addresses of the network interfaces.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::address::Address;
 
-/// The addresses that listeners already use. Each address has an owner, which error messages name.
+/// The addresses that listeners already use. Each address has an owner, for use in error messages.
 #[derive(Debug)]
 pub struct TakenAddresses<T> {
     unix: HashMap<Address, T>,
@@ -20,8 +20,8 @@ pub struct TakenAddresses<T> {
 #[derive(Debug)]
 struct Port<T> {
     v4: BTreeMap<Ipv4Addr, T>,
-    /// The owner of each IPv6 address. The scope id tells the link-local addresses of two
-    /// interfaces apart.
+    /// The owner of each IPv6 address. The scope id distinguishes equal link-local addresses on
+    /// different interfaces.
     v6: BTreeMap<(Ipv6Addr, u32), T>,
     /// The owner of `[::]`, if its socket accepts IPv4 too.
     dual: Option<T>,
@@ -34,7 +34,8 @@ impl<T> Default for TakenAddresses<T> {
 }
 
 impl<T: Clone> TakenAddresses<T> {
-    /// Reserves an address for a listener, so that no later listener may overlap with it.
+    /// Reserves an address for a listener, so that a later listener with an overlapping address is
+    /// refused.
     ///
     /// # Errors
     /// Returns the owner of an address that overlaps with `address`.
@@ -132,7 +133,7 @@ mod tests {
         apart(one, other)
     }
 
-    /// The expected results are those of bind(2), which was tried with each pair of addresses.
+    /// The expected results match bind(2), which was tried with each pair of addresses.
     #[test]
     fn an_address_overlaps_the_addresses_that_it_includes() {
         for (one, other) in [

@@ -1,4 +1,4 @@
-//! The configuration of a program that serves the listeners, in any language.
+//! The configuration of a program, in any language, that serves the listeners.
 //!
 //! Every value is checked when it is created. The module `program` starts the program and replaces
 //! it at a handoff.
@@ -16,8 +16,8 @@ use super::proxy::ProxyConfig;
 use super::upstream::Upstreams;
 use crate::error::Error;
 
-/// How long a client waits for a private program that is not there. Clients have shorter timeouts of
-/// their own.
+/// How long a client waits, by default, while a private program is not running. The client's own
+/// timeout is normally much shorter.
 const PATIENCE: Duration = Duration::from_secs(3600);
 
 /// The configuration of a program that serves the listeners.
@@ -33,12 +33,12 @@ const PATIENCE: Duration = Duration::from_secs(3600);
 pub struct ProgramConfig {
     /// The program and its arguments, with placeholders such as `{fd}` and `{port}`.
     pub command: Vec<String>,
-    /// How the program gets the clients of the listeners.
+    /// How connections to the listeners reach the program.
     pub attach: Attach,
-    /// How a started program reports that it is ready. `None` is the default of the attachment.
+    /// How a started program reports that it is ready. `None` means the default for `attach`.
     pub ready: Option<Ready>,
-    /// How often to check a private program that is ready. Default: never. A check that fails
-    /// during the bake rolls back.
+    /// How often to check again that a ready program is still healthy. Default: never. A check that
+    /// fails during the bake causes a rollback.
     pub check_interval: Option<Duration>,
     /// What happens when a program that was ready ends. Default: it is started again.
     pub restart: Restart,
@@ -48,10 +48,10 @@ pub struct ProgramConfig {
     pub stop_timeout: Duration,
     /// How many processes of the program run at once. Default 1.
     pub instances: NonZeroUsize,
-    /// Variables that are added to the environment, with placeholders.
+    /// Variables that are added to the environment. Their values may contain placeholders.
     pub environment: Vec<(String, String)>,
-    /// A file of variables in the format of systemd's `EnvironmentFile=`. It is read again at each
-    /// start of the program.
+    /// A file with environment variables, in the format of systemd's `EnvironmentFile=`. It is read
+    /// again at each start of the program.
     pub environment_file: Option<PathBuf>,
     /// The working directory. Its symbolic links are resolved at each start of the program.
     pub working_directory: Option<PathBuf>,
@@ -59,15 +59,15 @@ pub struct ProgramConfig {
     pub umask: Option<Umask>,
     /// The listener that the program gets as its standard input.
     pub stdin: Option<ListenerName>,
-    /// How connections are forwarded to a private program. The upstreams are not used, because each
-    /// start of the program has addresses of its own. By default, a client waits for an hour while
-    /// the program is started again.
+    /// The proxy settings for forwarding connections to a private program. The upstreams in these
+    /// settings are not used, because each generation chooses new addresses for its program. By
+    /// default, a client waits up to an hour while the program restarts.
     pub relay: Box<ProxyConfig>,
 }
 
 impl ProgramConfig {
     /// Returns the configuration of a program with its arguments, and with defaults for everything
-    /// else. The attachment follows from the placeholders.
+    /// else. The placeholders in the command determine [`attach`](Self::attach).
     ///
     /// # Errors
     /// [`Error::Setting`] if the command is empty or names no program.
@@ -109,23 +109,26 @@ impl ProgramConfig {
     }
 }
 
-/// How a program gets the clients of the listeners.
+/// How connections to the listeners reach a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attach {
-    /// The program is offered both, the listeners and a private port. If it accepts connections on
-    /// the port, it is private. If it sends `READY=1` before, it inherits.
+    /// The program is offered both the listeners and a private port. If it first accepts a
+    /// connection on the port, it is private. If it first sends `READY=1`, it inherits the
+    /// listeners.
     Detect,
-    /// The program accepts on the listeners, which it inherits.
+    /// The program inherits the listeners and accepts connections on them.
     Inherit,
-    /// The program listens on a private port of 127.0.0.1, and this process forwards to it.
+    /// The program listens on a private port of 127.0.0.1, and this process forwards connections to
+    /// that port.
     PrivatePort,
-    /// The program listens on a private Unix socket, and this process forwards to it.
+    /// The program listens on a private Unix socket, and this process forwards connections to that
+    /// socket.
     PrivateSocket,
 }
 
 impl Attach {
-    /// Returns the attachment that the placeholders of a command stand for. A command without
-    /// placeholders is offered both ways.
+    /// Returns the attachment that a command's placeholders imply. A command without such
+    /// placeholders gets [`Attach::Detect`].
     #[must_use]
     pub fn of_command(command: &[String]) -> Self {
         let mentions = |word: &str| command.iter().any(|argument| argument.contains(word));
@@ -140,13 +143,13 @@ impl Attach {
         }
     }
 
-    /// Returns whether the program gets the listeners.
+    /// Returns whether the listeners are passed to the program.
     #[must_use]
     pub const fn inherits(self) -> bool {
         matches!(self, Self::Inherit | Self::Detect)
     }
 
-    /// Returns whether this process may have to accept the clients and forward them to the program.
+    /// Returns whether this process may have to accept connections and forward them to the program.
     #[must_use]
     pub const fn is_private(self) -> bool {
         matches!(self, Self::Detect | Self::PrivatePort | Self::PrivateSocket)
@@ -157,22 +160,23 @@ impl Attach {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Ready {
-    /// It sends `READY=1` to its `NOTIFY_SOCKET` (see sd_notify(3)).
+    /// The program sends `READY=1` to its `NOTIFY_SOCKET` (see sd_notify(3)).
     Notify,
-    /// It sends `READY=1`, or is alive for one second. This is a guess, for programs that cannot
-    /// report anything.
+    /// The program sends `READY=1`, or has been alive for one second. The second is a guess, for
+    /// programs that cannot report anything.
     NotifyOrAlive,
-    /// It sends `READY=1`, or accepts connections on its private port.
+    /// The program sends `READY=1`, or accepts connections on its private port.
     NotifyOrConnect,
-    /// It writes a newline to this descriptor, as programs for s6 do.
+    /// The program writes a newline to this descriptor, as programs for s6 do.
     Descriptor(u8),
-    /// This command succeeds.
+    /// This command, which checks the program, succeeds.
     Command(Vec<String>),
-    /// A private program accepts a connection.
+    /// The program accepts a connection on its private address.
     Connect,
-    /// A private program answers a request for this path with a status below 400.
+    /// The program answers an HTTP request for this path, on its private address, with a status
+    /// below 400.
     Http(String),
-    /// It is alive for this time.
+    /// The program has been alive for this long.
     After(Duration),
 }
 

@@ -32,10 +32,10 @@ pub struct ProxyConfig {
     /// The version of the PROXY header that tells the upstream the client's address. Default: no
     /// header.
     pub send_header: Option<HeaderVersion>,
-    /// The networks whose connections begin with a PROXY header, which contains the address of the
-    /// original client. Default: none.
+    /// The networks whose clients begin each connection with a PROXY header, which contains the
+    /// original client's address. Default: none.
     pub accept_header_from: Vec<Network>,
-    /// How long a client may take to send the PROXY header that it must send. Default 3 s.
+    /// How long a client may take to send a required PROXY header. Default 3 s.
     pub header_timeout: Duration,
     /// How long a connection may be silent before the kernel sends keep-alive probes to the client
     /// or the upstream (`TCP_KEEPIDLE`). Default: no probes.
@@ -45,7 +45,7 @@ pub struct ProxyConfig {
     pub user_timeout: Option<Duration>,
     /// When the proxy ejects a failing upstream, that is, stops using it for some time.
     pub ejection: Ejection,
-    /// How the proxy checks the health of upstreams independently of clients. Default: no checks.
+    /// Periodic health checks of the upstreams, which do not depend on clients. Default: no checks.
     pub check: Option<Check>,
 }
 
@@ -76,7 +76,7 @@ impl ProxyConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Balance {
-    /// The proxy starts with the next upstream for each client.
+    /// For each client, the proxy starts with the next upstream in the list.
     #[default]
     RoundRobin,
     /// The proxy starts with the upstream that has the fewest connections from this process.
@@ -156,7 +156,7 @@ pub struct Check {
 }
 
 impl Check {
-    /// Returns health checks in this interval, each of which may take 2 s.
+    /// Returns health checks at this interval, each with a timeout of 2 s.
     #[must_use]
     pub const fn every(interval: Duration) -> Self {
         Self { interval, timeout: Duration::from_secs(2) }
@@ -186,7 +186,7 @@ impl Network {
         }
     }
 
-    /// Returns whether this value means the clients of Unix sockets, which have no address.
+    /// Returns whether this value stands for the clients of Unix sockets, which have no address.
     #[must_use]
     pub fn is_unix(&self) -> bool {
         self.0 == Members::Unix
@@ -198,7 +198,7 @@ impl FromStr for Network {
 
     /// Parses a network such as `192.0.2.0/24` or `2001:db8::/32`, a single address, or `unix`.
     fn from_str(text: &str) -> Result<Self, Error> {
-        // Accept `unix:` too, because nginx writes the value like this.
+        // Accept `unix:` too, because nginx writes the value this way.
         if matches!(text, "unix" | "unix:") {
             return Ok(Self(Members::Unix));
         }

@@ -6,13 +6,13 @@ use crate::error::Error;
 
 /// The mode, the user and the group of the path of a Unix listener.
 ///
-/// If a field is `None`, bind(2) sets the value. It then depends on the umask, the user and the
+/// If a field is `None`, the value is the one that bind(2) sets from the umask, the user and the
 /// group of the process. The settings apply only to a path that a generation binds, not to a socket
 /// that a parent passes in.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SocketAccess {
-    /// The permissions of the path. They do not depend on the umask.
+    /// The permissions of the path, regardless of the umask.
     pub mode: Option<SocketMode>,
     /// The user that owns the path: a name or a number.
     pub user: Option<String>,

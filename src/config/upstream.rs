@@ -10,8 +10,8 @@ use std::str::FromStr;
 use crate::address::Address;
 use crate::error::Error;
 
-/// The maximum length of a host name in bytes. The next constant is the maximum length of one of
-/// its parts (see RFC 1035).
+/// The maximum length of a host name in bytes. `LABEL_MAX` is the maximum length of each part
+/// between the dots (see RFC 1035).
 const NAME_MAX: usize = 253;
 const LABEL_MAX: usize = 63;
 
@@ -44,7 +44,7 @@ impl HostPort {
         self.port
     }
 
-    /// Returns whether the host name always means this machine, whatever DNS answers (see RFC
+    /// Returns whether the host name always refers to this machine, regardless of DNS (see RFC
     /// 6761).
     pub(crate) fn is_localhost(&self) -> bool {
         let name = self.name.strip_suffix('.').unwrap_or(&self.name);
@@ -119,8 +119,8 @@ fn host(text: &str) -> Result<HostPort, &'static str> {
     if !labels.split('.').all(is_label) {
         return Err("a host name has letters, digits, hyphens and dots (others as xn--)");
     }
-    // Refuse numbers such as `127.1` and `0x7f000001`. A resolver reads them as addresses, but they
-    // are most likely mistyped.
+    // Refuse numbers such as `127.1` and `0x7f000001`. A resolver would read them as addresses, but
+    // they are probably typing mistakes.
     let last = labels.rsplit('.').next().unwrap_or_default();
     if last.bytes().all(|byte| byte.is_ascii_digit()) || last.to_ascii_lowercase().starts_with("0x")
     {

@@ -14,7 +14,7 @@ use crate::address::Address;
 pub struct Loop {
     /// The index of the listener whose proxy has the upstream.
     pub listener: usize,
-    /// The index of the upstream in the list of its listener.
+    /// The index of the upstream in its listener's list.
     pub upstream: usize,
     /// The index of the listener to which a connection to the upstream leads.
     pub leads_to: usize,
@@ -37,7 +37,7 @@ pub fn find_loop(listeners: &[(&Address, &[UpstreamTarget])]) -> Option<Loop> {
     let mut state = vec![Visit::Never; listeners.len()];
     for first in 0..listeners.len() {
         // The path from the first listener to the current listener. Each entry has a listener's
-        // index, and the index of the upstream to visit next there.
+        // index, and the index of that listener's next upstream to visit.
         let mut way = vec![(first, 0)];
         while let Some((listener, upstream)) = way.last().copied() {
             if upstream == 0 {

@@ -1,8 +1,8 @@
-//! The client of the control socket. It asks the active generation for the status of all
-//! generations, or for a reload and its outcome.
+//! A client for the control socket. It asks the active generation for the status of all
+//! generations, or requests a reload and waits for the outcome.
 //!
-//! The client needs no async runtime. When the client gives up and disconnects, the daemon drops
-//! its request (see `server`).
+//! The client needs no async runtime. If the client disconnects before the daemon has replied, the
+//! daemon drops the request (see `server`).
 
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
@@ -21,7 +21,7 @@ use crate::text::{one_line, printable};
 
 /// How long the client waits for the active generation to answer a request.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// The file name of the control socket in the runtime directory of the daemon.
+/// The file name of the control socket in the daemon's runtime directory.
 const FILE: &str = "control";
 
 /// A client of the control socket at a given path.
@@ -41,9 +41,8 @@ pub struct Control {
     pub(super) path: PathBuf,
 }
 
-/// Returns the path of the control socket in `folder`, which is the runtime directory of the
-/// daemon. Without `folder`, returns the path in the runtime directory of the systemd unit that
-/// comes with handoffd.
+/// Returns the path of the control socket in `folder`, the daemon's runtime directory. Without
+/// `folder`, returns the path that the daemon uses under the systemd unit shipped with handoffd.
 #[must_use]
 pub fn default_control_path(folder: Option<&Path>) -> PathBuf {
     folder.unwrap_or_else(|| Path::new("/run/handoffd")).join(FILE)
@@ -110,17 +109,17 @@ impl Control {
         // socket(7)).
         socket.set_write_timeout(Some(time_left(deadline)?))?;
         let address = SockAddr::unix(&self.path)?;
-        // Retry after EINTR, which connect(2) returns if this process is stopped and continued
-        // while it waits for room in the backlog (see signal(7)).
+        // Retry if connect(2) fails with EINTR. This happens if the process is stopped and
+        // continued while it waits for room in the backlog (see signal(7)).
         retry(|| socket.connect(&address))?;
         let mut stream = UnixStream::from(std::os::fd::OwnedFd::from(socket));
         let mut line = serde_json::to_vec(request)?;
         line.push(b'\n');
-        // A partial write cannot happen here, because the kernel accepts such a short line as a
-        // whole or not at all.
+        // Retrying the whole line is safe: the kernel accepts a line this short completely or not
+        // at all.
         match retry(|| stream.write_all(&line)) {
-            // A broken pipe is no error here: the daemon may have refused this client and closed
-            // the connection before it read the request.
+            // Ignore a broken pipe: the daemon may have refused this client and closed the
+            // connection before it read the request.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
             written => written?,
         }

@@ -1,7 +1,6 @@
-//! One request of a client of the control socket, and the replies of the daemon.
+//! A conversation on the control socket: one request from a client, and the daemon's replies.
 //!
-//! Every wait has a deadline, which the client itself checks, so a silent daemon cannot block the
-//! client.
+//! The client enforces a deadline for every wait, so a silent daemon cannot block it.
 
 use std::io::{self, BufRead, BufReader};
 use std::os::unix::net::UnixStream;
@@ -16,11 +15,11 @@ use crate::text::{one_line, printable};
 /// The time between two status requests while the client waits for another generation to take over.
 /// The client has to poll, because the process that would have reported the takeover has died.
 pub(super) const PAUSE: Duration = Duration::from_millis(50);
-/// How long the client still waits for an answer after the deadline, so that it reads an answer
+/// The read timeout after the deadline has passed. It is short, but lets the client read an answer
 /// that has already arrived.
 const LOOK: Duration = Duration::from_millis(1);
-/// The maximum length of an answer in bytes. A status report about 10,000 listeners and 10,000
-/// upstreams needs a tenth of this.
+/// The maximum length of an answer in bytes. The status of a service with 10,000 listeners and
+/// 10,000 upstreams takes about a tenth of this.
 const ANSWER_MAX: usize = 64 * 1024 * 1024;
 
 /// One request to the daemon and the replies to it.
@@ -58,7 +57,8 @@ impl<'a> Conversation<'a> {
             }
             Err(source) => return Err(self.control.unreachable(source)),
         };
-        // Treat an incomplete line as the end of the replies.
+        // Treat an incomplete line as the end of the replies, because the connection was closed
+        // before the line was complete.
         let Some(line) = line.strip_suffix(b"\n") else { return Ok(None) };
         serde_json::from_slice(line).map(Some).map_err(|error| ControlError::Denied {
             reason: one_line(&format!(
@@ -68,13 +68,13 @@ impl<'a> Conversation<'a> {
         })
     }
 
-    /// Reads the next line. The deadline is for the whole line, even if the bytes of the line
-    /// arrive one by one.
+    /// Reads the next line. The deadline applies to the whole line, even if its bytes arrive one at
+    /// a time.
     fn line(&mut self, deadline: Instant) -> io::Result<Vec<u8>> {
         let mut line = Vec::new();
         loop {
-            // Wait at least briefly even after the deadline, because an answer may have arrived in
-            // time that the client has not read yet.
+            // Try to read even if the deadline has passed, because an answer may have arrived
+            // before the deadline.
             let left = if line.is_empty() {
                 time_left(deadline).unwrap_or(LOOK)
             } else {
@@ -103,13 +103,13 @@ impl<'a> Conversation<'a> {
 }
 
 /// Returns the instant that is `time` from now. If the clock cannot represent that instant, returns
-/// one a year from now.
+/// an instant a year from now.
 pub(super) fn from_now(time: Duration) -> Instant {
     const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
     Instant::now() + time.min(LONGEST)
 }
 
-/// Returns the time that is left until `deadline`, or a timeout error if it has passed.
+/// Returns the time left until `deadline`, or a timeout error if the deadline has passed.
 pub(super) fn time_left(deadline: Instant) -> io::Result<Duration> {
     let left = deadline.saturating_duration_since(Instant::now());
     if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }

@@ -1,4 +1,4 @@
-//! Why an operator's request to a daemon has failed.
+//! The error returned when an operator's request to the daemon fails.
 
 use std::io;
 use std::path::PathBuf;
@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use crate::error::ExitStatus;
 use crate::text::printable;
 
-/// The reason why a request over the control socket has failed.
+/// The reason why a request over the control socket failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ControlError {
@@ -15,18 +15,18 @@ pub enum ControlError {
     NobodyAnswers {
         /// The path of the control socket.
         path: PathBuf,
-        /// The error that the kernel has returned.
+        /// The error that the kernel returned.
         source: io::Error,
     },
-    /// A reload has failed, because the new generation did not become ready. The old generation
-    /// keeps serving.
+    /// The reload failed because the new generation did not become ready. The old generation keeps
+    /// serving.
     #[error("the new generation did not take over: {reason}")]
     HandoffFailed {
         /// The reason why the new generation did not become ready.
         reason: String,
     },
-    /// A reload has failed after the new generation had become ready. The old generation has rolled
-    /// it back and keeps serving.
+    /// The reload failed after the new generation had become ready. The old generation rolled the
+    /// handoff back and keeps serving.
     #[error("the new generation was rolled back: {reason}")]
     RolledBack {
         /// The reason why the new generation was rolled back.
@@ -35,7 +35,7 @@ pub enum ControlError {
     /// The daemon cannot carry out the request now, or did not finish it within the given time.
     #[error("try again: {reason}")]
     TryAgain {
-        /// The reason why the operator must try the request again later.
+        /// Why the daemon cannot carry out the request now.
         reason: String,
     },
     /// The daemon refuses this request, or refuses all requests of this user.

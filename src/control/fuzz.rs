@@ -11,8 +11,8 @@ use super::message::{Reply, Request};
 use super::server;
 use crate::text::escaped;
 
-/// The maximum size in bytes of an input. A write of this size fits into the socket buffer, so it
-/// does not wait for a reader.
+/// The maximum size of an input, in bytes. A write of this size fits into the socket buffer, so it
+/// never waits for a reader.
 const FITTING: usize = 64 * 1024;
 
 thread_local! {
@@ -41,7 +41,8 @@ pub(crate) fn request(bytes: &[u8]) -> bool {
     }
 }
 
-/// Reads replies until they end or cannot be read. Returns whether all replies were valid.
+/// Reads replies until no more follow or one is invalid. Returns whether there was at least one
+/// reply and all were valid.
 pub(crate) fn replies(bytes: &[u8]) -> bool {
     let Ok((mut daemon, client)) = UnixStream::pair() else { return false };
     let written = daemon.write_all(&bytes[..bytes.len().min(FITTING)]);

@@ -31,8 +31,7 @@ pub struct ReloadOptions {
     /// generation keeps serving.
     #[serde(default)]
     pub timeout_ms: Option<u64>,
-    /// Whether the daemon also sends a reply when the last connection of the old generation has
-    /// ended.
+    /// Whether the daemon also sends a reply when the old generation's last connection has ended.
     #[serde(default)]
     pub wait_drained: bool,
 }
@@ -56,8 +55,8 @@ pub(crate) enum Reply {
         draining: Option<u64>,
         drain_within_ms: u64,
     },
-    /// The old generation has no connections left, because all have ended or moved to the
-    /// successor. This reply is final.
+    /// The old generation has no connections left, because each has ended, moved to the successor,
+    /// or been cut. This reply is final.
     Drained {
         generation: Generation,
         ended: u64,
@@ -82,10 +81,10 @@ pub(crate) enum Refusal {
     Failed,
     /// The successor was ready, but the handoff was rolled back.
     RolledBack,
-    /// The request cannot be handled now, or not within the requested time.
+    /// The daemon cannot handle the request now, or not within the requested time.
     TryAgain,
-    /// The user has no permission, or the request is invalid. The client also uses this value for a
-    /// reason that it does not know.
+    /// The user has no permission, or the request is invalid. The client also decodes every reason
+    /// that it does not know as this value.
     #[serde(other)]
     Denied,
 }

@@ -1,9 +1,10 @@
-//! The control socket: a Unix socket on which an operator asks for a reload or the status.
+//! The control socket: a Unix socket on which an operator requests a reload or the service's
+//! status.
 //!
 //! Each connection carries one request and its replies. `server` is the daemon's side. [`Control`]
 //! is the client's side, with `reload` and `conversation`. `message` defines the messages. A
 //! message is one line of JSON, so `nc -U` or a short script in any language can be a client. Only
-//! the active generation listens on the control socket. The server only passes a request on to
+//! the active generation listens on the control socket. The server passes each request to
 //! `lifecycle`, which decides how to handle it.
 
 mod client;

@@ -1,8 +1,8 @@
-//! A reload, as the client of the control socket asks for it and follows its progress.
+//! The client's side of a reload: it sends the request and follows the progress.
 //!
-//! The client must report the true outcome of a reload. The generation that receives the request
-//! stays alive until it has answered. If it dies first, the client asks the daemon which generation
-//! serves now.
+//! The client must report the true outcome of a reload. Normally, the generation that receives the
+//! request stays alive until it has answered. If that generation crashes first, the client asks the
+//! daemon which generation serves now.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -13,15 +13,16 @@ use super::error::ControlError;
 use super::message::{ReloadOptions, Reply, Request};
 use crate::generation::Generation;
 
-/// The extra time that the client allows for an answer after the deadline that the daemon promised.
+/// How long the client keeps waiting for an answer after the time limit that the daemon has
+/// announced.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// The progress of a reload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ReloadNews {
-    /// The new generation accepts all new connections, and the old generation finishes the
-    /// connections that it has.
+    /// The new generation accepts all new connections, and the old generation finishes its open
+    /// connections.
     Serving {
         /// The generation number of the new generation.
         generation: Generation,
@@ -41,12 +42,13 @@ pub enum ReloadNews {
         ended: u64,
         /// How many connections moved to the new generation.
         carried: u64,
-        /// How many connections the old generation cut, because its time to drain was over.
+        /// How many connections the old generation cut, at the drain deadline or because of a
+        /// signal.
         cut: u64,
     },
 }
 
-/// The text that the command `reload` prints.
+/// Writes the text that the `reload` command prints.
 impl fmt::Display for ReloadNews {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -74,14 +76,15 @@ impl fmt::Display for ReloadNews {
 
 impl Control {
     /// Asks the daemon for a reload, which starts a new generation. Returns when the new generation
-    /// serves. With `wait_drained`, returns only when the last connection of the old generation has
-    /// ended. Calls `news` at each of these two steps. Returns an error if the new generation does
-    /// not serve within `timeout_ms`.
+    /// serves. With `wait_drained`, returns only after the old generation's last connection has
+    /// ended. Calls `news` after each of these two steps. Returns an error if the new generation
+    /// does not serve within `timeout_ms`.
     ///
     /// # Errors
     /// [`ControlError::NobodyAnswers`] if no daemon answers on the socket.
     /// [`ControlError::HandoffFailed`] and [`ControlError::RolledBack`] if the old generation keeps
-    /// serving. [`ControlError::TryAgain`] if another handoff is under way or time ran out.
+    /// serving. [`ControlError::TryAgain`] if another handoff is under way or the time limit has
+    /// passed.
     pub fn reload(
         &self,
         options: &ReloadOptions,
@@ -196,8 +199,8 @@ impl Control {
     }
 }
 
-/// Returns how many milliseconds of the time limit are left. The first request contains the limit
-/// unchanged, because the daemon quotes the limit in its messages.
+/// Returns how many milliseconds of the time limit are left. Returns `limit` itself if hardly any
+/// time has passed, because the daemon quotes the limit in its messages.
 fn left_of(limit: u64, elapsed: Duration) -> u64 {
     let elapsed = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
     if elapsed <= limit / 20 { limit } else { limit.saturating_sub(elapsed) }

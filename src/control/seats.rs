@@ -1,10 +1,10 @@
-//! Limits for the number of clients on the control socket. Root, the daemon's user and all other
-//! users each have a limit of their own.
+//! Limits for the number of clients on the control socket. One limit applies to root, one to the
+//! daemon's user, and one to all other users together.
 //!
-//! The kernel reports the user of a client when the client connects. Because root has a limit of
-//! its own, clients of other users cannot keep root out. An operator's client sends its request
-//! right after connecting. So the server disconnects a client that has sent nothing when another
-//! client needs its place.
+//! The kernel reports a client's user when the client connects. Because root has a separate limit,
+//! clients of other users cannot keep root out. An operator's client sends its request right after
+//! connecting. So if too many clients have sent nothing, the server disconnects the oldest of them
+//! when another client connects.
 
 use std::collections::VecDeque;
 use std::io;
@@ -15,13 +15,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use crate::net::Stream;
 use crate::sys;
 
-/// The maximum number of clients of root at a time. The same limit applies to the clients of the
+/// The maximum number of root's clients at a time. The same limit applies to the clients of the
 /// daemon's user.
 const PLACES: usize = 48;
-/// The maximum number of clients of one user class that have connected but sent no request yet.
+/// The maximum number of clients in one user class that have connected but sent no request yet.
 const SILENT: usize = 16;
-/// The maximum number of clients of all other users at a time. The server refuses each of them and
-/// tells it the reason.
+/// The maximum number of clients of all other users together. These users have no permission, so
+/// the server only tells their clients why it refuses them.
 const STRANGERS: usize = 8;
 const SILENT_STRANGERS: usize = 4;
 
@@ -36,7 +36,7 @@ pub(super) enum User {
 }
 
 impl User {
-    /// Asks the kernel which user connected `stream`.
+    /// Returns the user who connected `stream`, as reported by the kernel.
     pub(super) fn of(stream: &Stream) -> io::Result<Self> {
         Ok(match sys::socket::peer_user(stream)? {
             0 => Self::Root,
@@ -54,11 +54,11 @@ pub(super) struct Seats {
     strangers: Class,
 }
 
-/// The place of one client on the control socket.
+/// The place of one client on the control socket, which counts towards a limit.
 #[derive(Debug)]
 pub(super) struct Seat {
     /// A receiver that resolves when the server must disconnect this client. This happens if the
-    /// client has sent no request and another client needs its place.
+    /// client has sent no request and a newer client needs a place.
     pub(super) evicted: oneshot::Receiver<()>,
     /// A permit that frees the place when it is dropped.
     pub(super) place: OwnedSemaphorePermit,
@@ -69,8 +69,9 @@ pub(super) struct Seat {
 struct Class {
     places: Arc<Semaphore>,
     silent_max: usize,
-    /// The clients that have sent no request yet, the oldest first. Sending on a channel makes the
-    /// server disconnect that client. The channel is closed once the client has sent a request.
+    /// One channel for each client that has sent no request yet, the oldest client first. A message
+    /// on a channel makes the server disconnect the client. The channel closes once the client has
+    /// sent a request.
     silent: VecDeque<oneshot::Sender<()>>,
 }
 
@@ -84,8 +85,8 @@ impl Seats {
         }
     }
 
-    /// Returns a place for a client of `user`. Returns `None` if clients that have sent a request
-    /// occupy all places of this class of users.
+    /// Returns a place for a client of `user`. Returns `None` if all places for this class of users
+    /// are taken.
     pub(super) fn take(&mut self, user: User) -> Option<Seat> {
         match user {
             User::Root => self.root.take(),

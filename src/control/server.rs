@@ -3,7 +3,7 @@
 //!
 //! Each connection has its own task, so a stalled client delays no other client. The server limits
 //! the number of clients (see `seats`), the size of a request, and the time to read a request or
-//! write a reply. The kernel reports the user of each client. So access control does not depend on
+//! write a reply. The kernel reports the user of each client, so access control does not depend on
 //! the file mode of the socket path.
 
 use std::io;
@@ -32,9 +32,9 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 const REPLY_TIMEOUT: Duration = Duration::from_secs(2);
 /// The maximum length of a request in bytes.
 const REQUEST_MAX: u64 = 16 * 1024;
-/// The maximum number of requests in the queue to the lifecycle, which handles them.
+/// The maximum number of requests that wait for the lifecycle to handle them.
 const REQUESTS_MAX: usize = 64;
-/// The minimum time between two log records about users without permission.
+/// The minimum time between two log records about users who have no permission.
 const WARN_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the server checks whether a client that waits for a reply is still connected.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -62,8 +62,8 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    /// Returns whether the client has disconnected. Its request must then not be executed any more.
-    /// A client that has only half-closed the connection still waits for the reply.
+    /// Returns whether the client has disconnected. If so, its request must not be executed. A
+    /// client that has only half-closed the connection still waits for the reply.
     pub(crate) fn is_abandoned(&self) -> bool {
         let has_hung_up = |peer: Arc<OwnedFd>| sys::socket::has_hung_up(peer.as_fd());
         self.replies.is_closed() || self.peer.upgrade().is_some_and(has_hung_up)
@@ -129,8 +129,7 @@ impl ControlServer {
             answer.send(Reply::Moved {});
         }
         self.clients.close();
-        // Ignore an expired timeout, because the server does not wait any longer for a client that
-        // has not read its reply.
+        // Ignore a timeout: the shutdown must not wait for a client that does not read its reply.
         let _ = timeout(REPLY_TIMEOUT, self.clients.wait()).await;
     }
 }
@@ -187,7 +186,8 @@ async fn accept(listener: Listener, ask: mpsc::Sender<(Request, Answer)>, client
             };
             refuse_at_once(&stream, &Reply::Refused { why, reason });
         }
-        // Let the task of an evicted client disconnect it before the next client is accepted.
+        // Yield, so that the task of an evicted client can free its place before the next client is
+        // accepted.
         tokio::task::yield_now().await;
     }
 }
@@ -238,8 +238,8 @@ async fn write(stream: &mut BufReader<Stream>, line: &[u8]) -> io::Result<()> {
 fn refuse_at_once(stream: &Stream, reply: &Reply) {
     if let Ok(mut line) = serde_json::to_vec(reply) {
         line.push(b'\n');
-        // Ignore an error, because it does not matter if this reply is lost. The connection is
-        // closed anyway.
+        // Ignore an error, because the connection is closed even if the client does not receive
+        // this reply.
         let _ = sys::socket::send_packet(stream.as_fd(), &line);
     }
 }
@@ -270,8 +270,8 @@ async fn converse(
     let (to_write, replies) = mpsc::channel(REPLIES_MAX);
     // Copy the client's socket only for a reload, because a status request is answered at once.
     let peer = match &request {
-        // Ignore a failure, which happens if no file descriptor is free. `replies.is_closed` then
-        // still reports that the client has disconnected, only later.
+        // Ignore a failure, for example if no file descriptor is free. `replies.is_closed` then
+        // still detects that the client has disconnected, only later.
         Ok(Request::Reload(_)) => stream.get_ref().as_fd().try_clone_to_owned().ok().map(Arc::new),
         Ok(Request::Status {}) | Err(_) => None,
     };
@@ -289,8 +289,8 @@ async fn converse(
     write_replies(&mut stream, replies).await
 }
 
-/// Writes the replies to the client until no more follow, and half-closes the connection. Returns
-/// earlier if the client has disconnected.
+/// Writes the replies to the client until no more follow, and then half-closes the connection.
+/// Returns earlier if the client has disconnected.
 async fn write_replies(
     stream: &mut BufReader<Stream>,
     mut replies: mpsc::Receiver<Reply>,
@@ -303,7 +303,7 @@ async fn write_replies(
                 timeout(REPLY_TIMEOUT, write(stream, &line)).await??;
             }
             Ok(None) => break,
-            // Return, because the client has disconnected. This frees its place for another client.
+            // Return if the client has disconnected, which frees its place for another client.
             Err(_) if sys::socket::has_hung_up(stream.get_ref().as_fd()) => return Ok(()),
             Err(_) => {}
         }

@@ -22,8 +22,8 @@ pub enum ExitStatus {
     System = 71,
     /// The output of a command cannot be written (`EX_IOERR`).
     Output = 74,
-    /// The request is not possible now, and nothing has changed (`EX_TEMPFAIL`). Either a handoff
-    /// is in progress, the time limit has expired, or a listener cannot use its address now.
+    /// The request cannot be carried out now, and nothing has changed (`EX_TEMPFAIL`). A handoff is
+    /// in progress, the time limit has expired, or a listener's address is not available.
     TryAgain = 75,
     /// The new generation was ready, but was rolled back. The old generation keeps serving without
     /// interruption.
@@ -38,8 +38,8 @@ pub enum ExitStatus {
 impl ExitStatus {
     /// Returns the exit code for a kernel error about an address or a file.
     ///
-    /// A temporary error does not lead to [`ExitStatus::Configuration`], because the service
-    /// manager does not restart a process that ends with that exit code.
+    /// A temporary error never maps to [`ExitStatus::Configuration`], because the service manager
+    /// does not restart a process that ends with that exit code.
     #[must_use]
     pub fn of_io(source: &io::Error) -> Self {
         match source.raw_os_error() {

@@ -3,12 +3,12 @@
 //!
 //! The death of the peer is reported by a process descriptor (see pidfd_open(2)). End of file alone
 //! is not a reliable report: a child process of the peer may still hold a copy of the peer's end.
-//! The kernel reports which process sent a message (`SCM_CREDENTIALS`, see unix(7)), so a message
-//! cannot lie about its sender.
+//! The kernel reports which process sent a message (`SCM_CREDENTIALS`, see unix(7)), so a sender
+//! cannot pretend to be another process.
 //!
-//! Sending never waits for the peer. If the channel is full, because the peer does not read,
-//! sending fails. Receiving is cancel safe, because one system call takes a whole packet. This
-//! module itself replies to messages of an unknown kind.
+//! Sending never waits for the peer. If the channel is full because the peer does not read, sending
+//! fails. Receiving is cancel safe, because one system call takes a whole packet. This module
+//! itself replies to messages of an unknown kind.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -39,7 +39,7 @@ pub(crate) struct Channel {
     ends_with: EndsWith,
 }
 
-/// Whether the death of the peer process ends a channel. End of file always ends it.
+/// Whether the death of the peer process ends a channel. End of file ends it in any case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum EndsWith {
     /// The death of the peer process ends the channel.
@@ -103,7 +103,7 @@ impl Channel {
         let held = match process {
             SenderProcess::Held(process) => Ok(process),
             SenderProcess::Ended => Err(io::Error::from(Errno::ESRCH)),
-            // Another process may have reused the sender's pid since the message was sent. That is
+            // The sender may have ended, and another process may have reused its pid. This is
             // impossible if the channel is still open or the process is in our process group.
             SenderProcess::Unknown => {
                 let Some(pid) = pid else { return };
@@ -128,7 +128,7 @@ impl Channel {
 
     /// Keeps the channel open after the peer process has died, until every copy of the other end is
     /// closed. A successor that has taken over passes its end to its own successor. So the channel
-    /// must survive the death of either of them.
+    /// must survive the death of either process.
     pub(crate) fn outlive_process(&mut self) {
         self.ends_with = EndsWith::LastHolder;
     }
@@ -150,8 +150,8 @@ impl Channel {
     }
 
     /// Waits until the peer process has ended or the instant `until` has passed. Returns the exit
-    /// status of the peer if the kernel reports one. The wait is needed because the kernel closes
-    /// the file descriptors of a process shortly before it reports the exit. Cancel safe.
+    /// status of the peer if the kernel reports one. The wait is needed because the kernel closes a
+    /// process's file descriptors shortly before it reports the exit. Cancel safe.
     pub(crate) async fn exit_status(&self, until: Instant) -> Option<ExitStatus> {
         let ChannelPeer::Process(pid, process) = &self.peer else { return None };
         let _ = tokio::time::timeout_at(until, process.readable()).await;

@@ -1,7 +1,7 @@
-//! The lines `KEY=value` of a packet between generations, as they are written and read.
+//! An encoder and a decoder for the `KEY=value` lines of a packet between generations.
 //!
-//! This module knows no message. Text from another process cannot forge a line, because a line
-//! break in a value becomes a space.
+//! This module does not know which messages exist. Text from another process cannot forge a line,
+//! because the encoder replaces each line break in a value with a space.
 
 use std::collections::VecDeque;
 use std::fmt::{Display, Write as _};

@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::generation::Generation;
 use crate::sys::env::Environment;
 
-/// A placeholder for the value of `LISTEN_PID`. The fuzz target replaces it by the pid of the
+/// A placeholder for the value of `LISTEN_PID`. The fuzz target replaces it with the pid of the
 /// fuzzer process.
 const OURSELVES: &[u8] = b"self";
 
@@ -28,8 +28,7 @@ pub(crate) fn message(packet: &[u8]) -> bool {
     }
     let again = Message::decode(&message.encode());
     match (&message, &again) {
-        // Accept a decoded reason that is only the beginning of the encoded one, because the
-        // encoder shortens a long reason.
+        // Accept a reason that was cut off, because the encoder shortens a long reason.
         (Message::Failed { reason }, Ok(Message::Failed { reason: cut })) => {
             assert!(reason.starts_with(cut))
         }
@@ -42,8 +41,8 @@ pub(crate) fn message(packet: &[u8]) -> bool {
     } else {
         return true;
     };
-    // Add the counters to themselves, because the active generation also adds up the counters of
-    // all generations.
+    // Check that adding up counters does not panic. The active generation adds up the counters that
+    // other generations have sent.
     let mut sum = counters.clone();
     sum.add(&counters);
     sum.settle();
@@ -58,9 +57,9 @@ struct BirthInput {
     generation: Generation,
 }
 
-/// Reads environment variables from `bytes`. After an empty variable, the rest is the hello
-/// message, which is the first message from a predecessor. Returns the program that this process
-/// would start as its successor.
+/// Reads environment variables from `bytes`. An empty variable ends the list, and the remaining
+/// bytes are the hello message, which is a predecessor's first message. Returns the program that
+/// this process would start as its successor.
 pub(crate) fn birth(bytes: &[u8]) -> Option<Program> {
     let end = bytes.windows(2).position(|pair| pair == b"\0\0").unwrap_or(bytes.len());
     let environment = environment(bytes[..end].split(|byte| *byte == 0));
@@ -81,8 +80,7 @@ fn read(environment: &Environment, hello: &Hello) -> Result<Program, Error> {
     let identities = identities(environment, birth.count, hello)?;
     assert_eq!(identities.len(), birth.count);
 
-    // Do not count the inherited channel as a passed socket, although it is a passed file
-    // descriptor.
+    // Leave the inherited channel out of `count`, because `count` is the number of passed sockets.
     let (count, channel) =
         (birth.count, birth.channel.filter(|channel| *channel > 2).unwrap_or(RawFd::MAX));
     let variables = program.environment_for(birth.generation, count, channel);
@@ -109,8 +107,8 @@ fn parts(environment: &Environment) -> Result<BirthInput, Error> {
 
 fn environment<'a>(variables: impl Iterator<Item = &'a [u8]>) -> Environment {
     let variables = variables.filter_map(|variable| {
-        // Skip the first byte when looking for the equals sign. As in the C library, a variable
-        // always has a name, and its first byte is part of that name.
+        // Look for the equals sign after the first byte. As in the C library, the first byte always
+        // belongs to the name, even if it is an equals sign.
         let equals = variable.iter().skip(1).position(|byte| *byte == b'=')? + 1;
         let (name, value) = (OsStr::from_bytes(&variable[..equals]), &variable[equals + 1..]);
         let is_ours = name == LISTEN_PID && value == OURSELVES;

@@ -4,9 +4,9 @@
 //! All parents use one protocol, whether systemd, another program or a predecessor. They pass file
 //! descriptors from 3 up and set `LISTEN_FDS` and `LISTEN_FDNAMES` (see sd_listen_fds(3)). A parent
 //! sets `LISTEN_PID` to the pid of the process that should use the sockets. A predecessor cannot
-//! know the pid of its successor before the fork. So it sets a variable that names the channel
-//! between the two processes. Any invalid value is an error, because a process that guesses may
-//! serve the wrong socket.
+//! know the pid of its successor before the fork. So it sets another variable, which names the
+//! channel between the two processes. Any invalid value is an error, because a process that guesses
+//! may serve the wrong socket.
 
 use std::collections::HashSet;
 use std::fmt::Display;
@@ -60,13 +60,13 @@ pub struct Inheritance {
 impl Inheritance {
     /// Takes the inheritance from the environment and from the passed file descriptors. Call this
     /// function first in `main`, before you build a runtime. It changes the environment, which is
-    /// sound only in a single thread, and it marks every open file descriptor from 3 up
-    /// close-on-exec.
+    /// sound only while the process has a single thread. It also marks every open file descriptor
+    /// from 3 up close-on-exec.
     ///
     /// # Errors
     /// [`Error::ThreadsRunning`] if other threads run, [`Error::AlreadyTaken`] on a second call,
     /// and [`Error::Environment`] or [`Error::NotAListener`] if a parent passed an invalid value.
-    /// If this process has a predecessor, this function also tells it why this process failed.
+    /// If this process has a predecessor, the predecessor is told why this process failed.
     ///
     /// # As process 1
     /// A generation exits after a handoff, but a container ends when process 1 exits. So if this
@@ -218,7 +218,7 @@ impl Inheritance {
     }
 }
 
-/// The part of the inheritance that only a predecessor passes, and no other parent.
+/// The part of the inheritance that only a predecessor passes, not systemd or another parent.
 struct Inherited {
     generation: Generation,
     sockets: Vec<Passed>,

@@ -82,7 +82,7 @@ impl Init {
 }
 
 /// Writes an error to standard error, because the init process has no log. Called when this error
-/// ends the init process. Does not wait if standard error is a full pipe.
+/// ends the init process. Does not block if standard error is a full pipe.
 fn complain(error: &io::Error) {
     let stderr = io::stderr();
     let mut room = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
@@ -146,7 +146,7 @@ impl InitProcess {
     }
 
     /// Handles all pending messages, signals and ended children, then waits for more. Returns the
-    /// status of the active generation once all generations have ended.
+    /// exit status of the active generation once all generations have ended.
     fn turn(&mut self) -> io::Result<Option<i32>> {
         // Read the messages before the signals. A message may name a new active generation, and
         // then the signals must go to that generation.
@@ -203,12 +203,12 @@ impl InitProcess {
         }
     }
 
-    /// Sends a signal to the active generation, unless the init process has already reaped it. The
-    /// kernel can reuse the pid of a process only after it is reaped.
+    /// Sends a signal to the active generation, unless the init process has already reaped it. In
+    /// that case, the pid may already belong to another process.
     fn send(&self, signal: Signal) {
         if self.status.is_none() {
-            // Ignore an error, which means that the process has ended. The init process will then
-            // read its exit status.
+            // Ignore an error, which means that the process has ended. The init process then reads
+            // its exit status.
             let _ = kill(self.head, signal);
         }
     }

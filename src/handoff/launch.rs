@@ -1,4 +1,5 @@
-//! The launch of a successor: the sockets and channels that it gets, and its first message.
+//! The launch of a successor: the sockets and channels that it inherits, and the first message to
+//! it.
 
 use std::ffi::CString;
 use std::io;
@@ -17,8 +18,8 @@ use crate::sys::fd::{FIRST_PASSED, ReservedFd};
 use crate::sys::socket::channel_pair;
 use crate::sys::spawn::{Launch, launch};
 
-/// The size in bytes of the send buffer of the channel over which connections move to the
-/// successor. The system may allow less.
+/// The size, in bytes, of the send buffer for the channel over which connections move to the
+/// successor. The kernel may allow less.
 const CARRY_QUEUE: usize = 256 * 1024;
 
 /// The program, sockets and channels with which this process starts a successor.
@@ -70,8 +71,8 @@ impl LaunchSpec<'_> {
     }
 }
 
-/// Returns the number that a passed file descriptor has in the successor. `place` is its index
-/// among the passed descriptors.
+/// Returns the number that a passed file descriptor will have in the successor. `place` is its
+/// index among the passed descriptors.
 fn number_of(place: usize) -> io::Result<RawFd> {
     RawFd::try_from(place).map(|place| FIRST_PASSED + place).map_err(io::Error::other)
 }

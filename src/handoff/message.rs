@@ -4,7 +4,7 @@
 //! Every packet begins with the protocol version and the message kind. Unknown keys are ignored, so
 //! a later version can add keys to a message. A message of an unknown kind or version has no
 //! effect, and the receiver replies [`Message::Unknown`]. The sender replaces each line break in a
-//! value by a space. `docs/protocol.md` describes which generation sends which message, and when.
+//! value with a space. `docs/protocol.md` describes which generation sends which message, and when.
 
 use std::os::fd::RawFd;
 
@@ -44,14 +44,14 @@ pub(crate) enum Message {
     /// retired, and the successor is now the active generation.
     Committed(Commit),
     /// The predecessor sends its successor the counters of the older generations that have ended.
-    /// It sends them just before the commit of the handoff.
+    /// It sends them just before it commits the handoff.
     Counted(Box<Counters>),
     /// The predecessor sends its successor the last status report of an older generation that has
-    /// not ended. It sends the report just before the commit of the handoff.
+    /// not ended. It sends the report just before it commits the handoff.
     Draining(Box<Report>),
     /// The predecessor offers to move its connections to the successor over the attached channel.
-    /// `version` is the version of the protocol for moving connections. This message comes before
-    /// the commit of the handoff.
+    /// `version` is the version of the protocol for moving connections. The predecessor sends this
+    /// message before it commits the handoff.
     Carry { version: u32 },
     /// The predecessor tells its successor to stop. The reason is that the service stops, or that
     /// the handoff has failed or was rolled back.
@@ -59,16 +59,16 @@ pub(crate) enum Message {
     /// A new process is about to execute the successor's program. Along with this message the
     /// kernel reports the pid of the new process.
     Born,
-    /// The launch of a successor failed at the second fork. The process between predecessor and
-    /// successor sends this message.
+    /// The launch of a successor failed at the second fork. The intermediate process, which should
+    /// have forked the successor, sends this message.
     ForkFailed { errno: i32 },
     /// The launch of a successor failed at the exec. The process that should have become the
     /// successor sends this message.
     ExecFailed { errno: i32 },
     /// The successor tells its predecessor that it accepts connections. `closed` lists the passed
     /// file descriptors that the successor closed, because they match no configured listener.
-    /// `replaced` lists those of them that overlap with the address of a new listener. Their
-    /// clients will go to the new listener once the predecessor has closed these sockets too.
+    /// `replaced` lists those closed sockets whose address overlaps with the address of a new
+    /// listener. Clients reach the new listener once the predecessor has closed these sockets too.
     Ready { closed: Vec<RawFd>, replaced: Vec<RawFd> },
     /// The successor tells its predecessor that it cannot serve, and why.
     Failed { reason: String },
@@ -103,11 +103,11 @@ pub(crate) enum Message {
 /// The information that a predecessor sends to its successor at startup.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Hello {
-    /// The passed sockets that the predecessor or an older generation bound, and no parent such as
-    /// systemd. Each has its index among the passed sockets.
+    /// The passed sockets that were bound by the predecessor or an older generation, not by a
+    /// parent such as systemd. Each entry has the socket's index among the passed sockets.
     pub(crate) bound: Vec<(usize, Binding)>,
-    /// The generations before the predecessor that still finish their last connections. Each entry
-    /// has the file descriptor of the channel to that generation.
+    /// The generations before the predecessor that are still draining, each with the file
+    /// descriptor of the channel to that generation.
     pub(crate) draining: Vec<(Generation, RawFd)>,
     /// The file descriptor of the channel to the init process, if one exists.
     pub(crate) init: Option<RawFd>,
@@ -118,10 +118,10 @@ pub(crate) struct Hello {
     pub(crate) names: Vec<String>,
 }
 
-/// The information that a predecessor leaves to its successor when the handoff commits.
+/// The information that a predecessor passes to its successor when it commits the handoff.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Commit {
-    /// Whether a reload was requested that the predecessor could not handle any more. If so, the
+    /// Whether the predecessor received a reload request that it can no longer handle. If so, the
     /// successor handles it.
     pub(crate) pending: PendingReload,
     /// Whether the predecessor accepts connections again if the successor dies.
@@ -133,13 +133,12 @@ pub(crate) struct Commit {
 pub(crate) enum OnSuccessorDeath {
     /// The retired generation accepts connections again.
     Resume,
-    /// The retired generation does not accept connections again. The reason is that this generation
-    /// or the whole service was told to stop, or that the service manager restarts the service.
+    /// The retired generation does not accept connections again. Either this generation or the
+    /// whole service was told to stop, or the service manager restarts the service.
     Stay,
 }
 
-/// Whether the service still has to handle a request for a reload (SIGHUP). Several requests count
-/// as one.
+/// Whether a reload request (SIGHUP) is pending. Several pending requests count as one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub(crate) enum PendingReload {
     #[default]
@@ -215,7 +214,7 @@ impl Message {
     /// Decodes a packet into a message.
     ///
     /// # Errors
-    /// A text that says why the packet is not a valid message.
+    /// Returns a text that says why the packet is not a valid message.
     pub(crate) fn decode(packet: &[u8]) -> Result<Self, Malformed> {
         let text = std::str::from_utf8(packet)
             .map_err(|_| format!("{} bytes that are not text", packet.len()))?;

@@ -1,5 +1,5 @@
-//! One packet of a channel, as it is read from the socket: a message with its file descriptors, or
-//! the reason why it is not valid.
+//! One packet as it is read from a channel: a message with its file descriptors, or the reason why
+//! the packet is not valid.
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -15,8 +15,8 @@ use crate::sys::socket::{Packet, retry};
 pub(super) const PACKET_MAX: usize = 64 * 1024;
 
 /// The maximum size in bytes of a message that is passed in a file. The limit protects this process
-/// from a broken successor that sends too much. For comparison, a message about 10,000 listeners
-/// and 10,000 upstreams needs about 10 MB.
+/// from a broken successor that sends too much. A message about 10,000 listeners and 10,000
+/// upstreams takes about 10 MB.
 const FILE_MAX: u64 = 256 * 1024 * 1024;
 
 /// The result of receiving one packet from a channel.

@@ -2,7 +2,7 @@
 //! environment as this process.
 //!
 //! The path is resolved again at each start, so a deployment can put a new binary at this path. The
-//! successor gets the original environment of this process, with new values of the handoff
+//! successor gets the original environment of this process, with new values for the handoff
 //! variables. It also gets the variables of the service manager. So the environment does not grow
 //! from generation to generation.
 
@@ -32,15 +32,15 @@ pub(crate) struct Program {
     /// The environment of this process at startup, without the handoff variables and the service
     /// manager's variables.
     environment: Vec<CString>,
-    /// The variables of the service manager, as `NAME=value`. Only a successor gets them, and no
-    /// other program that this process starts.
+    /// The variables of the service manager, as `NAME=value`. This process passes them only to a
+    /// successor, not to other programs that it starts.
     service_manager: Vec<CString>,
     notify_socket: Option<OsString>,
     numbers: ManagerNumbers,
     watchdog: Option<Duration>,
 }
 
-/// Whether the service manager and this process use the same process ids.
+/// Whether the service manager and this process see the same pids, that is, share a pid namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ManagerNumbers {
     /// The service manager uses the same pids as this process.

@@ -2,7 +2,7 @@
 //!
 //! This process sends no second request to a generation before the first one is answered. So
 //! requests do not pile up at a generation that is busy or hangs. A generation of an older version
-//! may not know the request. It replies so once, and this process does not ask it again.
+//! may not know the request. Once it has said so in a reply, this process does not ask it again.
 
 use super::message::{ASK, Message};
 use crate::report::{GenerationState, Report};
@@ -73,8 +73,8 @@ impl StatusPoll {
         self.report = Some(report);
     }
 
-    /// Marks the status as unknown, because from now on the other generation sends its reports to
-    /// another process.
+    /// Marks the status as unknown, because the other generation now sends its reports to another
+    /// process.
     pub(super) fn leave(&mut self) {
         if let Some(report) = &mut self.report {
             report.state = GenerationState::Unknown;

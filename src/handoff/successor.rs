@@ -1,9 +1,9 @@
-//! The successor, as its predecessor sees it: its start, the channel to it, and its state.
+//! The predecessor's view of its successor: how it is started, the channel to it, and its state.
 //!
-//! The successor sends a message when it accepts connections, and the kernel reports the death of
-//! the successor. The caller decides how long to wait for these events. From the first message of
-//! the successor on, this process holds a pidfd of the successor. So a signal cannot reach another
-//! process that has reused the pid.
+//! The successor sends a message when it accepts connections, and the kernel reports the
+//! successor's death. The caller decides how long to wait for these events. Once the successor's
+//! first message has arrived, this process holds a pidfd of the successor. So a signal cannot reach
+//! another process that has reused the pid.
 
 use std::future::poll_fn;
 use std::io;
@@ -81,16 +81,15 @@ pub(crate) enum SuccessorEvent {
 /// How to end a successor that must not take over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum StopMode {
-    /// Tell the successor to stop. It still serves the connections that it has accepted until they
-    /// end.
+    /// Tell the successor to stop. It first drains the connections that it has accepted.
     Stop,
     /// Kill the successor at once.
     Kill,
 }
 
 impl Successor {
-    /// Starts a successor. [`Successor::next`] then returns what happens to the successor. Must be
-    /// called in a tokio runtime. Blocks the thread for the duration of two forks.
+    /// Starts a successor. [`Successor::next`] then reports what happens to it. Must be called in a
+    /// tokio runtime. Blocks the thread for the duration of two forks.
     ///
     /// # Errors
     /// [`HandoffFailure::Fork`] if no process could be created.
@@ -131,8 +130,8 @@ impl Successor {
         self.stage != SuccessorStage::Starting
     }
 
-    /// Marks the successor as the new active generation. From then on, this process ignores
-    /// messages with which a successor reports that it is ready or has failed.
+    /// Marks the successor as the new active generation. From then on, this process ignores any
+    /// message that says the successor is ready or has failed.
     pub(crate) fn release(&mut self) {
         self.stage = SuccessorStage::Released;
     }
@@ -308,7 +307,7 @@ impl Successor {
         }
     }
 
-    /// Handles a packet of a successor that has taken over. Such a successor can no longer report
+    /// Handles a packet from a successor that has taken over. Such a successor can no longer report
     /// that it is ready or has failed.
     fn take_after_release(received: Received) -> Option<SuccessorEvent> {
         match received {
@@ -322,11 +321,11 @@ impl Successor {
         }
     }
 
-    /// Marks the successor as ready. `closed` and `replaced` are the numbers that the sockets have
-    /// in the successor.
+    /// Marks the successor as ready. `closed` and `replaced` contain the file descriptor numbers of
+    /// the sockets in the successor.
     fn become_ready(&mut self, closed: &[RawFd], replaced: &[RawFd]) -> SuccessorEvent {
-        // Treat the sender of the ready message as the successor. It may be another process than
-        // the started one, because a wrapper script may have forked it.
+        // Treat the sender of the ready message as the successor. It may not be the process that
+        // was started, because a wrapper script may have forked it.
         self.channel.follow_sender();
         self.stage = SuccessorStage::Ready;
         let place =

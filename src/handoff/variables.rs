@@ -35,15 +35,15 @@ pub(super) const WATCHDOG_USEC: &str = "WATCHDOG_USEC";
 /// watches later generations.
 pub(super) const WATCHDOG_PID: &str = "WATCHDOG_PID";
 /// The variable that is set if the service manager is in another pid namespace. The first
-/// generation sets it for later generations. They cannot find this out themselves, because it takes
-/// the oldest ancestor of the first generation, which may have ended by then.
+/// generation sets it for later generations. They cannot find this out themselves, because the
+/// check needs the first generation's oldest ancestor, which may have ended by then.
 pub(super) const FOREIGN_MANAGER: &str = "HANDOFFD_FOREIGN_MANAGER";
 /// The variable that names the directory for the control socket of the service (see
 /// systemd.exec(5)).
 pub(super) const RUNTIME_DIRECTORY: &str = "RUNTIME_DIRECTORY";
 
-/// The variables that this process removes from its environment, so that the programs that it
-/// starts do not see them.
+/// The variables that this process removes from its environment, to hide them from programs that it
+/// starts.
 pub(super) const TAKEN_OUT: [&str; 10] = [
     LISTEN_FDS,
     LISTEN_FDNAMES,

@@ -1,8 +1,8 @@
 //! The part of the driver that performs the actions of the state machine.
 //!
 //! The state machine in `machine` decides what an event means and in which order the actions are
-//! performed. The module `handoff` performs the actions of a handoff, and the module `drain` the
-//! actions of a drain. This module performs all other actions, such as closing listeners.
+//! performed. The modules `handoff` and `drain` perform the actions of a handoff and of a drain.
+//! This module performs all other actions, such as closing listeners.
 
 use super::driver::Driver;
 use super::head::ActiveRole;
@@ -170,8 +170,8 @@ impl<P: DataPlane> Driver<P> {
         let replaced = given_up.iter().filter(|listener| listener.is_replaced()).cloned();
         let replaced: Vec<_> = replaced.collect();
         replaced.iter().for_each(Listener::divert);
-        // Tell older generations that these sockets are no longer in use. They have copies of the
-        // sockets, and would use them if they had to accept again.
+        // Tell older generations that these sockets are no longer in use. They hold copies of these
+        // sockets, and would otherwise use them if they had to accept again.
         let sockets = given_up.iter().filter_map(|listener| listener.cookie().ok());
         let sockets: Vec<_> = sockets.collect();
         if !sockets.is_empty() {

@@ -1,4 +1,5 @@
-//! The builder of a generation: its listeners, its settings, and where its connections are served.
+//! A builder for a generation. It sets the listeners, the settings, and the threads that serve
+//! connections.
 
 use super::driver::{Driver, RunReport};
 use super::embed::Starting;
@@ -41,14 +42,15 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// Begins with the default settings. The listeners are those that are passed in.
+    /// Creates a builder with the default settings. Unless [`Builder::listen`] adds listeners, the
+    /// generation uses those that a parent passed in.
     #[must_use]
     pub fn new(inheritance: Inheritance) -> Self {
         Self { inheritance, config: Config::default(), workers: None }
     }
 
-    /// Adds a listener, written as `[NAME=]ADDRESS`. It uses the socket of this name or address
-    /// that is passed in, or else binds the address.
+    /// Adds a listener, written as `[NAME=]ADDRESS`. If a parent passed in a socket with this name
+    /// or address, the listener uses that socket. Otherwise the generation binds the address.
     ///
     /// # Errors
     /// [`Error::Address`] or [`Error::ListenerName`] if the text is not a listener, and
@@ -92,8 +94,8 @@ impl Builder {
         self
     }
 
-    /// Serves the connections on these workers instead of the runtime of the caller. Signals,
-    /// deadlines and handoffs are still handled in the runtime of the caller.
+    /// Serves the connections on these workers instead of in the caller's runtime. The caller's
+    /// runtime still handles signals, deadlines and handoffs.
     #[must_use]
     pub fn workers(mut self, workers: Workers) -> Self {
         self.workers = Some(workers);

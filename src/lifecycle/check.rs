@@ -1,8 +1,9 @@
-//! A check whether a configuration could be served, which changes nothing.
+//! A dry run of a configuration. This module checks whether the configuration could be served, and
+//! changes nothing.
 //!
 //! An operator runs this check before a start or a reload of the daemon. It checks the paths where
-//! the daemon would create files. It does not check whether an address is free, because only a bind
-//! can tell, and because the addresses are in use before a reload.
+//! the daemon would create files. It does not check whether an address is free: only a bind can
+//! tell, and before a reload the running daemon uses the addresses.
 
 use std::collections::HashMap;
 use std::fs;
@@ -21,8 +22,8 @@ impl Config {
     /// Checks whether this configuration could be served, without changing anything.
     ///
     /// # Errors
-    /// Returns [`Error::Bind`] or [`Error::PidFile`] for the first path that cannot be used, for
-    /// example because no file can be created there or two sockets have the same path.
+    /// Returns [`Error::Bind`] or [`Error::PidFile`] for the first path that cannot be used. This
+    /// is the case, for example, if no file can be created there or two sockets have the same path.
     pub fn check(&self) -> Result<(), Error> {
         check(self)
     }

@@ -23,9 +23,9 @@ const RESUME_TIMEOUT: Duration = Duration::from_secs(10);
 /// The pause between two attempts to accept connections again after the successor has died.
 const RESUME_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long to wait for news about the successor after it has closed the channel through which
-/// connections move. The successor may have died: the channels of a dead process do not all close
-/// at the same moment.
+/// How long to wait for signs of the successor's death after it has closed the channel through
+/// which connections move. The kernel does not close all channels of a dead process at the same
+/// moment.
 const LAST_WORD_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The deadlines of a drain that is in progress.
@@ -34,7 +34,7 @@ pub(super) struct DrainPhase {
     /// When the remaining connections are cut. `None` if the clock cannot represent the deadline.
     pub(super) until: Option<Instant>,
     /// When connections that have not moved to the successor are asked to end. `None` if no
-    /// connection can move to a successor, or after they were asked.
+    /// connection can move to a successor, or if they have already been asked.
     pub(super) carry_until: Option<Instant>,
     /// Whether connections may still move to the successor.
     pub(super) carries: bool,
@@ -66,9 +66,9 @@ impl<P: DataPlane> Driver<P> {
         self.report_to_successor();
     }
 
-    /// Called when no more connections move to the successor. The remaining connections are asked
-    /// to end. If the successor may be dead, they get a moment first, because this generation may
-    /// have to serve them again.
+    /// Asks the remaining connections to end, because no more connections move to the successor. If
+    /// the successor may be dead, they are asked a moment later, because this generation may have
+    /// to resume serving.
     pub(super) fn carry_ended(&mut self, end: CarryEnd) -> Option<Occurrence> {
         let drain = self.drain.as_mut()?;
         drain.carries = false;
@@ -151,7 +151,7 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Reports how the drain ended, as the last step of this generation. Also kills a successor
+    /// Reports how the drain ended. This is the last step of a generation. Also kills a successor
     /// that is not ready yet, and removes the path of the control socket if no other generation
     /// needs it.
     pub(super) fn exit(&mut self) {
@@ -178,7 +178,7 @@ impl<P: DataPlane> Driver<P> {
         // The active generation adds the counters in this last report to its totals.
         self.report_to_successor();
         // Refuse a pending reload request last. When systemd stops a unit, it also ends a reload
-        // command of the unit that still runs. If this refusal made the reload command fail
+        // command of the unit that is still running. If this refusal made the reload command fail
         // earlier, systemd would mark the unit as failed.
         self.refuse_reload("the service is stopping");
     }

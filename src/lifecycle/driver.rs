@@ -30,7 +30,8 @@ use crate::notify::{MainProcess, Notifier};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RunReport {
-    /// How the connections ended that were open when the last drain began.
+    /// The result of the last drain: how many connections ended, moved to the successor, or were
+    /// cut.
     pub drain: DrainReport,
 }
 
@@ -68,7 +69,7 @@ pub(super) struct OwnListeners {
     /// generation accepts on them. After a commit, these are the listeners that the successor does
     /// not use. After a rollback, these are the listeners that this generation bound itself.
     pub(super) given_up: Vec<usize>,
-    /// Whether to remove the path of the control socket when this process ends.
+    /// Whether to remove the control socket's path when this process ends.
     pub(super) control_ends: bool,
 }
 

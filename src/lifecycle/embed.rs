@@ -1,5 +1,5 @@
-//! The interface for a program with its own server, such as axum or hyper, instead of the server of
-//! this library.
+//! The interface for a program that uses its own server, such as axum or hyper, instead of this
+//! library's server.
 //!
 //! Each stage of a generation is a type, so that calls in the wrong order do not compile.
 //! [`Starting`] holds the listeners. [`Starting::ready`] returns a [`Serving`], which tells your
@@ -84,8 +84,8 @@ pub struct Acceptor {
     retired: Signal,
     awaiting_first_byte: TaskTracker,
     open: TaskTracker,
-    /// A token that is held until this acceptor stops accepting. [`Serving::draining`] waits for
-    /// it, because this acceptor may just have accepted a connection.
+    /// A token that is held until this acceptor stops accepting. [`Serving::draining`] waits until
+    /// the token is dropped, because this acceptor may just have accepted a connection.
     accepting: Option<TaskTrackerToken>,
 }
 
@@ -111,7 +111,7 @@ pub struct Retirement(watch::Receiver<ServerRequest>);
 
 impl Retirement {
     /// Returns whether the generation has stopped accepting. If so, the next reply on each
-    /// connection must be the last one.
+    /// connection must be the last.
     #[must_use]
     pub fn has_begun(&self) -> bool {
         *self.0.borrow() != ServerRequest::Accepting
@@ -210,8 +210,8 @@ impl Serving {
         copy.map(TcpListener::from).map_err(Error::system("copy a listener's descriptor"))
     }
 
-    /// Waits until the server must stop accepting connections. The reason is that a successor has
-    /// taken over, or that this generation was told to stop.
+    /// Waits until the server must stop accepting connections, because a successor has taken over
+    /// or this generation was told to stop.
     pub fn retired(&self) -> impl Future<Output = ()> + Send + Sync + use<> {
         self.handle.until(|phase| phase != ServerRequest::Accepting)
     }
@@ -219,8 +219,8 @@ impl Serving {
     /// Waits until it is time to ask the connections to end.
     ///
     /// This function first waits until the server must stop accepting. Then it waits until each
-    /// [`Acceptor`] has returned `None` or was dropped, and until the server has read something
-    /// from each connection that it accepted. The second wait takes at most `first_request_grace`.
+    /// [`Acceptor`] has returned `None` or has been dropped, and the server has read something from
+    /// each accepted connection. The second wait takes at most `first_request_grace`.
     ///
     /// Do not end connections as soon as [`Serving::retired`] resolves. A client whose connection
     /// was just accepted may have sent its first request, which would be lost.
@@ -237,7 +237,7 @@ impl Serving {
         }
     }
 
-    /// Returns a handle that tells whether the next reply on a connection must be its last one.
+    /// Returns a handle that tells whether the next reply on a connection must be the last.
     #[must_use]
     pub fn retirement(&self) -> Retirement {
         Retirement(self.handle.phase.clone())
@@ -246,11 +246,11 @@ impl Serving {
     /// Waits until it is time to close connections that wait for another request.
     ///
     /// This function first waits as [`Serving::draining`] does. Then it waits until all connections
-    /// from an [`Acceptor`] are closed, but for `keep_alive` at most.
+    /// from an [`Acceptor`] are closed, but at most for `keep_alive`.
     ///
     /// Use this function for protocols such as HTTP, in which a reply can announce the end of the
     /// connection (see [`Retirement`]). A client that sends a request within `keep_alive` gets such
-    /// a reply, and loses no request. The wait ends early if the generation has to accept again,
+    /// a reply, so no request is lost. The wait ends early if the generation has to accept again,
     /// because new clients wait in the backlog.
     pub fn closing(&self, keep_alive: Duration) -> impl Future<Output = ()> + Send + Sync + use<> {
         let (draining, recalled, open) =
@@ -265,7 +265,8 @@ impl Serving {
         }
     }
 
-    /// Waits until the drain deadline has passed. The server then drops its remaining connections.
+    /// Waits until the drain deadline has passed. The server must then drop its remaining
+    /// connections.
     pub fn cut(&self) -> impl Future<Output = ()> + Send + Sync + use<> {
         self.handle.until(|phase| phase == ServerRequest::Cut)
     }
@@ -313,7 +314,7 @@ impl Acceptor {
     /// Cancel safe.
     ///
     /// The stream is non-blocking. [`Serving::draining`] waits until the server has read something
-    /// from the stream, but for `first_request_grace` at most.
+    /// from the stream, but at most for `first_request_grace`.
     pub async fn accept(&mut self) -> Option<(Stream, Peer)> {
         self.accepting.as_ref()?;
         tokio::select! {

@@ -1,7 +1,7 @@
 //! The part of the driver that hands over to a successor. [`Handoff`] holds the state of a handoff.
 //!
 //! This module also reports the outcome of a handoff: it replies to the operator's reload request,
-//! notifies the service manager, and writes a log record. After a commit, it writes the pid of the
+//! notifies the service manager, and writes a log record. At the commit, it writes the pid of the
 //! successor to the pid file.
 
 mod reload;
@@ -80,16 +80,16 @@ impl Stage {
 }
 
 impl Handoff {
-    /// Returns when the handoff fails because the operator who requested it stops waiting. Returns
-    /// `None` without such a deadline.
+    /// Returns when the operator who requested the handoff stops waiting. The handoff fails at that
+    /// time. Returns `None` if there is no such limit.
     pub(super) fn given_up_at(&self) -> Option<Instant> {
         self.reload.as_ref().and_then(|reload| reload.until)
     }
 }
 
 impl<P: DataPlane> Driver<P> {
-    /// Starts a successor. Delays the start if another generation would exceed `max_generations`
-    /// while connections still move here from older generations.
+    /// Starts a successor. Delays the start if connections still move here from older generations
+    /// and one more generation would exceed `max_generations`.
     pub(super) fn start_successor(&mut self) {
         let is_asked = self.handoff.as_ref().is_some_and(|handoff| handoff.reload.is_some());
         let status = self.status().to_string();
@@ -113,8 +113,8 @@ impl<P: DataPlane> Driver<P> {
     }
 
     /// Returns whether the start of a successor must wait. A generation that takes over cuts the
-    /// oldest generation if more than `max_generations` are alive. So the start must wait if that
-    /// is possible and older generations still move connections to this process.
+    /// oldest generation if more than `max_generations` are alive. So the start waits if it could
+    /// lead to such a cut while older generations still move connections to this process.
     pub(super) fn is_start_delayed(&self) -> bool {
         self.plane.is_taking_over()
             && self.predecessors.count() + 1 >= self.config.max_generations.get()
@@ -153,7 +153,7 @@ impl<P: DataPlane> Driver<P> {
     }
 
     /// Commits the handoff, which makes the successor the active generation. The pid file is
-    /// written before the commit message is sent, so that a script that reads the pid file does not
+    /// written before the commit message is sent. Otherwise a script that reads the pid file could
     /// signal the old process.
     pub(super) fn commit(&mut self, commit: Commit) {
         let Some(handoff) = &mut self.handoff else { return };
@@ -199,7 +199,7 @@ impl<P: DataPlane> Driver<P> {
         self.listeners.set.restore();
         let Some(mut handoff) = self.handoff.take() else { return };
         let successor = self.process.generation.next();
-        // The successor had already taken over if this generation is no longer the active one.
+        // If this generation is no longer the active one, the successor had already taken over.
         let when = if self.head.is_some() { "failed" } else { "failed after the commit" };
         tracing::error!(
             event = "handoff.failed", %successor, reason = %failure,
@@ -239,7 +239,7 @@ impl<P: DataPlane> Driver<P> {
     }
 
     /// Adds the counters of a failed successor to the totals, and kills the successor. Does not
-    /// kill a successor that stops by itself and only drains its connections.
+    /// kill a successor that stops by itself and is only draining its connections.
     async fn release(&mut self, mut successor: Successor, failure: &HandoffFailure) {
         // Let the successor drain its connections if it was told to stop, or if it accepts
         // connections but the handoff took too long. Any other successor that is still alive hangs
@@ -256,7 +256,7 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Logs how many connections may be lost, because they had moved to a successor that has
+    /// Logs how many connections may have been lost because they had moved to a successor that
     /// failed.
     pub(super) async fn log_lost_connections(&mut self) {
         // First wait for the answers that the successor sent before it failed.

@@ -20,11 +20,10 @@ use crate::report::Connections;
 /// otherwise.
 const SOON: Duration = Duration::from_secs(1);
 const LATER: Duration = Duration::from_secs(10);
-/// How much more time to request from the service manager each time that a stop has made progress.
+/// How much more time to request from the service manager whenever a stop has made progress.
 const EXTENSION: Duration = Duration::from_secs(15);
 
-/// The active generation's connection to the service manager, and the status that it last sent
-/// there.
+/// The active generation's connection to the service manager, and the last status that it sent.
 #[derive(Debug)]
 pub(super) struct ActiveRole {
     notifier: Notifier,
@@ -36,7 +35,7 @@ pub(super) struct ActiveRole {
     /// Whether this process has told systemd that a reload has begun, so that systemd waits for the
     /// end of the reload.
     reload_told: bool,
-    /// The open connections and transferred bytes at the last check whether a stop makes progress.
+    /// The open connections and transferred bytes when the progress of a stop was last checked.
     progress: Option<Connections>,
 }
 
@@ -46,8 +45,8 @@ pub(super) enum Duty {
     /// Report the status of all generations to the service manager, and ask the other generations
     /// for new reports.
     RefreshStatus,
-    /// Check that the accept loops do not hang: send them a heartbeat, and pass it to
-    /// [`ActiveRole::beat`].
+    /// Check that the accept loops do not hang: send each of them a heartbeat, and pass the
+    /// heartbeat to [`ActiveRole::beat`].
     Beat,
 }
 
@@ -67,7 +66,7 @@ struct Watchdog {
     interval: Duration,
     due: Instant,
     /// The heartbeat that the accept loops have not completed yet. The watchdog is notified only
-    /// when it completes, so that an accept loop that hangs leads to a restart.
+    /// when the heartbeat completes, so that an accept loop that hangs leads to a restart.
     beat: Option<TaskTracker>,
 }
 
@@ -177,8 +176,8 @@ impl ActiveRole {
         self.said = status;
         // Clear the flag, because this notification also ends a reload in progress.
         self.reload_told = false;
-        // Stop the heartbeats, because the watchdog ignores a service that stops, and no accept
-        // loop runs any more.
+        // Stop the heartbeats: the watchdog ignores a service that is stopping, and no accept loop
+        // runs any more.
         self.watchdog = None;
         self.next = Instant::now();
     }

@@ -3,9 +3,9 @@
 //!
 //! The state machine uses no clock and no I/O, and remembers only its state. So tests can check
 //! every combination of state and event, and every interleaving of several generations (see
-//! `machine/exploration.rs`). The matches that [`step`] calls have no wildcard, so a new state or
-//! event does not compile until every combination is handled. `docs/architecture.md` shows the same
-//! transitions as a table.
+//! `machine/exploration.rs`). The functions that [`step`] calls match without wildcards, so a new
+//! state or event does not compile until every combination is handled. `docs/architecture.md` shows
+//! the same transitions as a table.
 
 mod action;
 #[cfg(test)]
@@ -84,10 +84,10 @@ pub(crate) enum Event {
     /// A signal, or an operator over the control socket, has requested a reload.
     ReloadRequested,
     /// This generation must stop, because it received SIGTERM, the first SIGINT, or a stop request
-    /// of the predecessor.
+    /// from the predecessor.
     Terminate,
     /// This generation must cut its connections now. It received SIGQUIT or a second SIGINT, or a
-    /// newer generation sent a request to cut. A newer generation does so if too many generations
+    /// newer generation sent a request to cut. A newer generation sends it if too many generations
     /// are alive, or if it was told to cut its own connections.
     CutNow,
     /// The successor has reported that it accepts connections.
@@ -98,8 +98,8 @@ pub(crate) enum Event {
     SuccessorLost,
     /// The successor was told to stop before the handoff was committed, and rolled it back.
     SuccessorRolledBack,
-    /// The whole service stops. The successor, which had taken over, was told to stop, or it died
-    /// and a service manager will restart the service.
+    /// The whole service stops. The successor has taken over and was told to stop, or it has died
+    /// and a service manager restarts the service.
     ServiceStopping,
     /// No more connections will move from this generation to the successor.
     CarryEnded,
@@ -220,8 +220,8 @@ fn serving(event: Event) -> (State, Vec<Action>) {
         }
         Event::Terminate => (State::Stopping, vec![TellStopping, CloseListeners, Drain]),
         Event::CutNow => (State::Stopped, vec![TellStopping, CloseListeners, Drain, Cut, Exit]),
-        // Ignore these events. They come from late messages of a failed successor or of older
-        // generations.
+        // Ignore these events. Late messages from a failed successor or from older generations
+        // cause them.
         Event::Live
         | Event::Committed(_)
         | Event::PredecessorLost
@@ -341,8 +341,8 @@ fn stopping(event: Event) -> (State, Vec<Action>) {
     }
 }
 
-/// Returns the state of a generation that becomes active now, with `actions`. If a reload request
-/// is pending, adds the action that starts a successor.
+/// Returns the next state of a generation that is or becomes active, together with `actions`. If a
+/// reload request is pending, adds the action that starts a successor.
 fn head(pending: PendingReload, mut actions: Vec<Action>) -> (State, Vec<Action>) {
     match pending {
         PendingReload::None => (State::Serving, actions),

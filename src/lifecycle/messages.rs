@@ -80,8 +80,8 @@ impl History {
 }
 
 impl<P: DataPlane> Driver<P> {
-    /// Handles a message of an older generation. Returns an event for the state machine, or `None`
-    /// if the message needs no decision.
+    /// Handles a message from an older generation. Returns an event for the state machine, or
+    /// `None` if the message needs no decision.
     pub(super) fn heard_predecessor(&mut self, event: PredecessorEvent) -> Option<Occurrence> {
         match event {
             PredecessorEvent::Committed(commit) => Some(Event::Committed(commit).into()),
@@ -131,8 +131,8 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Handles a message of the successor. Returns an event for the state machine, or `None` if the
-    /// message needs no decision.
+    /// Handles a message from the successor. Returns an event for the state machine, or `None` if
+    /// the message needs no decision.
     pub(super) async fn heard_successor(&mut self, event: SuccessorEvent) -> Option<Occurrence> {
         let retired = matches!(self.state, State::Retiring { .. });
         match event {
@@ -206,7 +206,7 @@ impl<P: DataPlane> Driver<P> {
     /// Logs an error if an older generation died while it still had connections.
     ///
     /// A generation that ends normally sends a final report to the process that is active at that
-    /// time. This process may not have been active, and then has no report. So if the report is
+    /// time. If another process was active, this process has no report. So if the report is
     /// missing, this function logs an error only for the direct predecessor.
     fn say_if_it_died(&self, generation: Generation, last: Option<&Report>) {
         match last.map(|last| (last.state, last.connections)) {

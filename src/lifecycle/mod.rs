@@ -2,8 +2,8 @@
 //!
 //! The module `machine` has no side effects: it maps each state and event to the next state and a
 //! list of actions. The module `driver` turns signals, messages and timers into events, and
-//! performs the actions. The top-level modules `handoff`, `server` and `notify`, which the driver
-//! uses, know nothing about each other.
+//! performs the actions. The driver uses the top-level modules `handoff`, `server` and `notify`,
+//! which know nothing about each other.
 //!
 //! A program that implements [`crate::Service`] calls [`run`]. A program with its own server begins
 //! with [`Starting`].
@@ -41,9 +41,9 @@ pub use embed::{Acceptor, AfterDrain, Retirement, Serving, Starting};
 ///
 /// This function handles SIGHUP, SIGUSR2, SIGTERM, SIGINT and SIGQUIT for the whole process, as the
 /// table in the README describes. It logs and ignores every other signal that would end the
-/// process. For SIGUSR2 and the ignored signals, a handler that the program has installed before
-/// this call stays in place. The library uses SIGURG to interrupt an accept call that blocks
-/// although the socket is non-blocking.
+/// process. If the program installed its own handler for SIGUSR2 or an ignored signal before this
+/// call, that handler stays in place. The library uses SIGURG to interrupt an accept call that
+/// blocks although the socket is non-blocking.
 ///
 /// # Errors
 /// Fails when this generation cannot start to accept connections, or ends early. A predecessor that

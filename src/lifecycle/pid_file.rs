@@ -31,7 +31,7 @@ const RETRY: Duration = Duration::from_secs(1);
 /// write white space around the number.
 const LONGEST: u64 = 64;
 
-/// The pid file that this process writes, and a failed write that must be retried.
+/// The pid file that this process writes, and the failed write to retry, if any.
 #[derive(Debug)]
 pub(super) struct PidFile {
     path: PathBuf,
@@ -45,7 +45,7 @@ struct Owed {
     pid: u32,
     due: Instant,
     failures: u32,
-    /// The reason for the last failure. If the next failure has the same reason, it is not logged.
+    /// The reason for the last failure. A repeated failure for the same reason is not logged.
     reason: String,
 }
 
@@ -224,8 +224,8 @@ fn named(path: &Path) -> io::Result<Option<u32>> {
     Ok(std::str::from_utf8(text).ok().and_then(|text| text.parse().ok()))
 }
 
-/// Removes the temporary files of ended processes next to `pid_file`. Such a process was killed
-/// before it could rename or remove its temporary file.
+/// Removes temporary files that ended processes have left next to `pid_file`. Such a process was
+/// killed before it could rename or remove its file.
 fn remove_stale_drafts(pid_file: &Path) {
     let Some(name) = pid_file.file_name() else { return };
     let folder =

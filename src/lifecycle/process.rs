@@ -1,4 +1,4 @@
-//! The properties of a generation's process, such as its generation number and its program.
+//! The fixed properties of a generation's process, such as its generation number and its program.
 
 use crate::generation::Generation;
 use crate::handoff::{Init, Program, ReservedFd};
@@ -9,10 +9,9 @@ use crate::notify::Notifier;
 pub(super) struct Process {
     pub(super) generation: Generation,
     pub(super) program: Program,
-    /// A file descriptor that keeps a number free for the channel to a successor.
+    /// A placeholder that keeps a file descriptor number free for the channel to a successor.
     pub(super) slot: ReservedFd,
-    /// The init process of the container that started this service. `None` outside of such a
-    /// container.
+    /// The channel to the init process. `None` if the service runs without an init process.
     pub(super) init: Option<Init>,
     pub(super) notifier: Notifier,
 }

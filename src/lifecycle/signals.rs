@@ -22,14 +22,15 @@ use crate::handoff::signals::{has_handler, stray};
 #[derive(Debug)]
 pub(super) struct Signals {
     hangup: Signal,
-    /// The stream of SIGUSR2, or `None` if the program has its own handler for this signal.
+    /// The stream of received SIGUSR2 signals, or `None` if the program has its own handler for
+    /// SIGUSR2.
     user: Option<Signal>,
     terminate: Signal,
     interrupt: Signal,
     quit: Signal,
     interrupted: Interrupted,
-    /// The signals that are only logged. They do not include signals for which the program has its
-    /// own handler.
+    /// The signals that are only logged. Signals for which the program has its own handler are left
+    /// out.
     stray: Vec<(c_int, Signal)>,
 }
 

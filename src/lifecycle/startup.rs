@@ -45,13 +45,13 @@ impl Liveness {
         self.starting.is_some()
     }
 
-    /// Returns the deadline for the start of the data plane, or `None` if it is not starting or the
-    /// start has no deadline.
+    /// Returns the deadline for the start of the data plane, or `None` if it is not starting or has
+    /// no deadline.
     pub(super) fn until(&self) -> Option<Instant> {
         self.starting.as_ref().and_then(|starting| starting.until)
     }
 
-    /// Returns whether every part of the data plane is alive, as far as is known.
+    /// Returns whether no part of the data plane is known to have died.
     pub(super) const fn is_whole(&self) -> bool {
         self.death.is_none()
     }
@@ -63,12 +63,11 @@ impl Liveness {
 }
 
 impl<P: DataPlane> Driver<P> {
-    /// Handles the event that every accept loop has run, which completes the start of the data
-    /// plane.
+    /// Completes the start of the data plane. Called when every accept loop has run.
     pub(super) fn started(&mut self) -> Option<Occurrence> {
         self.liveness.starting = None;
-        // Return the event `Live` only while the generation is starting, because it may have been
-        // told to stop meanwhile.
+        // Return `Live` only if the generation is still starting, because it may have been told to
+        // stop in the meantime.
         matches!(self.state, State::Starting { .. }).then(|| {
             let listeners = self.listeners.set.as_slice().iter();
             let listeners = listeners.map(|one| format!("{}={}", one.name(), one.address()));
@@ -85,7 +84,7 @@ impl<P: DataPlane> Driver<P> {
 
     /// Handles the death of a worker or an accept loop.
     ///
-    /// A generation that accepts connections, or is about to, ends at once as in a crash, and
+    /// A generation that accepts connections, or is about to, ends at once, as in a crash, and
     /// another generation takes over. A generation that only drains continues, so that its other
     /// connections can end.
     ///

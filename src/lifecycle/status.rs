@@ -2,7 +2,8 @@
 //!
 //! Each generation knows only its own state. The active generation asks the other generations for
 //! reports, and waits only a short time for the answers, because a generation may hang. For a
-//! generation that does not answer, the status contains its last report with an unknown state.
+//! generation that does not answer, the status contains its last report, with the state replaced by
+//! `Unknown`.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -37,8 +38,7 @@ impl Operators {
     }
 }
 
-/// The operators whose status requests are not answered yet, and the time by which they are
-/// answered.
+/// The operators whose status requests are not answered yet, and the deadline for the answer.
 #[derive(Debug, Default)]
 pub(super) struct StatusWaiters {
     waiting: Vec<Answer>,
@@ -106,8 +106,8 @@ impl<P: DataPlane> Driver<P> {
                 }
             }
             Duty::RefreshStatus => {
-                // First report the known status, and then ask for new reports. Do not wait for a
-                // generation that has not answered since the last refresh.
+                // First report the known status, and then ask for new reports. This way a
+                // generation that does not answer delays nothing.
                 self.say_how_it_stands();
                 self.ask_the_others();
                 let is_quiet = self.predecessors.is_empty() && self.state != State::Stopping;
@@ -132,8 +132,8 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Call this after another generation has sent a status report or has ended. If no more reports
-    /// are missing, answers the operators who wait for a status.
+    /// Answers the operators who wait for a status, unless a report is still missing. Call this
+    /// after another generation has sent a report or has ended.
     pub(super) fn reported(&mut self) {
         let is_due = self.predecessors.reports().any(|(_, poll)| poll.is_due())
             || self.successor().is_some_and(|successor| successor.poll().is_due());

@@ -1,7 +1,8 @@
-//! One source of events for all deadlines of a generation.
+//! A single timer for all deadlines of a generation.
 //!
-//! The value that has a deadline (a handoff, a drain, a status request) stores it, so the deadline
-//! disappears together with this value. The driver waits for the earliest deadline.
+//! Each deadline is stored in the value to which it belongs, such as a handoff, a drain or a status
+//! request. So the deadline disappears together with that value. The driver waits for the earliest
+//! deadline.
 
 use std::time::Duration;
 
@@ -12,8 +13,8 @@ use tokio::time::{Instant, sleep_until};
 pub(super) enum Timer {
     /// If the accept loops have not run by this deadline, the generation fails to start.
     Startup,
-    /// The handoff fails at this deadline if the successor cannot be started yet, because
-    /// connections still move here from older generations.
+    /// The handoff fails at this deadline if connections still move here from older generations, so
+    /// that the successor cannot be started.
     Delay,
     /// The successor is killed at this deadline if it is not ready.
     Ready,

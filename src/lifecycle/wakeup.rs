@@ -23,7 +23,7 @@ enum Wakeup {
 }
 
 impl<P: DataPlane> Driver<P> {
-    /// Waits for the next event for the state machine. Messages of other generations are read
+    /// Waits for the next event for the state machine. Messages from other generations are read
     /// before signals, because the effect of a signal depends on whether a handoff was committed or
     /// has failed.
     ///
@@ -80,7 +80,8 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Handles a deadline that has passed. Returns an event for the state machine, if needed.
+    /// Handles a deadline that has passed. Returns an event for the state machine, or `None` if no
+    /// event follows.
     fn expired(&mut self, timer: Timer) -> Result<Option<Occurrence>, Error> {
         let limit = self.config.ready_timeout;
         Ok(Some(match timer {
@@ -120,7 +121,7 @@ impl<P: DataPlane> Driver<P> {
         timers.into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
-    /// Returns which events of the data plane to wait for in the current state.
+    /// Returns the data plane events that the driver waits for in the current state.
     fn awaited(&self) -> Awaited {
         let is_retiring = matches!(self.state, State::Retiring { .. });
         Awaited {
@@ -164,7 +165,8 @@ async fn next_duty(head: Option<&mut ActiveRole>) -> Duty {
     }
 }
 
-/// Waits for the next message of the successor. Waits forever if no successor exists. Cancel safe.
+/// Waits for the next message from the successor. Waits forever if no successor exists. Cancel
+/// safe.
 async fn next_of_successor(successor: Option<&mut Successor>) -> SuccessorEvent {
     match successor {
         Some(successor) => successor.next().await,

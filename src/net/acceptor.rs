@@ -35,12 +35,12 @@ const LAST_PAUSE: Duration = Duration::from_secs(1);
 pub(crate) struct WatchedListener {
     listener: Listener,
     watch: AsyncFd<Arc<Socket>>,
-    /// The last retry delay during a shortage of file descriptors or memory. `None` if there is no
-    /// shortage. A shortage ends only when the backlog is empty, and not when a connection is
-    /// accepted. That connection may have taken the only free descriptor, and the log would then
-    /// report a new shortage for every accepted connection.
+    /// The last retry delay during a shortage of file descriptors or memory, or `None` if there is
+    /// no shortage. An accepted connection does not end a shortage, because it may have taken the
+    /// only free descriptor. The log would then report a new shortage for every accepted
+    /// connection. The shortage ends when the backlog is empty.
     shortage: Option<Duration>,
-    /// How much of the reserve of file descriptors this listener may use.
+    /// How many of the reserved file descriptors this listener may use.
     share: Share,
 }
 
@@ -56,7 +56,7 @@ impl WatchedListener {
         Ok(Self { watch: listener.watch()?, listener, shortage: None, share })
     }
 
-    /// Returns the listener on which this acceptor accepts.
+    /// Returns the listener whose connections this loop accepts.
     pub(crate) const fn listener(&self) -> &Listener {
         &self.listener
     }
@@ -108,7 +108,7 @@ impl WatchedListener {
     }
 
     /// Waits until the listener is readable and tries to accept one connection. Returns `None` if
-    /// the backlog is empty after all. Cancel safe.
+    /// the backlog turns out to be empty. Cancel safe.
     async fn look(&self) -> io::Result<Option<Accepted>> {
         let mut ready = self.watch.readable().await?;
         let accept = || sys::reserve::accept(self.share, &self.listener, || self.listener.accept());
@@ -118,11 +118,11 @@ impl WatchedListener {
     }
 }
 
-/// Accepts the connections that are left in the backlog of a listener on which no process accepts
-/// any more.
+/// Accepts the connections that are left in the backlog of a listener, after all processes have
+/// stopped accepting on it.
 ///
-/// Accepts at most about as many connections as a backlog can hold. Without this limit the iterator
-/// might never end, because new connections may keep coming.
+/// The number of connections is limited to about the length of a backlog. Without this limit, the
+/// iterator might never end, because new connections may keep arriving.
 pub(crate) fn pending(listener: &Listener) -> impl Iterator<Item = (Stream, Peer)> {
     let attempts = (0..=BACKLOG).map_while(|_| match listener.accept() {
         Ok(accepted) => Some(accepted.into_stream(listener)),
@@ -140,7 +140,7 @@ pub(crate) fn pending(listener: &Listener) -> impl Iterator<Item = (Stream, Peer
     attempts.flatten()
 }
 
-/// Returns whether an error of accept(2) concerns only one connection. The next call may then
+/// Returns whether an error of accept(2) concerns only one connection, so that the next call may
 /// succeed.
 fn is_the_peers_affair(error: &io::Error) -> bool {
     let errno = Errno::from_raw(error.raw_os_error().unwrap_or(0));

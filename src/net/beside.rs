@@ -1,4 +1,5 @@
-//! Binding of a TCP address that overlaps with the address of an older socket of this service.
+//! This module binds a TCP address that overlaps with the address of an older socket of this
+//! service.
 //!
 //! For example, the kernel refuses to bind `0.0.0.0:80` while a socket listens on `127.0.0.1:80`.
 //! It allows both sockets if both have `SO_REUSEPORT` and the same user created them (see
@@ -35,9 +36,9 @@ impl<'a> OldSockets<'a> {
         Self(by_port)
     }
 
-    /// Returns all old sockets on the port of `address`, including sockets that do not overlap with
-    /// it. Such a socket may have replaced one that does overlap, and that an older generation
-    /// still holds.
+    /// Returns all old sockets on the same port as `address`, even those that do not overlap with
+    /// it. Such a socket may have replaced an overlapping socket that an older generation still
+    /// holds.
     pub(super) fn beside(&self, address: &Address) -> &[&'a Passed] {
         let port = match address {
             Address::Tcp(socket) => socket.port(),
@@ -48,7 +49,7 @@ impl<'a> OldSockets<'a> {
     }
 }
 
-/// Binds `address` and listens, although the sockets in `old` overlap with `address`.
+/// Binds `address` and listens, even though the sockets in `old` overlap with `address`.
 ///
 /// # Errors
 /// [`Error::Bind`] if a socket of another program overlaps with `address`, or if another user
@@ -101,8 +102,8 @@ mod tests {
 
     use super::*;
 
-    /// Binds a socket on a port outside the range from which the kernel chooses ports. So no
-    /// outgoing connection of another process uses the port.
+    /// Binds a socket to a port outside the kernel's ephemeral port range, so that no outgoing
+    /// connection of another process uses the port.
     fn old(address: &str) -> (Passed, u16) {
         let start = std::process::id() % 20_000 + 5_000;
         let ports = (start..start + 1_000).map(|port| u16::try_from(port).unwrap());

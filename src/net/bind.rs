@@ -1,10 +1,9 @@
 //! Binding and listening on a configured address.
 //!
-//! The difficult case is a Unix socket path, because its file stays after the process that created
-//! it has ended, and blocks the next bind. This module replaces such a file if no process holds its
-//! socket. It also records which file the bind created, so that this service later unlinks only
-//! this file. [`super::passed`] handles sockets that are already bound when this process receives
-//! them.
+//! The difficult case is a Unix socket path. The socket file outlives the process that created it,
+//! and blocks the next bind. This module replaces such a file if no process holds its socket. It
+//! also records which file the bind created, so that this service later unlinks only this file.
+//! [`super::passed`] handles sockets that are already bound when this process receives them.
 
 use std::io;
 use std::path::Path;
@@ -42,7 +41,7 @@ impl Listener {
     /// function replaces such a file.
     ///
     /// # Errors
-    /// [`Error::Bind`], which names the listener and the address. After an error nothing has
+    /// [`Error::Bind`], which names the listener and the address. If binding fails, nothing has
     /// changed.
     pub(crate) fn bind(name: &str, address: &Address, access: Access) -> Result<Self, Error> {
         let bound = match address {
@@ -84,15 +83,15 @@ impl Listener {
 fn bind_socket(address: &Address, access: Access) -> io::Result<Socket> {
     let socket = new_socket(address)?;
     if matches!(access, Access::Owner) {
-        // Restrict the mode of the socket before the bind. bind(2) creates the file with this mode
-        // minus the umask. So another user cannot connect, not even for a moment.
+        // Restrict the mode of the socket before the bind, because bind(2) creates the file with
+        // this mode minus the umask. So other users cannot connect, not even for a moment.
         nix::sys::stat::fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
     }
     socket.bind(&SockAddr::try_from_address(address)?)?;
     Ok(socket)
 }
 
-/// Creates a socket of the right family and with the right options for `address`.
+/// Creates a socket with the right family and options for `address`.
 pub(super) fn new_socket(address: &Address) -> io::Result<Socket> {
     let domain = match address {
         Address::Tcp(std::net::SocketAddr::V4(_)) => Domain::IPV4,
@@ -101,7 +100,7 @@ pub(super) fn new_socket(address: &Address) -> io::Result<Socket> {
     };
     let socket = Socket::new(domain, Type::STREAM.nonblocking().cloexec(), None)?;
     if domain != Domain::UNIX {
-        // Allow the bind although old connections of the port may be in TIME_WAIT. The kernel still
+        // Allow the bind even if old connections on the port are in TIME_WAIT. The kernel still
         // refuses a port on which another socket listens.
         socket.set_reuse_address(true)?;
     }
@@ -111,7 +110,8 @@ pub(super) fn new_socket(address: &Address) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Binds a Unix socket path and listens. Replaces an old socket file that no process holds.
+/// Binds a Unix socket path and listens. Replaces an old socket file if no process holds its
+/// socket.
 fn bind_path(path: &Path, address: &Address, access: Access) -> io::Result<(Socket, FileId)> {
     let bound = match bind_socket(address, access) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
@@ -122,8 +122,8 @@ fn bind_path(path: &Path, address: &Address, access: Access) -> io::Result<(Sock
     let socket = bound?;
     let file = FileId::of(path)?;
     let listening = match access {
-        // Set the mode and the owner before listening. Otherwise clients could connect for a moment
-        // with the mode that the umask gives.
+        // Set the mode and the owner before listening. Otherwise clients that the configuration
+        // excludes could connect for a moment.
         Access::Configured(access) => access.set(path, file).and_then(|()| socket.listen(BACKLOG)),
         Access::Owner => socket.listen(BACKLOG),
     };

@@ -18,8 +18,8 @@ use super::wanted::Wanted;
 /// that matches another listener better.
 pub(super) fn claim(wanted: &mut [Wanted], passed: &mut Vec<Passed>) {
     let mut pool = Pool(passed.drain(..).map(Some).collect());
-    // Give a listener all sockets from a parent that have its name. A systemd unit with two
-    // `ListenStream=` lines passes two sockets under one name.
+    // Give each listener all sockets that a parent passed under the listener's name. A systemd unit
+    // with two `ListenStream=` lines passes two sockets under one name.
     let mut by_name = pool.sorted(|socket| inherited(socket)?.name.clone());
     for want in &mut *wanted {
         while let Some(socket) = pool.first(&mut by_name, &want.name) {
@@ -36,7 +36,7 @@ pub(super) fn claim(wanted: &mut [Wanted], passed: &mut Vec<Passed>) {
         |socket| Some(binding(socket)?.address.clone()),
         |want| Some(want.address.clone()),
     );
-    // Match an address that is written in a different form, such as a path through a symbolic link.
+    // Match addresses that are written in different forms, such as a path through a symbolic link.
     pool.give_one(wanted, Passed::endpoint, |want| Endpoint::of(&want.address));
     // Let a dual-stack socket from a parent match a listener that is configured for one address
     // family. For example, systemd's `ListenStream=80` is the dual-stack address `[::]:80`.
@@ -50,8 +50,8 @@ fn inherited(socket: &Passed) -> Option<&Passed> {
     (socket.origin == Origin::Inherited).then_some(socket)
 }
 
-/// Returns the binding of a socket: the address and file that this service bound it to. Returns
-/// `None` if a parent bound the socket or if the path of the socket no longer exists.
+/// Returns the binding of a socket, which is the address and file that this service bound it to.
+/// Returns `None` if a parent bound the socket or if the path of the socket no longer exists.
 fn binding(socket: &Passed) -> Option<&Binding> {
     match &socket.origin {
         Origin::Bound(binding) if !socket.has_lost_its_path() => Some(binding),

@@ -1,10 +1,10 @@
-//! The end of a connection: either an orderly close that lets the peer receive the whole reply, or
-//! a reset that the peer cannot mistake for an orderly close.
+//! This module ends a connection. An orderly close lets the peer receive the whole reply. A reset
+//! tells the peer that the connection did not end normally.
 //!
 //! The kernel sends a reset if received bytes are unread when the socket is closed, or if more
 //! bytes arrive later. A reset destroys a reply that is still on its way (see RFC 2525, 2.17). If
-//! another process also holds the socket, closing it here sends nothing to the peer.
-//! [`Stream::finish`] is the only function that closes a connection in order.
+//! another process also holds the socket, closing it here sends nothing to the peer. Only
+//! [`Stream::finish`] performs an orderly close.
 
 use std::net::Shutdown;
 use std::os::fd::AsFd;
@@ -17,20 +17,19 @@ use super::stream::{Family, Stream};
 use crate::sys;
 
 impl Stream {
-    /// Closes the connection in order. This function first half-closes the connection. Then it
-    /// waits for the peer as long as a close could destroy data that was already sent.
+    /// Performs an orderly close. This function first half-closes the connection. Then it waits for
+    /// the peer as long as closing the socket could destroy data that was already sent.
     ///
     /// Returns at once if a reset cannot destroy any data. This is the case if the peer has already
     /// half-closed, or if the peer has acknowledged all data and nothing is left to read. Otherwise
-    /// this function reads and discards what the peer still sends, until the peer closes or
+    /// this function reads and discards all further bytes from the peer, until the peer closes or
     /// `linger` has passed.
     ///
-    /// Returns the number of bytes that this function discarded, because they arrived too late for
-    /// an answer.
+    /// Returns the number of discarded bytes, which arrived too late to be answered.
     pub(crate) async fn finish(&mut self, linger: Duration) -> u64 {
         if self.peer_finished {
-            // Do not wait, because the peer has half-closed and will send no more bytes. Closing
-            // the socket ends the connection, but a socket that another process shares needs an
+            // Do not wait, because the peer has half-closed and will send no more bytes. Normally,
+            // closing the socket ends the connection. A socket that another process shares needs an
             // explicit half-close.
             self.say_end();
             return 0;
@@ -41,8 +40,8 @@ impl Stream {
             return 0;
         }
         let mut late = 0;
-        // Box this future, because few connections reach this point. Without the box, the future of
-        // every connection would be larger.
+        // Box this future, because few connections reach this point. Without the box, every
+        // connection's future would be larger.
         let _ = Box::pin(tokio::time::timeout(linger, self.discard(&mut late))).await;
         late
     }
@@ -56,8 +55,8 @@ impl Stream {
         }
     }
 
-    /// Reads and discards bytes until the peer closes. Adds the number of these bytes to `late` and
-    /// not to the received bytes, because the service does not answer them.
+    /// Reads and discards bytes until the peer closes. Counts these bytes in `late` and not as
+    /// received, because the service does not answer them.
     async fn discard(&mut self, late: &mut u64) {
         let mut waste = [0; 512];
         let mut read = async || match &mut self.socket {

@@ -1,4 +1,4 @@
-//! A comparison of the address of a passed socket with the address of a configured listener.
+//! This module decides whether a passed socket and a configured listener have the same address.
 //!
 //! Comparing the text is not enough, because the same endpoint can be written in several ways. For
 //! example, `/var/run/web.sock` is often the same as `/run/web.sock`, and `[::ffff:192.0.2.1]:80`
@@ -12,18 +12,19 @@ use socket2::Socket;
 use super::origin::FileId;
 use crate::address::Address;
 
-/// The TCP address or Unix socket that clients connect to, however the address is written.
+/// The TCP address or Unix socket that clients connect to, regardless of how the address is
+/// written.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Endpoint {
-    /// A TCP endpoint. `is_dual` is true for a `[::]` that also accepts IPv4. `scope` distinguishes
-    /// link-local addresses on different interfaces.
+    /// A TCP endpoint. `is_dual` is true for the address `[::]` if it also accepts IPv4. `scope`
+    /// distinguishes link-local addresses on different interfaces.
     Tcp {
         ip: IpAddr,
         port: u16,
         scope: u32,
         is_dual: bool,
     },
-    /// A Unix socket path, identified by the file that it leads to.
+    /// A Unix socket path, identified by the file that the path resolves to.
     File(FileId),
     /// A Unix socket path at which no file exists.
     Path(PathBuf),

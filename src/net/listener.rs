@@ -1,8 +1,8 @@
-//! A listening socket. This module accepts its connections, and removes its path when the service
+//! A listening socket. This module accepts connections on it, and removes its path when the service
 //! ends.
 //!
 //! A predecessor, a successor or the service manager may share the socket at any time. These
-//! processes share one open file description, so each change of the socket affects all of them.
+//! processes share one open file description, so each change to the socket affects all of them.
 //! Therefore this module never shuts the socket down, shrinks its backlog or makes it blocking.
 //! Another process may make the socket blocking, so this module checks the flag before every
 //! accept.
@@ -34,15 +34,15 @@ pub struct Listener {
     pub(super) address: Arc<str>,
     pub(super) origin: Arc<Origin>,
     pub(super) socket: Arc<Socket>,
-    /// Whether accepting fails for lack of file descriptors or memory. All accept loops of the
-    /// listener share this state, so that only one of them logs the shortage.
+    /// Whether accepting fails because file descriptors or memory have run out. All accept loops of
+    /// the listener share this state, so that only one of them logs the shortage.
     pub(super) shortage: Arc<Shortage>,
-    /// Whether new clients reach another listener of this service when this listener stops
+    /// Whether another listener of this service gets the new clients when this listener stops
     /// accepting.
     pub(super) is_replaced: Arc<AtomicBool>,
 }
 
-/// An accepted connection that is not registered with a tokio runtime yet.
+/// An accepted connection that has not been registered with a tokio runtime yet.
 #[derive(Debug)]
 pub(crate) struct Accepted {
     pub(super) socket: Socket,
@@ -57,8 +57,8 @@ impl AsFd for Accepted {
 }
 
 impl Accepted {
-    /// Registers the connection with the current tokio runtime. If the kernel has no memory for
-    /// this, closes the connection and returns `None`.
+    /// Registers the connection with the current tokio runtime. If the kernel has no memory left,
+    /// closes the connection and returns `None`.
     pub(crate) fn into_stream(self, listener: &Listener) -> Option<(Stream, Peer)> {
         match Stream::new(self.socket, self.peer) {
             Ok(mut stream) => {
@@ -91,18 +91,18 @@ impl Listener {
         &self.address
     }
 
-    /// Returns whether this service or a parent such as systemd created the socket.
+    /// Returns the origin of the socket: this service created it, or a parent such as systemd.
     #[must_use]
     pub fn origin(&self) -> &Origin {
         &self.origin
     }
 
-    /// Returns another descriptor of the listening socket, for use in your own server. Never call
-    /// `shutdown` on it, because that affects every process that holds the socket (see
+    /// Returns a duplicate descriptor of the listening socket, for use in your own server. Never
+    /// call `shutdown` on it, because that affects every process that holds the socket (see
     /// shutdown(2)).
     ///
     /// # Errors
-    /// When no file descriptor is free.
+    /// Fails if no file descriptor is free.
     pub fn try_clone(&self) -> io::Result<OwnedFd> {
         self.socket.try_clone().map(Into::into)
     }
@@ -138,8 +138,9 @@ impl Listener {
                 Ok(Accepted { socket, peer: Peer::new(&address), earmark: None })
             }
             Err(error) => {
-                // Return EINTR unchanged, so that the caller tries again. After `WouldBlock` the
-                // caller would wait for an event, although a client may already be in the backlog.
+                // Return EINTR unchanged, so that the caller tries again. After `WouldBlock`, the
+                // caller would wait for the next event, although a client may already be in the
+                // backlog.
                 if error.kind() == io::ErrorKind::Interrupted {
                     self.set_back_nonblocking()?;
                 }
@@ -159,26 +160,26 @@ impl Listener {
         Ok(())
     }
 
-    /// Records whether new clients reach another listener of this service when this listener stops
-    /// accepting.
+    /// Records whether another listener of this service gets the new clients when this listener
+    /// stops accepting.
     pub(super) fn set_replaced(&self, is_replaced: bool) {
         self.is_replaced.store(is_replaced, Ordering::Relaxed);
     }
 
-    /// Returns whether new clients reach another listener of this service when this listener stops
-    /// accepting.
+    /// Returns whether another listener of this service gets the new clients when this listener
+    /// stops accepting.
     pub(crate) fn is_replaced(&self) -> bool {
         self.is_replaced.load(Ordering::Relaxed)
     }
 
-    /// Makes new clients reach the listener that has replaced this one, without losing clients of
+    /// Directs new clients to the listener that has replaced this one, without losing clients of
     /// this listener. This cannot be undone.
     ///
-    /// Closing the socket instead would reset clients in the middle of their TCP handshake. So this
-    /// function binds the socket to a nonexistent network interface. Then new clients no longer
-    /// reach the socket, but handshakes that have already begun still complete. This function also
-    /// sets `SO_REUSEPORT`, so that other sockets of this service can bind the port while this
-    /// socket is open.
+    /// Closing the socket would reset clients that are in the middle of the TCP handshake. Instead,
+    /// this function binds the socket to a nonexistent network interface. New clients then no
+    /// longer reach the socket, but handshakes that have already begun still complete. This
+    /// function also sets `SO_REUSEPORT`, so that other sockets of this service can bind the port
+    /// while this socket is open.
     pub(crate) fn divert(&self) {
         let diverted = self
             .socket

@@ -1,8 +1,8 @@
-//! The listeners of a generation, and what the lifecycle does with them: it passes them on, closes
-//! them and stores them.
+//! The listeners of one generation. The lifecycle passes them to a successor, closes them, or
+//! stores them with the service manager.
 //!
-//! Each process also passes the control socket, on which an operator sends requests, to the next
-//! process. The control socket is not one of the listeners for clients.
+//! The set also contains the control socket, on which an operator sends requests. Each process
+//! passes this socket to the next one, but the socket does not serve clients.
 
 mod assembly;
 
@@ -19,13 +19,13 @@ use crate::error::Error;
 #[derive(Clone, Debug)]
 pub struct ListenerSet {
     listeners: Vec<Listener>,
-    /// The control socket. Its index comes after the index of the last listener.
+    /// The control socket. Its index is one higher than that of the last listener.
     control: Option<Listener>,
-    /// The numbers of the passed file descriptors that matched no configured listener and that this
-    /// process has closed.
+    /// The numbers of passed file descriptors that this process has closed, because they matched no
+    /// configured listener.
     unclaimed: Vec<RawFd>,
-    /// The names of sockets that no listener uses any more, but that the service manager may still
-    /// store. Earlier generations bound these sockets.
+    /// The names of old sockets that the service manager may still store. Earlier generations bound
+    /// these sockets, but no listener uses them any more.
     no_longer_stored: Vec<StoredName>,
     /// The modes and owners to set on the files of passed Unix sockets when this generation takes
     /// over.
@@ -33,8 +33,8 @@ pub struct ListenerSet {
     /// The indices of the listeners that this process bound itself. The predecessor does not have
     /// these listeners.
     bound_here: Vec<usize>,
-    /// The numbers of passed file descriptors that no listener uses any more. Their sockets overlap
-    /// with the address of a new listener, which will get their clients.
+    /// The numbers of passed file descriptors whose sockets no listener uses any more. Their
+    /// addresses overlap with that of a new listener, which will get their clients.
     replaced: Vec<RawFd>,
 }
 
@@ -59,15 +59,14 @@ impl ListenerSet {
         self.control.as_ref()
     }
 
-    /// Returns all sockets to pass to a successor, in order: first the listeners and then the
-    /// control socket.
+    /// Returns all sockets to pass to a successor: first the listeners, then the control socket.
     pub(crate) fn passed_on(&self) -> Vec<&Listener> {
         self.listeners.iter().chain(&self.control).collect()
     }
 
-    /// Returns the sockets that the service manager should store, with the names to store them
-    /// under. These are all sockets for clients that this service itself bound. The name is `None`
-    /// if it would be too long. Such a socket cannot be stored.
+    /// Returns the sockets that the service manager should store, each with its name in the store.
+    /// These are all listening sockets for clients that this service itself bound. The name is
+    /// `None` if it would be too long. Such a socket cannot be stored.
     pub(crate) fn to_store(&self) -> impl Iterator<Item = (&Listener, Option<StoredName>)> {
         self.listeners.iter().filter_map(|listener| match listener.origin() {
             Origin::Bound(binding) => Some((listener, StoredName::new(listener.name(), binding))),
@@ -82,26 +81,26 @@ impl ListenerSet {
 
     /// Sets the configured mode and owner of the files of passed Unix sockets.
     ///
-    /// Call this function only after this generation has taken over. Until then the predecessor may
-    /// still have to continue, and the files must keep the mode and owner from its configuration.
+    /// Call this function only after this generation has taken over. Until then, the predecessor
+    /// may have to continue, so the files must keep the mode and owner from its configuration.
     pub(crate) fn grant_access(&mut self) {
         self.grants.drain(..).for_each(Grant::perform);
     }
 
-    /// Returns the numbers of the passed file descriptors that matched no configured listener and
-    /// that this process has closed.
+    /// Returns the numbers of passed file descriptors that this process has closed, because they
+    /// matched no configured listener.
     pub(crate) fn unclaimed(&self) -> &[RawFd] {
         &self.unclaimed
     }
 
-    /// Returns the numbers of passed file descriptors that no listener uses any more, but whose
-    /// address overlaps with that of a new listener. The new listener will get their clients.
+    /// Returns the numbers of passed file descriptors whose sockets no listener uses any more.
+    /// Their addresses overlap with that of a new listener, which will get their clients.
     pub(crate) fn replaced(&self) -> &[RawFd] {
         &self.replaced
     }
 
-    /// Marks the listeners at the given indices as replaced: when they stop accepting, their new
-    /// clients reach listeners of the successor.
+    /// Marks the listeners at the given indices as replaced. When such a listener stops accepting,
+    /// a listener of the successor gets its new clients.
     pub(crate) fn mark_replaced(&self, places: &[usize]) {
         places
             .iter()
@@ -114,9 +113,9 @@ impl ListenerSet {
         self.listeners.iter().for_each(|listener| listener.set_replaced(false));
     }
 
-    /// Undoes what a failed successor has changed on the listeners. A successor that was killed may
-    /// have left `SO_REUSEPORT` set on them. This option would let any process of the same user
-    /// bind the same port.
+    /// Undoes the changes that a failed successor has made to the listeners. A successor that was
+    /// killed may have left `SO_REUSEPORT` set on them. This option would let any process of the
+    /// same user bind the same port.
     pub(crate) fn restore(&self) {
         self.forget_replacements();
         let bound =
@@ -130,7 +129,7 @@ impl ListenerSet {
         &self.bound_here
     }
 
-    /// Takes all listeners for clients out of the set. The control socket stays in it.
+    /// Takes all listeners for clients out of the set, but leaves the control socket in it.
     pub(crate) fn take(&mut self) -> Vec<Listener> {
         std::mem::take(&mut self.listeners)
     }
@@ -141,7 +140,7 @@ impl ListenerSet {
     }
 
     /// Takes the listeners at the given indices out of the set. Returns the listeners for clients,
-    /// and also the control socket if its index is one of them.
+    /// and also the control socket if `places` contains its index.
     pub(crate) fn remove(&mut self, places: &[usize]) -> (Vec<Listener>, Option<Listener>) {
         let places: HashSet<_> = places.iter().copied().collect();
         let control = self.control.take_if(|_| places.contains(&self.listeners.len()));

@@ -3,7 +3,8 @@
 //! The origin decides which process may unlink the path of a socket. It also decides whether the
 //! socket is matched to a listener by name or by address. Each generation tells its successor the
 //! origin of every socket, because a socket may outlive the process that created it. The origin
-//! does not contain the address on which the socket listens, because the kernel can tell it.
+//! does not contain the address on which the socket listens, because the kernel can report that
+//! address.
 
 use std::fmt;
 use std::fs::Metadata;
@@ -26,18 +27,18 @@ pub enum Origin {
     Bound(Binding),
 }
 
-/// The facts that a generation must remember about a socket that it or an earlier generation bound.
+/// The information that this service keeps about a socket that one of its generations has bound.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Binding {
-    /// The address as it was configured. Port 0 stays 0 here, and is not replaced by the port that
+    /// The address as it was configured. Port 0 stays 0 here and is not replaced by the port that
     /// the kernel chose.
     pub(crate) address: Address,
-    /// The file that the bind created, for a Unix socket path. The service later unlinks only this
+    /// For a Unix socket path, the file that the bind created. The service later unlinks only this
     /// file.
     pub(crate) file: Option<FileId>,
 }
 
-/// The identity of a file, independent of its name. It consists of the device and the inode.
+/// The identity of a file, independent of its name: its device and inode numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct FileId {
     device: u64,
@@ -61,8 +62,8 @@ impl From<&Metadata> for FileId {
     }
 }
 
-/// Prints the binding as generations send it to each other: `ADDRESS`, or `DEVICE:INODE ADDRESS`
-/// for a Unix path.
+/// Formats the binding for messages between generations: `ADDRESS`, or `DEVICE:INODE ADDRESS` for a
+/// Unix path.
 impl fmt::Display for Binding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(FileId { device, inode }) = self.file {

@@ -1,4 +1,4 @@
-//! A check that a passed file descriptor is a listening socket.
+//! This module checks that a passed file descriptor is a listening socket.
 //!
 //! The process that passed the descriptor may have made a mistake. This check reports the mistake
 //! at startup, with the name of the descriptor. Without the check, only the first accept would
@@ -20,7 +20,7 @@ use crate::config::TakenAddresses;
 use crate::error::Error;
 use crate::sys;
 
-/// A passed listening socket that is not matched to a configured listener yet.
+/// A passed listening socket that has not been matched to a configured listener yet.
 #[derive(Debug)]
 pub(crate) struct Passed {
     /// The name under which the socket was passed. `None` if it has no name.
@@ -78,8 +78,7 @@ impl Passed {
         local_address(&self.socket)
     }
 
-    /// Returns whether the path of this socket does not exist any more, so that no client can
-    /// connect.
+    /// Returns whether the path of this socket no longer exists, so that no client can connect.
     pub(crate) fn has_lost_its_path(&self) -> bool {
         match &self.origin {
             Origin::Bound(Binding { address: Address::UnixPath(path), file: Some(_) }) => {
@@ -149,7 +148,7 @@ impl Passed {
     }
 }
 
-/// Prints the name, the number and the address of the socket, for use in error messages.
+/// Formats the name, the descriptor number and the address of the socket for error messages.
 impl fmt::Display for Passed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (name, address) = (self.name.as_deref().unwrap_or("unnamed"), self.address());

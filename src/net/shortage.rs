@@ -1,14 +1,14 @@
-//! Log reports about listeners that cannot accept because file descriptors or memory have run out.
+//! This module logs that a listener cannot accept because file descriptors or memory have run out.
 //!
 //! When a process runs out of descriptors, all its listeners fail at the same time, and this may
-//! begin and end many times a second. So after one report, this module does not log other shortages
+//! begin and end many times a second. So after one report, this module reports no other shortage
 //! for a while.
 
 use std::io;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The minimum time between two log warnings about a shortage, for all listeners together.
+/// The minimum time between two reported shortages, for all listeners together.
 const PAUSE: Duration = Duration::from_secs(10);
 
 static LAST_REPORT: Mutex<Option<Instant>> = Mutex::new(None);
@@ -27,8 +27,8 @@ enum ShortageState {
 }
 
 impl Shortage {
-    /// Records that accepting has failed for lack of file descriptors or memory. Logs at most the
-    /// first failure of a shortage. Returns whether this is the first failure.
+    /// Records that accepting has failed because file descriptors or memory have run out. Logs at
+    /// most the first failure of a shortage. Returns whether this is the first failure.
     pub(super) fn begin(&self, listener: &str, error: &io::Error) -> bool {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if *state != ShortageState::Over {

@@ -1,6 +1,6 @@
 //! Conversions between an [`Address`] and the kernel's form of an address.
 //!
-//! All code that binds, connects or recognizes a socket uses these conversions, and so treats
+//! All code that binds, connects or recognizes a socket uses these conversions, so all of it treats
 //! addresses in the same way. [`crate::address`] defines the addresses and their text form.
 
 use std::io;
@@ -20,8 +20,7 @@ impl TryFromAddress for SockAddr {
             Address::Tcp(address) => Ok((*address).into()),
             Address::Tcp6Only(address) => Ok((*address).into()),
             Address::UnixPath(path) => Self::unix(path),
-            // Put a zero byte before the name, which marks it as the name of an abstract socket
-            // (see unix(7)).
+            // A leading zero byte marks the name of an abstract socket (see unix(7)).
             Address::UnixAbstract(name) => Self::unix(format!("\0{name}")),
         }
     }

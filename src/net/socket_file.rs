@@ -1,4 +1,4 @@
-//! The mode and the owner of the file of a Unix listener.
+//! The mode and owner of a Unix listener's socket file.
 //!
 //! Any process that can write to the directory may replace the file at any time. So this module
 //! first opens the file and checks that the bind created this file. Only then does it change the
@@ -18,8 +18,8 @@ use crate::address::Address;
 use crate::config::{SocketAccess, SocketMode};
 use crate::sys;
 
-/// The configured mode, user and group of a socket file. Names in [`SocketAccess`] are resolved to
-/// numbers.
+/// The configured mode, user and group of a socket file. The names in [`SocketAccess`] have been
+/// resolved to numbers.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct FileAccess {
     mode: Option<u32>,
@@ -31,7 +31,8 @@ impl FileAccess {
     /// Resolves the user and group names in `access` for a listener at `address`.
     ///
     /// # Errors
-    /// When the system does not know a name, or when the address is not a path.
+    /// Fails if the system does not know a name, or if `access` is configured for an address that
+    /// is not a path.
     pub(crate) fn resolve(access: &SocketAccess, address: &Address) -> io::Result<Self> {
         if address.path().is_none() && !access.is_default() {
             return Err(io::Error::other(
@@ -66,8 +67,8 @@ impl FileAccess {
     /// `expected`.
     ///
     /// # Errors
-    /// The error of the kernel, with the setting that it refused. Also returns an error if another
-    /// file is at `path`.
+    /// Returns the kernel's error and names the setting that the kernel refused. Also returns an
+    /// error if another file is at `path`.
     pub(super) fn set(self, path: &Path, expected: FileId) -> io::Result<()> {
         if self.is_empty() {
             return Ok(());

@@ -1,9 +1,9 @@
-//! Replacement of a stale socket file, which is the file of a Unix socket that no process holds any
-//! more.
+//! This module replaces a stale socket file, which is the file of a Unix socket that no process
+//! holds any more.
 //!
-//! When a process closes a Unix socket, the file stays and blocks the path until the file is
-//! removed. This module must not remove the file of a socket that a process still holds. This
-//! includes a socket between bind(2) and listen(2), although it refuses every client.
+//! When a process closes a Unix socket, the socket file stays and blocks the path. This module must
+//! not remove the file while any process still holds the socket. This includes a socket between
+//! bind(2) and listen(2), although it refuses every client.
 
 use std::fs::{self, File};
 use std::io;
@@ -21,11 +21,11 @@ use crate::sys;
 /// needs only a few system calls.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Removes the file at `path` and calls `bind` again, if no process holds the socket of the file.
+/// If no process holds the socket of the file at `path`, removes the file and calls `bind` again.
 /// `in_use` is the error of the first attempt to bind.
 ///
 /// # Errors
-/// `in_use` when a process holds the socket, or any error of the kernel.
+/// Returns `in_use` if a process holds the socket, or any other error from the kernel.
 pub(super) fn replace(
     path: &Path,
     in_use: io::Error,
@@ -52,7 +52,8 @@ pub(super) fn replace(
     bind()
 }
 
-/// Returns whether the file at `path` is itself a socket. A link to a socket does not count.
+/// Returns whether the file at `path` is itself a socket. A symbolic link to a socket does not
+/// count.
 fn is_socket(path: &Path) -> io::Result<bool> {
     Ok(fs::symlink_metadata(path)?.file_type().is_socket())
 }
@@ -61,7 +62,8 @@ fn is_socket(path: &Path) -> io::Result<bool> {
 ///
 /// This function connects a datagram socket to the path (see connect(2)). The result is
 /// `ECONNREFUSED` only if no socket is bound to the file. If a stream socket is bound to it,
-/// listening or not, the result is `EPROTOTYPE`. Nothing is added to the backlog of that socket.
+/// listening or not, the result is `EPROTOTYPE`. The attempt adds nothing to the backlog of that
+/// socket.
 fn is_stale(path: &Path) -> io::Result<bool> {
     let probe = Socket::new(Domain::UNIX, Type::DGRAM.nonblocking().cloexec(), None)?;
     Ok(probe
@@ -69,8 +71,8 @@ fn is_stale(path: &Path) -> io::Result<bool> {
         .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused))
 }
 
-/// Locks the directory of `path`, so that no other process of handoffd replaces a file in it.
-/// Dropping the returned value releases the lock.
+/// Locks the directory of `path`, so that no other handoffd process replaces a file in it. Dropping
+/// the returned value releases the lock.
 ///
 /// Returns `None` if the directory is not readable or another program keeps it locked. The caller
 /// then continues without the lock.

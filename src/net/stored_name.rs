@@ -1,11 +1,11 @@
 //! The names under which the service manager stores sockets of this service. After a restart, the
 //! new process recognizes the sockets by these names.
 //!
-//! The service manager returns a stored socket with nothing but its name (`FDNAME=`, see
+//! The service manager returns a stored socket with no information except its name (`FDNAME=`, see
 //! sd_pid_notify_with_fds(3)), together with the sockets of socket units. So the stored name
 //! contains everything that a process must know about the socket: the name of the listener, the
 //! configured address and, for a path, the identity of the file. A stored name contains an equals
-//! sign. A listener name never does, so the two cannot be confused.
+//! sign, and a listener name never does, so the two cannot be confused.
 
 use std::fmt::Write as _;
 
@@ -58,7 +58,7 @@ impl StoredName {
 }
 
 /// Parses `bytes` as a stored name, for the fuzzer. Returns whether `bytes` is a valid stored name.
-/// Panics if encoding the result and parsing it again gives another result.
+/// Panics if encoding the result and parsing it again gives a different result.
 #[cfg(any(fuzzing, test))]
 pub(crate) fn fuzz(bytes: &[u8]) -> bool {
     let Some((name, binding)) = std::str::from_utf8(bytes).ok().and_then(StoredName::parse) else {

@@ -1,7 +1,7 @@
 //! A connection that transfers bytes and counts them.
 //!
-//! `ending` closes a connection. `proxied` has what only a proxy asks of a connection: connecting,
-//! socket options, splice(2), and the detection of a peer that is gone.
+//! The module `ending` closes a connection. The module `proxied` adds the operations that only a
+//! proxy needs: connecting, socket options, splice(2), and the detection of a peer that is gone.
 
 use std::future::poll_fn;
 use std::io;
@@ -35,13 +35,13 @@ pub struct Stream {
     pub(super) tries_writes: bool,
     pub(super) delay: Delay,
     /// A token that this stream holds until it has read its first byte. A drain waits for these
-    /// tokens, and so for the first request of each client.
+    /// tokens, so it waits for the first request of each client.
     awaiting_first_byte: Option<TaskTrackerToken>,
-    /// A token that this stream holds until it is dropped. A drain waits for these tokens, and so
-    /// for all open connections.
+    /// A token that this stream holds until it is dropped. A drain waits for these tokens, so it
+    /// waits for all open connections.
     open: Option<TaskTrackerToken>,
-    /// A claim to one file descriptor, which the connection from this client to its upstream will
-    /// need.
+    /// A claim to one file descriptor, which this process will need to connect to an upstream for
+    /// this client.
     pub(super) earmark: Option<Earmark>,
 }
 
@@ -84,7 +84,7 @@ impl Stream {
     }
 
     /// Continues a connection that another process has served until now. `traffic` counts the bytes
-    /// that the other process transferred. `peer_finished` tells whether the other process has read
+    /// that the other process transferred. `peer_finished` is whether the other process has read
     /// the peer's half-close. Must be called within a tokio runtime.
     ///
     /// # Errors
@@ -117,18 +117,18 @@ impl Stream {
         self.peer_finished
     }
 
-    /// Stores `token` until this stream has read the first byte or the peer's half-close. A drain
-    /// waits until such tokens are dropped.
+    /// Holds `token` until this stream has read the first byte or the peer's half-close. A drain
+    /// waits until all such tokens are dropped.
     pub(crate) fn awaiting_first_byte(&mut self, token: TaskTrackerToken) {
         self.awaiting_first_byte = Some(token);
     }
 
-    /// Stores `token` until the stream is dropped. A drain waits until such tokens are dropped.
+    /// Holds `token` until the stream is dropped. A drain waits until all such tokens are dropped.
     pub(crate) fn open(&mut self, token: TaskTrackerToken) {
         self.open = Some(token);
     }
 
-    /// Takes out the claim to a file descriptor for the upstream connection of this client. A
+    /// Takes the claim to the file descriptor that this client's upstream connection will need. A
     /// server without upstreams drops the claim.
     pub(crate) const fn take_earmark(&mut self) -> Option<Earmark> {
         self.earmark.take()
@@ -158,7 +158,7 @@ impl Stream {
             Delay::FromTheFirst => Delay::FromTheSecond,
             Delay::FromTheSecond => {
                 if let Family::Tcp(socket) = &self.socket {
-                    // Ignore an error, because it only makes the connection slower.
+                    // Ignore an error, because without the option the connection is only slower.
                     let _ = socket.set_nodelay(true);
                 }
                 Delay::None
@@ -169,10 +169,10 @@ impl Stream {
     /// Waits until there are bytes to read or the peer has half-closed. Cancel safe.
     ///
     /// # Errors
-    /// When the tokio runtime is shutting down.
+    /// Fails if the tokio runtime is shutting down.
     pub async fn readable(&self) -> io::Result<()> {
-        // Do not wait with the future that tokio offers, because it is ten times as large, and
-        // every idle connection holds one.
+        // Do not use tokio's own future for this wait, because it is ten times as large. Every idle
+        // connection holds this future.
         poll_fn(|cx| match &self.socket {
             Family::Tcp(socket) => socket.poll_read_ready(cx),
             Family::Unix(socket) => socket.poll_read_ready(cx),
@@ -190,8 +190,8 @@ impl Stream {
         !peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 
-    /// Tries a write even though the runtime regards the socket as not writable. A proxy has
-    /// then cleared the runtime's record in order to detect a lost peer (see `proxied::hangup`).
+    /// Tries a write even though the runtime regards the socket as not writable. Does so only if a
+    /// proxy has cleared the runtime's record to detect a lost peer (see `proxied::hangup`).
     pub(super) fn try_write<T>(
         &mut self,
         write: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>,

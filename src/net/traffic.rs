@@ -1,13 +1,12 @@
 //! Byte counters of one connection. Other tasks can read them.
 //!
-//! Only the task of a connection writes the counters of that connection, so plain loads and stores
-//! suffice and no lock is needed. Connections do not share counters, so tasks on different
-//! processors do not contend for a cache line. A task that needs a total adds up the counters of
-//! all connections.
+//! Only the connection's own task writes its counters, so plain loads and stores suffice and no
+//! lock is needed. Connections do not share counters, so tasks on different processors do not
+//! contend for a cache line. A task that needs a total adds up the counters of all connections.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// The numbers of bytes that a connection has transferred in each direction.
+/// The number of bytes that a connection has transferred in each direction.
 #[derive(Debug, Default)]
 pub(crate) struct Traffic {
     received: AtomicU64,
@@ -15,8 +14,7 @@ pub(crate) struct Traffic {
 }
 
 impl Traffic {
-    /// Creates the counters of a connection that has already transferred the given numbers of
-    /// bytes.
+    /// Creates the counters of a connection that has already transferred this many bytes.
     pub(crate) const fn so_far(received: u64, sent: u64) -> Self {
         Self { received: AtomicU64::new(received), sent: AtomicU64::new(sent) }
     }

@@ -1,5 +1,4 @@
-//! A configured listener before it has a socket, and the mode and owner to set on the file of its
-//! socket.
+//! A configured listener that has no socket yet, and the mode and owner to set on its socket file.
 
 use std::io;
 use std::path::PathBuf;
@@ -52,7 +51,7 @@ pub(super) struct Grant {
 
 impl Grant {
     /// Sets the mode and the owner of the socket file. A failure is only logged, because the
-    /// listener can serve anyway.
+    /// listener can serve clients anyway.
     pub(super) fn perform(self) {
         let Self { listener, path, file, access } = self;
         if let Err(error) = access.set(&path, file) {
@@ -65,14 +64,14 @@ impl Grant {
     }
 }
 
-/// Names in a bind error the passed socket that blocks the address `want`, if such a socket exists.
+/// If a passed socket blocks the address `want`, names that socket in the bind error.
 pub(super) fn name_obstacle(error: Error, want: &Address, unclaimed: &[Passed]) -> Error {
     let Error::Bind { name, address, source } = error else { return error };
     let in_the_way =
         |socket: &&Passed| socket.origin == Origin::Inherited && socket.is_in_the_way_of(want);
     let source = match unclaimed.iter().find(in_the_way) {
-        // Return an error without an errno, which marks it as a configuration error, because only a
-        // change of the configuration can help.
+        // Return an error without an errno, which marks it as a configuration error. Only a change
+        // to the configuration can help.
         Some(socket) if source.kind() == io::ErrorKind::AddrInUse => {
             io::Error::other(format!("{source}: {socket}, but no listener uses it"))
         }

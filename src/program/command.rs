@@ -1,4 +1,4 @@
-//! A command in the form in which the kernel takes it, and the search for its program.
+//! A command prepared for execve(2), and the search for its program in `PATH`.
 
 use std::ffi::{CString, OsStr, OsString};
 use std::io;
@@ -14,7 +14,8 @@ use crate::config::ProgramConfig;
 use crate::error::Error;
 use crate::sys::child::{Child, ChildProgram, start};
 
-/// A command that is ready to be executed: the program itself, or a check of it.
+/// A command that is ready to be executed: either the program itself, or the check of its
+/// readiness.
 #[derive(Debug)]
 pub(super) struct PreparedCommand {
     program: CString,
@@ -25,10 +26,11 @@ pub(super) struct PreparedCommand {
 }
 
 impl PreparedCommand {
-    /// Finds the program of a command, and puts everything together that it is started with.
+    /// Finds the executable of a command, and prepares its arguments, environment and directory.
     ///
     /// # Errors
-    /// [`Error::ProgramNotStarted`] if there is no such program, or a text contains a zero byte.
+    /// [`Error::ProgramNotStarted`] if the executable does not exist, or an argument or a variable
+    /// contains a zero byte.
     pub(super) fn new(
         config: &ProgramConfig,
         command: &[String],
@@ -58,11 +60,11 @@ impl PreparedCommand {
         prepare().map_err(|source| not_started(name(), source))
     }
 
-    /// Starts the command with these descriptors. `on_our_death` is the signal that it gets when
-    /// this process dies.
+    /// Starts the command with these descriptors. `on_our_death` is the signal that the command
+    /// gets when this process dies.
     ///
     /// # Errors
-    /// [`Error::ProgramNotStarted`] with the error of the kernel.
+    /// [`Error::ProgramNotStarted`] with the kernel's error.
     pub(super) fn start(
         &self,
         descriptors: &[(BorrowedFd<'_>, i32)],
@@ -87,8 +89,8 @@ pub(super) fn not_started(what: String, source: io::Error) -> Error {
     Error::ProgramNotStarted { what, source }
 }
 
-/// Returns the absolute path of a program. A name without a slash is searched in `path`, as a shell
-/// does. A relative path counts from the working directory of the program.
+/// Returns the absolute path of a program. A name without a slash is looked up in `path`, as in a
+/// shell. A relative path is relative to the program's working directory.
 pub(super) fn find(
     program: &str,
     path: Option<&OsString>,

@@ -1,9 +1,9 @@
-//! The environment of a program: that of this process, a file, and configured variables, in this
-//! order.
+//! The environment of a program. It combines this process's environment, a file, and configured
+//! variables; each overrides the ones before.
 //!
-//! The file is read at each start of the program, so that a change takes effect with a handoff.
-//! Variables that are meant for this process alone, such as the channel to the predecessor, are
-//! left out.
+//! The file is read at each start of the program, so that a change takes effect at the next
+//! handoff. Variables that are meant only for this process, such as the channel to the predecessor,
+//! are left out.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -12,8 +12,8 @@ use std::path::Path;
 
 use crate::sys;
 
-/// The variables of the service manager and of this process, which the program must not get. It
-/// gets some of them with values of its own.
+/// The variables that the service manager or a parent sets for this process, and that the program
+/// must not inherit. The program gets its own values for some of them.
 const OURS: [&str; 12] = [
     "LISTEN_FDS",
     "LISTEN_FDNAMES",
@@ -29,13 +29,14 @@ const OURS: [&str; 12] = [
     "SYSTEMD_EXEC_PID",
 ];
 
-/// The prefix of all variables that generations use among themselves.
+/// The prefix of all variables that generations pass to each other.
 const PREFIX: &str = "HANDOFFD_";
 
 /// The environment of a program, by name.
 pub(super) type ProgramEnvironment = BTreeMap<OsString, OsString>;
 
-/// Returns the environment of this process without the variables that are meant for it alone.
+/// Returns the environment of this process, without the variables that are meant only for this
+/// process.
 pub(super) fn inherited() -> ProgramEnvironment {
     let is_ours = |name: &OsString| {
         name.to_str().is_some_and(|name| OURS.contains(&name) || name.starts_with(PREFIX))
@@ -71,7 +72,7 @@ pub(super) fn read(path: &Path) -> io::Result<Vec<(String, String)>> {
             return Err(invalid(index + 1));
         }
         let mut value = value.trim_start().to_owned();
-        // A quoted value or one with a backslash at its end continues on the next line.
+        // A value with an open quote or a trailing backslash continues on the next line.
         let unquoted = loop {
             match unquote(&value) {
                 Some(unquoted) => break unquoted,

@@ -1,8 +1,9 @@
-//! One process of a program: it is started, watched, started again when it ends, and stopped.
+//! One process of a program. This module starts the process, watches it, restarts it when it ends,
+//! and stops it.
 //!
-//! The task of an instance owns its process. The data plane gives orders and reads the state. If
-//! the task is dropped, the process and its group are killed, so no program outlives its
-//! generation.
+//! Each instance has a task that owns the process. The data plane gives orders to the task and
+//! reads its state. If the task is dropped, the process and its group are killed, so no program
+//! outlives its generation.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -26,53 +27,53 @@ use crate::generation::Generation;
 use crate::net::Listener;
 use crate::report::ProgramCounters;
 
-/// The pauses before a program is started again: the first, and the longest. Each is twice as long
-/// as the one before.
+/// The first and the longest pause before a program is restarted. Each pause is twice as long as
+/// the previous one.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// How long a program that no longer answers its watchdog may take to end after SIGABRT.
 const ABORT_TIMEOUT: Duration = Duration::from_secs(1);
-/// The pause between two looks at a process group that shall end.
+/// The pause between two checks whether all processes of a program have ended.
 const GROUP_PAUSE: Duration = Duration::from_millis(20);
 
-/// What an instance shall do.
+/// An order from the data plane to an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Order {
-    /// Run. If the program fails, the generation fails too, because it is on probation.
+    /// Run the program. If the program fails, the generation fails too, because it is on probation.
     Prove,
-    /// Run. If the program fails, start it again.
+    /// Run the program. If the program fails, start it again.
     Run,
-    /// Serve the connections that are left. If the program ends, do not start it again.
+    /// Let the program serve its remaining connections. If the program ends, do not start it again.
     Finish,
-    /// End, as the program itself ends.
+    /// Ask the program to end, and give it time to do so.
     Stop,
-    /// End at once.
+    /// Kill the program at once.
     Kill,
 }
 
 impl Order {
-    /// Returns whether a program that is not running is to be started.
+    /// Returns whether to start the program if it is not running.
     pub(super) const fn runs(self) -> bool {
         matches!(self, Self::Prove | Self::Run)
     }
 }
 
-/// What an instance does.
+/// The state of an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum InstanceState {
     Starting,
     Ready(ReadyBy),
     Stopping,
-    /// It has ended, and is about to be started again.
+    /// The process has ended and is about to be started again.
     Restarting,
-    /// It has failed, and is not started again.
+    /// The process has failed and will not be started again.
     Failed,
-    /// No process of it is left.
+    /// No process of the instance is left.
     Ended,
 }
 
-/// The listeners that a program is started with. The data plane empties the list when it stops
-/// accepting, so that no copy keeps a closed listener open.
+/// The listeners that a program inherits when it starts. The data plane empties the list at the
+/// start of a drain, so that no copy keeps a closed listener open.
 pub(super) type SharedListeners = Arc<Mutex<Vec<Listener>>>;
 
 /// One process of a program.
@@ -91,11 +92,11 @@ pub(super) struct Instance {
     pub(super) facts: Arc<Mutex<Facts>>,
 }
 
-/// How the life of one process has ended.
+/// How one run of the program ended.
 enum Lived {
-    /// It was told to stop.
+    /// The program was told to stop.
     Stopped,
-    /// It ended by itself, or could not start.
+    /// The program ended by itself, failed a check, or could not be started.
     Failed(ProgramFailure),
 }
 
@@ -106,7 +107,7 @@ impl Lived {
 }
 
 impl Instance {
-    /// Runs the program as ordered, until the data plane is gone.
+    /// Follows the orders of the data plane until the data plane is dropped.
     pub(super) async fn run(mut self) {
         let mut pause = FIRST_PAUSE;
         loop {
@@ -142,7 +143,8 @@ impl Instance {
         self.orders.borrow().runs()
     }
 
-    /// Waits before the program is started again, or until it is told to stop if it is not.
+    /// Reports a failure of the program. Then waits before the next start, or, if there is none,
+    /// until the program is told to stop.
     async fn failed(&mut self, mut failure: ProgramFailure, pause: Duration) {
         let is_proving = *self.orders.borrow() == Order::Prove;
         if is_proving || self.config.restart == Restart::Never {
@@ -166,7 +168,7 @@ impl Instance {
         let _ = timeout(pause, self.orders.wait_for(|order| !order.runs())).await;
     }
 
-    /// Starts the program once, and waits until it has ended.
+    /// Starts the program once, and waits until that process has ended.
     async fn live(&self) -> Lived {
         let (mut running, probe, pipe) = match self.start() {
             Ok(started) => started,
@@ -250,14 +252,14 @@ impl Instance {
                     running.kill().await;
                     return Lived::failed("failed its check".to_owned());
                 }
-                () = sleep_until(silent_at.unwrap_or_else(Instant::now)), if silent_at.is_some() => {
+                () = until(silent_at) => {
                     return self.abort(running).await;
                 }
             }
         }
     }
 
-    /// Cleans up after a main process that has ended by itself, and says how it ended.
+    /// Cleans up after the main process has ended by itself, and returns how it ended.
     async fn ended(
         &self,
         status: io::Result<Option<ExitStatus>>,
@@ -311,7 +313,7 @@ impl Instance {
         self.state.send_replace(InstanceState::Ready(by));
     }
 
-    /// Asks the program to end. Kills all its processes if it does not end in time.
+    /// Asks the program to end. Kills all its processes if it does not end before the timeout.
     async fn stop(&self, running: &mut Running) {
         let (pid, signal) = (running.pid(), self.config.stop_signal);
         tracing::info!(
@@ -329,7 +331,7 @@ impl Instance {
                 status = running.ended(), if !has_ended => {
                     self.count_end(status.ok().flatten());
                     has_ended = true;
-                    // Processes that the program leaves behind are told to stop as well.
+                    // Ask the processes that the program has left behind to end too.
                     running.signal_all(signal.0);
                 }
                 () = async { drop(orders.wait_for(|order| *order == Order::Kill).await) } => break,
@@ -396,5 +398,13 @@ impl Instance {
 
     fn facts(&self) -> std::sync::MutexGuard<'_, Facts> {
         self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Waits until `deadline`, or forever if there is none.
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
     }
 }

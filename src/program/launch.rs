@@ -1,7 +1,8 @@
-//! One start of a program: what it is given, and the check that it could be started.
+//! One start of a program, and a check that such a start would succeed. This module prepares the
+//! program's arguments, environment and descriptors.
 //!
-//! Everything is read again at each start, so that a new path, a new environment file and a working
-//! directory behind a changed link take effect with a handoff.
+//! Each start finds the program again, reads the environment file again, and resolves the links in
+//! the working directory again. So changes to them take effect at the next handoff.
 
 use std::ffi::OsStr;
 use std::io;
@@ -24,16 +25,17 @@ use crate::generation::Generation;
 use crate::net::Listener;
 use crate::sys::child::Child;
 
-/// The number of the first listener in the program (see sd_listen_fds(3)).
+/// The descriptor number of the first listener in the program (see sd_listen_fds(3)).
 const FIRST_LISTENER: u8 = 3;
 
-/// One start of a program: the place in which it runs.
+/// The inputs for one start of a program.
 pub(super) struct ProgramLaunch<'a> {
     pub(super) config: &'a Arc<ProgramConfig>,
     pub(super) generation: Generation,
     pub(super) instance: usize,
     pub(super) listeners: &'a [Listener],
-    /// The address on which the program shall listen, if it does not inherit the listeners.
+    /// The private address on which the program may listen. `None` if it can only inherit the
+    /// listeners.
     pub(super) private: Option<&'a Address>,
     /// How often the program must answer a watchdog.
     pub(super) watchdog: Option<Duration>,
@@ -45,11 +47,12 @@ pub(super) struct ProgramLaunch<'a> {
 #[derive(Debug)]
 pub(super) struct Launched {
     pub(super) child: Child,
-    /// The end of a pipe on which the standard error of the program arrives.
+    /// The read end of the pipe that is the program's standard error.
     pub(super) errors: OwnedFd,
-    /// The end of a pipe on which a newline says that the program is ready.
+    /// The read end of the pipe to which the program writes a newline when it is ready, if this is
+    /// configured.
     pub(super) ready: Option<OwnedFd>,
-    /// How to find out whether the program is ready.
+    /// The probe that finds out whether the program is ready.
     pub(super) probe: Probe,
 }
 
@@ -57,7 +60,7 @@ impl ProgramLaunch<'_> {
     /// Starts the program.
     ///
     /// # Errors
-    /// [`Error::ProgramNotStarted`] if it cannot be started, and the errors of [`check`].
+    /// [`Error::ProgramNotStarted`] if the program cannot be started, and the errors of [`check`].
     pub(super) fn start(&self) -> Result<Launched, Error> {
         let config = self.config;
         check_ready_descriptor(config, self.listeners.len())?;
@@ -90,7 +93,7 @@ impl ProgramLaunch<'_> {
         Ok(Launched { child, errors, ready, probe })
     }
 
-    /// Prepares the check whether the program is ready.
+    /// Prepares the probe that finds out whether the program is ready.
     fn probe(&self, variables: &ProgramEnvironment) -> Result<Probe, Error> {
         let ready = self.config.ready();
         let mut command = None;
@@ -105,7 +108,7 @@ impl ProgramLaunch<'_> {
                 set("HANDOFFD_PROGRAM_ADDRESS", address.to_string());
             }
             let words = self.expanded(words)?;
-            // The program of the check must exist before the program itself is started.
+            // Report a missing executable of the check now, before the program itself is started.
             PreparedCommand::new(self.config, &words, variables.clone())?;
             command = Some((words, variables));
         }
@@ -161,7 +164,8 @@ impl ProgramLaunch<'_> {
                 }
                 (Placeholder::Generation, _) => self.generation.to_string(),
                 (Placeholder::Instance, _) => self.instance.to_string(),
-                // The private address fits the attachment, which `resolve` has checked.
+                // This case cannot occur, because `resolve` has checked the placeholder against the
+                // attachment.
                 (Placeholder::Port | Placeholder::Socket, _) => String::new(),
             })
         })
@@ -176,8 +180,7 @@ fn of_file(config: &ProgramConfig) -> Result<ProgramEnvironment, Error> {
     Ok(read.into_iter().map(|(name, value)| (name.into(), value.into())).collect())
 }
 
-/// Checks that the descriptor on which the program reports that it is ready is none of its
-/// listeners.
+/// Checks that the descriptor for the readiness report does not have the number of a listener.
 fn check_ready_descriptor(config: &ProgramConfig, listeners: usize) -> Result<(), Error> {
     let Ready::Descriptor(number) = config.ready() else { return Ok(()) };
     let first_free = usize::from(FIRST_LISTENER) + listeners;
@@ -189,12 +192,12 @@ fn check_ready_descriptor(config: &ProgramConfig, listeners: usize) -> Result<()
     Ok(())
 }
 
-/// Checks that a program could be started, without starting it: the program exists and is
-/// executable, its files can be read, and its placeholders have values.
+/// Checks that a program could be started, without starting it. The program must exist and be
+/// executable, its files must be readable, and its placeholders must have values.
 ///
 /// # Errors
 /// [`Error::ProgramNotStarted`] for the first file that cannot be used, and
-/// [`Error::NoSuchListener`] or [`Error::Setting`] for a placeholder that stands for nothing.
+/// [`Error::NoSuchListener`] or [`Error::Setting`] for a placeholder that has no value.
 pub fn check(config: &ProgramConfig, listeners: &Listeners) -> Result<(), Error> {
     let mut variables = environment::inherited();
     variables.extend(of_file(config)?);

@@ -1,8 +1,9 @@
 //! The notification socket of a program (see sd_notify(3)).
 //!
-//! Only messages of the program's own processes count: those in its process group, and those whose
-//! ancestor is the program. A process that has ended before its message is read counts too if it
-//! has the same user, because a short command such as systemd-notify(1) may end at once.
+//! Only messages from the program's own processes count: those in its process group, and its
+//! descendants. A sender that ends before its message is read also counts, because a short command
+//! such as systemd-notify(1) may end at once. The socket is in a private folder, so that only
+//! processes of the same user can send to it.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -27,7 +28,7 @@ pub(super) struct NotifySocket {
     path: PathBuf,
 }
 
-/// What a program has reported in one message. A message may contain several of these.
+/// The reports in one message from a program. A message may contain several.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Notification {
     pub(super) ready: bool,
@@ -55,8 +56,8 @@ impl NotifySocket {
         &self.path
     }
 
-    /// Waits for the next message of a process of the program, which `owns` says by its pid. Cancel
-    /// safe.
+    /// Waits for the next message from a process of the program. `owns` returns whether a process
+    /// belongs to the program, by its pid. Cancel safe.
     pub(super) async fn next(&self, owns: impl Fn(u32) -> bool) -> Notification {
         let mut buffer = [0; LONGEST];
         loop {
@@ -64,8 +65,8 @@ impl NotifySocket {
                 receive_with_attachments(socket.as_fd(), &mut buffer)
             });
             match received.await {
-                // Descriptors that came with the message are closed here. The sender of a barrier
-                // waits for that (see sd_notify_barrier(3)).
+                // Descriptors that came with the message are closed here. A sender that calls
+                // sd_notify_barrier(3) waits until its descriptor is closed.
                 Ok((Packet::Whole(length), attached)) => {
                     let is_ours = attached.sender.is_some_and(|sender| is_of(&sender, &owns));
                     let text = String::from_utf8_lossy(&buffer[..length]);

@@ -1,4 +1,4 @@
-//! What the data plane sees of the instances of a program: their states, and why one has failed.
+//! The data plane's view of the instances of a program: their states, and why one has failed.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -83,7 +83,7 @@ impl Observed {
     }
 }
 
-/// Waits until an instance has failed for good, and returns the reason.
+/// Waits until an instance has failed and is not started again. Returns the reason.
 pub(super) async fn failure(mut failures: watch::Receiver<Option<ProgramFailure>>) -> Error {
     match failures.wait_for(Option::is_some).await.ok().and_then(|failure| failure.clone()) {
         Some(ProgramFailure { what, code }) => Error::ProgramFailed { what, code },

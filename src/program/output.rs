@@ -1,7 +1,9 @@
-//! What a program writes to standard error: it is passed on, and the last lines are kept.
+//! The standard error of a program. This module passes it on to the standard error of this process,
+//! and keeps the last lines.
 //!
-//! If the program does not become ready, its last lines say why better than its exit code does.
-//! Standard output is not read; the program has that of this process.
+//! If the program does not become ready, its last lines explain the reason better than its exit
+//! code does. This module does not read standard output, which the program shares with this
+//! process.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -16,11 +18,11 @@ use tokio::sync::oneshot;
 
 use crate::text::cut_line;
 
-/// How many lines are kept, and how much of each, in bytes.
+/// The number of lines to keep, and the maximum length of each in bytes.
 const LINES: usize = 5;
 const LONGEST: usize = 300;
 
-/// The last lines that a program wrote to standard error. Clones share them.
+/// The last lines that a program wrote to standard error. Clones share the same lines.
 #[derive(Clone, Debug, Default)]
 pub(super) struct LastWords(Arc<Mutex<VecDeque<String>>>);
 
@@ -32,12 +34,12 @@ impl LastWords {
         if lines.is_empty() { String::new() } else { format!("; it wrote: {}", lines.join(" | ")) }
     }
 
-    /// Passes on everything that arrives on `pipe`, in a thread of its own, because standard error
-    /// may block. The returned channel closes when the program and all its children have closed the
-    /// pipe.
+    /// Passes on everything that arrives on `pipe`. Uses a separate thread, because writing to
+    /// standard error may block. The returned channel closes when the program and all its children
+    /// have closed the pipe.
     ///
     /// # Errors
-    /// When the system has no thread left.
+    /// When the thread cannot be started.
     pub(super) fn follow(&self, pipe: OwnedFd) -> io::Result<oneshot::Receiver<Infallible>> {
         let (follows, followed) = oneshot::channel();
         let words = self.clone();
@@ -51,8 +53,9 @@ impl LastWords {
     fn pass_on(&self, mut pipe: File) {
         let (mut buffer, mut line) = (vec![0; 16 * 1024], Vec::new());
         while let Ok(count @ 1..) = pipe.read(&mut buffer) {
-            // Whole chunks go out in one write each, so that lines of several programs rarely mix.
-            // An error is ignored: standard error may be closed, and the program must not stop.
+            // Write each chunk with a single call, so that lines of several programs rarely mix.
+            // Ignore errors, because the program must keep running even if our standard error is
+            // closed.
             let _ = io::stderr().write_all(&buffer[..count]);
             for byte in &buffer[..count] {
                 match byte {
@@ -78,13 +81,14 @@ impl LastWords {
     }
 }
 
-/// Returns a pipe: the end that this process reads, and the end that a program writes.
+/// Returns a pipe: the read end for this process, and the write end for a program.
 pub(super) fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
     Ok((read, write))
 }
 
-/// Waits until a newline arrives on `pipe`. Returns false if the pipe closes without one.
+/// Waits until a newline arrives on `pipe`. Returns false if the pipe closes before a newline
+/// arrives.
 pub(super) async fn newline(pipe: OwnedFd) -> bool {
     let Ok(pipe) = pipe::Receiver::from_owned_fd(pipe) else { return false };
     let mut buffer = [0; 64];

@@ -1,11 +1,13 @@
 //! Placeholders such as `{fd:web}` in the arguments and variables of a program.
 //!
-//! Other text in braces stays as it is, because arguments may be JSON or templates of the program.
+//! Other text in braces is left unchanged, because arguments may contain JSON or the program's own
+//! templates.
 
 use crate::config::Attach;
 use crate::error::Error;
 
-/// A placeholder. The text is the name of a listener, which may be omitted if there is only one.
+/// A placeholder. The text in it is the name of a listener, which may be omitted if there is only
+/// one listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Placeholder<'a> {
     /// The number of a listener's descriptor.
@@ -20,7 +22,7 @@ pub(super) enum Placeholder<'a> {
     Instance,
 }
 
-/// Replaces every placeholder in a text by its value.
+/// Replaces every placeholder in a text with its value.
 ///
 /// # Errors
 /// Any error of `value`.
@@ -66,11 +68,11 @@ impl<'a> Placeholder<'a> {
     }
 
     /// Returns the index of the listener that this placeholder names among `names`. Returns 0 for a
-    /// placeholder that names none.
+    /// placeholder that does not stand for a listener.
     ///
     /// # Errors
-    /// [`Error::NoSuchListener`] if no listener has the name, and [`Error::Setting`] if the name is
-    /// missing or the placeholder has no value for a program that attaches in this way.
+    /// [`Error::NoSuchListener`] if no listener has the name. [`Error::Setting`] if the name is
+    /// missing, or if the placeholder has no value with this attachment.
     pub(super) fn resolve(self, attach: Attach, names: &[String]) -> Result<usize, Error> {
         let refuse = |value: &str, why| {
             let value = format!("{{{value}}}");

@@ -1,9 +1,10 @@
-//! The data plane whose server is a program.
+//! The data plane of a generation whose server is an external program.
 //!
-//! It starts the program, and is ready when the program is. A program that inherits the listeners
-//! accepts by itself. For a private program, the built-in server accepts and forwards to it, and
-//! the program is told to stop when its last connection has ended. The built-in server also serves
-//! the listeners that are not the program's, such as that of the metrics.
+//! The data plane starts the program, and is ready when the program is. A program that inherits the
+//! listeners accepts connections itself. For a program with a private address, the built-in server
+//! accepts connections and forwards them. The program is told to stop when its last connection has
+//! ended. The built-in server also serves listeners that do not belong to the program, such as the
+//! metrics listener.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -34,11 +35,11 @@ use crate::report::{Connections, Counters, ProgramReport};
 use crate::server::{Server, Workers};
 use crate::service::Service;
 
-/// The process that runs a program.
+/// What a program needs to know about the process that runs it.
 #[derive(Debug)]
 pub(crate) struct ProgramHost<'a> {
     pub(crate) generation: Generation,
-    /// Where to create the folder of the generation, if not in the folder for temporary files.
+    /// The parent of the generation's folder. `None` means the folder for temporary files.
     pub(crate) runtime_directory: Option<&'a Path>,
     /// The timeout of the service manager's watchdog.
     pub(crate) watchdog: Option<Duration>,
@@ -52,14 +53,15 @@ pub(crate) struct ProgramPlane<S> {
     watchdog: Option<Duration>,
     drain_timeout: Duration,
     folder: Folder,
-    /// The built-in server. It forwards to a private program, and serves the other listeners.
+    /// The built-in server. It forwards connections to a private program, and serves the listeners
+    /// that do not belong to the program.
     server: Server<ProgramService<S>>,
-    /// The listeners that are not the program's.
+    /// The names of the listeners that do not belong to the program.
     other_names: Vec<ListenerName>,
-    /// The open listeners of these names.
+    /// The open listeners with these names.
     others: Vec<Listener>,
-    /// Whether the built-in server serves the listeners of the program, because the program turned
-    /// out to be private.
+    /// Whether the built-in server serves the listeners of the program. This is decided when the
+    /// program is ready, because only then is it known whether the program is private.
     relays: bool,
     private: Vec<Option<Address>>,
     listeners: SharedListeners,
@@ -67,32 +69,34 @@ pub(crate) struct ProgramPlane<S> {
     orders: watch::Sender<Order>,
     instances: Vec<Observed>,
     tasks: JoinSet<()>,
-    /// Why an instance has failed for good, if one has.
+    /// The reason why an instance has failed and is not restarted. `None` while there is no such
+    /// instance.
     failures: watch::Sender<Option<ProgramFailure>>,
-    /// Whether the handoff to this generation is committed. Before, a program that fails is not
-    /// started again: the handoff is rolled back.
+    /// Whether the handoff to this generation is committed. Before the commit, a failure of the
+    /// program rolls back the handoff instead of restarting the program.
     is_committed: bool,
-    /// When to tell a private program to stop although connections are left.
+    /// When to tell a private program to stop even if it still has connections.
     stop_at: Option<Instant>,
 }
 
-/// How far a start of the data plane has come.
+/// The progress of starting the data plane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     /// The program is not ready yet.
     Starting,
     /// The program is ready. The relay, if it serves the listeners, has begun to accept.
     Accepting,
-    /// The data plane serves, or it was never started.
+    /// The start is complete, or the data plane was never started.
     Settled,
 }
 
 impl<S: Service> ProgramPlane<S> {
-    /// Creates a data plane that has started nothing yet. `service` serves the listeners of these
-    /// names, and the program all others.
+    /// Creates a data plane that has started nothing yet. `service` serves the listeners with these
+    /// names, and the program serves all others.
     ///
     /// # Errors
-    /// [`Error::System`] if the folder of the generation or a private address cannot be had.
+    /// [`Error::System`] if the generation's folder cannot be created, or no private address is
+    /// available.
     pub(crate) fn new(
         program: ProgramConfig,
         host: &ProgramHost<'_>,
@@ -108,7 +112,8 @@ impl<S: Service> ProgramPlane<S> {
         let proxy =
             if program.attach.is_private() { Some(proxy(&program, &private)?) } else { None };
         let service = ProgramService::new(proxy, service, other_names.clone(), private.clone());
-        // A connection stays with the program that has answered it so far.
+        // Drain the connections at a handoff, because a connection cannot move to another process
+        // of the program.
         let server_config = Config { on_handoff: OnHandoff::Drain, ..config.clone() };
         Ok(Self {
             config: Arc::new(program),
@@ -132,7 +137,7 @@ impl<S: Service> ProgramPlane<S> {
         })
     }
 
-    /// Starts the task of each instance, which waits for orders.
+    /// Starts the task of each instance. The tasks then wait for orders.
     fn prepare(&mut self) -> Result<(), Error> {
         for (number, private) in self.private.iter().enumerate() {
             let path = self.folder.path().join(format!("notify-{number}"));
@@ -159,7 +164,8 @@ impl<S: Service> ProgramPlane<S> {
         Ok(())
     }
 
-    /// Waits until every instance is ready, and returns whether any accepts on its private address.
+    /// Waits until every instance is ready. Returns whether the program is private, so that the
+    /// relay must serve the listeners.
     async fn all_ready(&self) -> bool {
         let mut is_private = false;
         for observed in &self.instances {
@@ -177,8 +183,8 @@ impl<S: Service> ProgramPlane<S> {
         }
     }
 
-    /// Waits until the program is ready, and the built-in server accepts on its listeners. Cancel
-    /// safe.
+    /// Waits until the program is ready and the built-in server accepts connections on the
+    /// listeners that it serves. Cancel safe.
     async fn start_serving(&mut self) -> Result<(), Error> {
         if self.phase == Phase::Starting {
             self.relays = self.all_ready().await;
@@ -201,18 +207,18 @@ impl<S: Service> ProgramPlane<S> {
         self.relays || !self.others.is_empty()
     }
 
-    /// Returns those of these listeners on which the built-in server accepts.
+    /// Returns the listeners in `listeners` on which the built-in server accepts connections.
     fn served(&self, listeners: &[Listener]) -> Vec<Listener> {
         let is_served = |listener: &&Listener| self.relays || self.is_other(listener);
         listeners.iter().filter(is_served).cloned().collect()
     }
 
-    /// Returns whether a listener is not the program's.
+    /// Returns whether a listener does not belong to the program.
     fn is_other(&self, listener: &Listener) -> bool {
         contains(&self.other_names, listener.name())
     }
 
-    /// Gives the order `new` if the last one was `old`.
+    /// Gives the order `new`, but only if the current order is `old`.
     fn replace(&self, old: Order, new: Order) {
         self.orders.send_if_modified(|order| {
             let is_old = *order == old;
@@ -289,7 +295,7 @@ impl<S: Service> DataPlane for ProgramPlane<S> {
         let last = self.drain_timeout.saturating_sub(self.config.stop_timeout);
         let last = last.max(self.drain_timeout / 2);
         self.stop_at = Instant::now().checked_add(last);
-        // A copy would keep a listener open that is closed now.
+        // Drop our copies of the listeners, because a copy would keep a closed listener open.
         listeners(&self.listeners).clear();
         self.others.clear();
         self.server.drain(None);
@@ -312,7 +318,7 @@ impl<S: Service> DataPlane for ProgramPlane<S> {
         self.server.drained().await;
         for observed in &self.instances {
             let mut state = observed.state.clone();
-            // An error means that the task is gone, and with it the process.
+            // An error means that the task has ended, and so has its process.
             let _ = state.wait_for(|state| *state == InstanceState::Ended).await;
         }
     }
@@ -348,7 +354,8 @@ impl<S: Service> DataPlane for ProgramPlane<S> {
             return PlaneEvent::TakenOver;
         }
         let failed = failure(self.failures.subscribe());
-        // The program may be started again without being awaited, after the successor has died.
+        // Continue the start even if the caller does not await it. This happens when the program is
+        // started again because the successor has died.
         if self.phase != Phase::Settled && !awaited.drained {
             tokio::select! {
                 biased;
@@ -373,7 +380,7 @@ fn listeners(shared: &SharedListeners) -> MutexGuard<'_, Vec<Listener>> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Returns how to forward to the program at these addresses.
+/// Returns the proxy settings for a program with these private addresses.
 fn proxy(program: &ProgramConfig, private: &[Option<Address>]) -> Result<ProxyConfig, Error> {
     let upstreams = Upstreams::new(private.iter().flatten().cloned().map(Into::into).collect())?;
     Ok(ProxyConfig { upstreams, ..(*program.relay).clone() })

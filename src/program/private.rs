@@ -1,6 +1,6 @@
 //! The private addresses of a program, and the folder of a generation for its sockets.
 //!
-//! Each generation has addresses of its own, so that the old and the new program run side by side.
+//! Each generation has its own addresses, so that the old and the new program can run side by side.
 
 use std::fs;
 use std::io;
@@ -12,20 +12,20 @@ use nix::unistd::mkdtemp;
 use crate::address::Address;
 use crate::config::Attach;
 
-/// A private port is chosen from this range. It lies below the usual range of ports for outgoing
+/// The range from which private ports are chosen. It is below the default range for outgoing
 /// connections (see `ip_local_port_range` in ip(7)), so no outgoing connection takes the port
 /// before the program listens on it.
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
-/// How many ports of that range to try before any free port is taken.
+/// How many ports of that range to try before falling back to any free port.
 const TRIES: u16 = 64;
 
-/// A folder of this generation alone. Dropping this value removes it.
+/// A folder that only this generation uses. Dropping this value removes the folder.
 #[derive(Debug)]
 pub(super) struct Folder(PathBuf);
 
 impl Folder {
-    /// Creates a folder that only the user of this process can enter, in `parent` or else in the
-    /// folder for temporary files.
+    /// Creates a folder that only this process's user can enter. Creates it in `parent`, or else in
+    /// the directory for temporary files.
     pub(super) fn create(parent: Option<&Path>) -> io::Result<Self> {
         let parent = parent.map_or_else(std::env::temp_dir, Path::to_owned);
         Ok(Self(mkdtemp(&parent.join("handoffd-XXXXXX"))?))
@@ -38,7 +38,7 @@ impl Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        // Ignore an error: at worst an empty folder stays behind.
+        // Ignore errors, because at worst the folder is left behind.
         let _ = fs::remove_dir_all(&self.0);
     }
 }
@@ -63,7 +63,7 @@ pub(super) fn address(
 fn free_port() -> io::Result<SocketAddr> {
     let is_free = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port));
     let span = PORTS.end - PORTS.start;
-    // Two programs that start at the same time do not try the same ports.
+    // Begin with a random port, so that programs that start at the same time try different ports.
     let mut random = [0; 2];
     getrandom(&mut random)?;
     let start = u16::from_ne_bytes(random) % span;

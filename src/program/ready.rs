@@ -1,8 +1,8 @@
-//! How a started program turns out to be ready.
+//! Detection of the moment when a started program is ready.
 //!
-//! A check asks the new program alone: it connects to the private address, or it runs a command
-//! that is given the pid and the address of the new program. On a shared listener a connection
-//! could reach the old program.
+//! A check must reach the new program only. So it connects to the private address, or runs a
+//! command that gets the new program's pid and address. A connection to a shared listener could
+//! reach the old program instead.
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -29,18 +29,19 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a program must live to count as ready if it cannot report anything.
 const GUESS: Duration = Duration::from_secs(1);
 
-/// How a program turned out to be ready.
+/// The sign by which a program was found to be ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ReadyBy {
-    /// It reported this itself, or a check has succeeded.
+    /// The program reported that it is ready, or a check has succeeded.
     Report,
-    /// It accepts connections on its private address.
+    /// The program accepts connections on its private address.
     Connect,
-    /// It has lived long enough. This is a guess.
+    /// The program has run long enough. This is a guess.
     Guess,
 }
 
-/// How to find out whether one process of a program is ready. It keeps no listener open.
+/// A probe that finds out whether one process of a program is ready. The probe holds no copy of a
+/// listener, which would keep a closed listener open.
 #[derive(Debug)]
 pub(super) struct Probe {
     config: Arc<ProgramConfig>,
@@ -62,13 +63,13 @@ impl Probe {
         Self { config, ready, private, command, pid: 0 }
     }
 
-    /// Returns whether `READY=1` makes the program ready.
+    /// Returns whether the notification `READY=1` counts as a sign of readiness.
     pub(super) const fn accepts_report(&self) -> bool {
         matches!(self.ready, Ready::Notify | Ready::NotifyOrAlive | Ready::NotifyOrConnect)
     }
 
-    /// Waits until the program is ready in a way that needs no notification. Never returns if only
-    /// a notification counts.
+    /// Waits until a sign other than a notification shows that the program is ready. Never returns
+    /// if only a notification counts.
     pub(super) async fn ready(&self, pipe: Option<OwnedFd>) -> ReadyBy {
         match self.ready {
             Ready::Notify => std::future::pending().await,
@@ -104,8 +105,8 @@ impl Probe {
         }
     }
 
-    /// Checks a ready program again and again, and returns when a check fails. Never returns if the
-    /// program is not to be checked.
+    /// Checks a ready program periodically, and returns when a check fails. Never returns if no
+    /// checks are configured.
     pub(super) async fn failure(&self) {
         let Some(interval) = self.config.check_interval else {
             return std::future::pending().await;
@@ -134,7 +135,8 @@ impl Probe {
         timeout(CHECK_TIMEOUT, checked).await.unwrap_or(false)
     }
 
-    /// Returns whether the command succeeds. A command that takes too long is killed.
+    /// Runs the check command, and returns whether it succeeds. Kills a command that takes too
+    /// long.
     async fn succeeds(&self) -> bool {
         let command = match self.start_command() {
             Ok(command) => command,
@@ -146,7 +148,7 @@ impl Probe {
                 return false;
             }
         };
-        // The task reaps the command even if nobody waits for the result any more.
+        // Use a separate task, so that the command is reaped even if this future is dropped.
         let ended = tokio::spawn(async move {
             match timeout(CHECK_TIMEOUT, command.wait()).await {
                 Ok(status) => status.is_ok_and(|status| status.success()),

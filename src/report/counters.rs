@@ -1,10 +1,10 @@
-//! Counters for each listener and each upstream, the server to which connections are forwarded. A
+//! Counters for each listener and each upstream (a server to which connections are forwarded). A
 //! handoff does not reset the totals of the service.
 //!
 //! Each generation counts its own connections. The active generation adds up the counters of all
 //! living generations, and the last counters of generations that have ended. A faulty successor may
 //! report any number, so a sum that would overflow stays at the maximum. This module only holds the
-//! counters; `server` and `service` count.
+//! counters; `server` and `service` increment them.
 
 use std::collections::BTreeMap;
 
@@ -20,7 +20,7 @@ pub struct Counters {
     pub listeners: BTreeMap<String, ListenerCounters>,
     /// The counters of each upstream, by the listener's name and then by the upstream's address. An
     /// address that belongs to a host name is written `HOST:PORT/ADDRESS`. The key `HOST:PORT`
-    /// counts for the host name itself and for addresses that it no longer has.
+    /// stands for the host name itself and for addresses that the host name no longer has.
     pub upstreams: BTreeMap<String, BTreeMap<String, UpstreamCounters>>,
     /// The number of handoffs by outcome.
     pub handoffs: HandoffCounters,
@@ -45,7 +45,7 @@ pub struct ListenerCounters {
     pub received: u64,
     /// How many bytes were written to clients.
     pub sent: u64,
-    /// How many connections ended by themselves during a drain, before the drain deadline.
+    /// How many connections ended by themselves during a drain, before its deadline.
     pub drained: u64,
     /// How many connections were cut by a drain deadline or by a signal.
     pub cut: u64,
@@ -53,9 +53,9 @@ pub struct ListenerCounters {
     pub carried: u64,
     /// How many connections a successor refused to take over, so that they were drained instead.
     pub refused: u64,
-    /// How many connections were lost when a successor that had taken them over died. The number is
-    /// an upper bound, because some of these connections may have ended before. If the predecessor
-    /// had already exited, the connections are not counted.
+    /// How many connections were lost because the successor died after it had taken them over. The
+    /// number is an upper bound, because some of these connections may have ended earlier. If the
+    /// predecessor had already exited, the connections are not counted.
     pub lost: u64,
     /// How many clients were refused because their PROXY header was invalid or late.
     pub header_errors: u64,
@@ -72,8 +72,8 @@ pub struct UpstreamCounters {
     pub active: u64,
     /// How many attempts to connect failed: refused, unreachable or too slow.
     pub failed: u64,
-    /// How many times the upstream was ejected, that is, not used for some time because it failed
-    /// too often.
+    /// How many times the upstream was ejected. An upstream that fails too often is ejected: it
+    /// gets no connections for some time.
     pub ejected: u64,
     /// How many bytes were written to the upstream.
     pub sent: u64,

@@ -47,7 +47,7 @@ pub struct Report {
     /// The time in milliseconds until the drain deadline, when the open connections are cut. `None`
     /// if the generation does not drain.
     pub drain_left_ms: Option<u64>,
-    /// The processes of the program that this generation runs. Empty if it serves by itself.
+    /// The processes of the program that this generation runs. Empty if it runs no program.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub programs: Vec<ProgramReport>,
 }
@@ -71,8 +71,8 @@ impl Report {
     }
 }
 
-/// The program that a generation runs, and its configuration. They show an operator which
-/// deployment a generation belongs to.
+/// The program and the configuration of a generation. They show an operator to which deployment the
+/// generation belongs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Identity {
@@ -174,7 +174,7 @@ pub struct LastHandoff {
     pub reason: Option<String>,
 }
 
-/// The way in which a handoff ended.
+/// The outcome of a handoff.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
@@ -197,7 +197,7 @@ pub enum Outcome {
 pub struct Settings {
     /// How long a successor may take to become ready, in milliseconds.
     pub ready_timeout_ms: u64,
-    /// How long a successor must accept connections without a failure until the handoff is
+    /// How long a successor must accept connections without a failure before the handoff is
     /// committed, in milliseconds.
     pub bake_ms: u64,
     /// How long connections may take to end in a drain before they are cut, in milliseconds.

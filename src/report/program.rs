@@ -1,4 +1,4 @@
-//! What a generation reports about the program that it runs.
+//! The part of a status report about the program that a generation runs.
 
 use std::collections::BTreeMap;
 
@@ -26,7 +26,7 @@ impl ProgramCounters {
         *self == Self::default()
     }
 
-    /// Counts that a process of the program has ended.
+    /// Counts a process that has ended, by its exit code or signal.
     #[cfg(feature = "program")]
     pub(crate) fn ended(&mut self, status: std::process::ExitStatus) {
         use std::os::unix::process::ExitStatusExt;
@@ -58,32 +58,32 @@ impl ProgramCounters {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ProgramReport {
-    /// The pid of the process. `None` if it does not run.
+    /// The pid of the process. `None` if the process is not running.
     pub pid: Option<u32>,
-    /// What it does.
+    /// The state of the process.
     pub state: ProgramState,
-    /// How many times this generation has started it.
+    /// How many times this generation has started the process.
     pub starts: u64,
-    /// The last status text that it has sent (see sd_notify(3)).
+    /// The last status text that the process has sent (see sd_notify(3)).
     #[serde(default)]
     pub status: Option<String>,
 }
 
-/// What a process of a program does.
+/// The state of a process of the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ProgramState {
-    /// It was started and is not ready yet.
+    /// The process was started and is not ready yet.
     Starting,
-    /// It serves.
+    /// The process is ready and serves clients.
     Ready,
-    /// It was told to stop and has not ended yet.
+    /// The process was told to stop and has not ended yet.
     Stopping,
-    /// It has ended and is about to be started again.
+    /// The process has ended and is about to be started again.
     Restarting,
-    /// It has ended and is not started again.
+    /// The process has ended and will not be started again.
     Failed,
-    /// It was told to stop and has ended.
+    /// The process was told to stop and has ended.
     Ended,
     /// A state that this version does not know.
     #[serde(other)]

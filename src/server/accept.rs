@@ -1,8 +1,8 @@
-//! The accept loop of a listener. It accepts clients until it is stopped, and accepts no client
-//! while the listener's connection limit is reached.
+//! The accept loop of a listener. It accepts clients until it is stopped, and pauses while the
+//! listener's connection limit is reached.
 //!
-//! While the limit is reached, new clients wait in the kernel's backlog and are not reset. The
-//! module `connection` serves the accepted connections.
+//! During such a pause, new clients are not reset, but wait in the kernel's backlog. The module
+//! `connection` serves the accepted connections.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ use super::workers::choose;
 use crate::net::{Accepted, WatchedListener};
 use crate::service::Service;
 
-/// An accept loop. It accepts the clients of one listener, and runs on one worker.
+/// An accept loop that accepts the clients of one listener and runs on one worker.
 pub(super) struct Accepting<S> {
     pub(super) acceptor: WatchedListener,
     pub(super) slot: Arc<ListenerSlot<S>>,
@@ -31,8 +31,8 @@ pub(super) struct Accepting<S> {
 
 /// Runs the accept loops of one worker, each in its own task, until `stop_all` is cancelled.
 ///
-/// This function runs on the worker itself, because it would be much slower to wake another thread
-/// for each loop. If a loop panics, this function reports the panic, and the other loops continue.
+/// This function runs on the worker itself, because waking another thread for each loop would be
+/// much slower. If a loop panics, this function reports the panic, and the other loops continue.
 pub(super) async fn run_all<S: Service>(
     loops: Vec<Accepting<S>>,
     stop: CancellationToken,
@@ -62,9 +62,10 @@ fn report_panic(ended: Result<(), JoinError>, deaths: &Deaths) {
 
 impl<S: Service> Accepting<S> {
     /// Accepts connections until the loop is stopped. Also drops each heartbeat token that it
-    /// receives, which shows that the loop runs.
+    /// receives, to show that the loop is running.
     pub(super) async fn run(mut self) {
-        // The permit for the next client is here, so that a heartbeat does not lose it.
+        // Keep the permit for the next client outside the loop, so that a heartbeat does not
+        // discard it.
         let mut permit = None;
         loop {
             // If this process has no free file descriptor, clients wait just as they do when the
@@ -86,7 +87,7 @@ impl<S: Service> Accepting<S> {
         }
     }
 
-    /// Chooses a worker for an accepted connection, and starts to serve the connection there.
+    /// Chooses a worker for an accepted connection, and starts serving the connection there.
     fn admit(&self, accepted: Accepted, permit: Option<Permit>) {
         let worker = choose(&self.slot.workers, self.own);
         let _within = self.slot.enter(worker);

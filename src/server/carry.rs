@@ -1,8 +1,8 @@
 //! The server's part in moving open connections between processes. During a drain, connections move
 //! to the successor. After a handoff, connections arrive from the predecessor.
 //!
-//! A connection moves at a moment when its service is between two messages. The module
-//! [`super::takeover`] receives connections from the predecessor.
+//! A connection moves while its service is between two messages. The module [`super::takeover`]
+//! receives connections from the predecessor.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use crate::report::CarryForecast;
 use crate::service::Service;
 
 /// Returns a sender that moves connections to the successor through `channel`. Returns `None` if
-/// the channel cannot be registered for events.
+/// the channel cannot be registered with the tokio runtime.
 pub(super) fn outgoing(channel: OwnedFd) -> Option<Arc<Outgoing>> {
     match Outgoing::new(channel) {
         Ok(outgoing) => Some(Arc::new(outgoing)),
@@ -94,11 +94,11 @@ impl<S: Service> CarryPlane for Server<S> {
     }
 
     fn drain_uncarried(&mut self) {
-        // Take no more connections from the predecessor, because they could no longer move on to
+        // Accept no more connections from the predecessor, because they could no longer move on to
         // the successor.
         self.taking.stop.cancel();
         // Ask the connections to finish before the request to move is withdrawn. In the reverse
-        // order, a connection that the successor has refused would have no request for a moment,
+        // order, a connection that the successor has refused would briefly have neither request,
         // and might start another message.
         self.drain.drain_uncarried();
         self.end_carry();
@@ -118,8 +118,8 @@ impl<S: Service> Server<S> {
     pub(super) fn end_carry(&mut self) {
         self.context.carry_to(None);
         self.context.scheduler.end();
-        // Drop only the receiver of the result. The task in `carrying` continues until the
-        // successor has answered for every connection that was sent.
+        // Drop only the receiver of the result. The task in `carrying` continues until all
+        // connections that were sent have been answered.
         self.carrying.ended = None;
     }
 
@@ -132,14 +132,14 @@ impl<S: Service> Server<S> {
         let (ended, carry_ended) = watch::channel(None);
         self.carrying.ended = Some(carry_ended);
         self.carrying.all.spawn(async move {
-            // Wait for connections that still arrive from the predecessor too, because they must
+            // Also wait for connections that still arrive from the predecessor, because they must
             // move on to the successor.
             let all_went = async {
                 taking.wait().await;
                 scheduler.all_went().await;
             };
-            // No more connections are sent after the channel is closed. The move then ends when the
-            // successor has answered for the connections that were already sent.
+            // After the channel is closed, no more connections are sent. The move then ends when
+            // the connections that were already sent have been answered.
             let called_off = async {
                 outgoing.closed().await;
                 context.settled().await;

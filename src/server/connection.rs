@@ -1,9 +1,9 @@
 //! The task of one connection. It serves the connection until the connection ends, is cut, or moves
 //! to the successor. Then it counts and logs how the connection ended.
 //!
-//! To move a connection, the service first detaches it: it stops serving the connection and saves
-//! its state. The task then sends the connection to the successor. If the successor does not take
-//! the connection, the service continues to serve it in this process.
+//! To move a connection, the service first detaches it: the service stops serving the connection
+//! and saves its state. The task then sends the connection to the successor. If the successor does
+//! not accept the connection, the service continues to serve it in this process.
 
 use std::collections::HashMap;
 use std::io;
@@ -26,7 +26,7 @@ const LINGER: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct ConnectionContext<S> {
     pub(super) service: S,
-    /// How long a silent client may still send its first request during a drain.
+    /// How long after its accept a silent client may still send its first request during a drain.
     pub(super) first_request_grace: Duration,
     /// The connection limits of the listeners. A listener without a limit is not in this map.
     limits: HashMap<String, NonZeroUsize>,
@@ -34,8 +34,8 @@ pub(super) struct ConnectionContext<S> {
     /// they move.
     pub(super) scheduler: Arc<CarryScheduler>,
     successor: Mutex<Option<Arc<Outgoing>>>,
-    /// Counts the connections that are being sent to the successor, until each is taken or stays
-    /// here.
+    /// The connections that are being sent to the successor. A connection is counted here until the
+    /// successor has taken it or it stays in this process.
     leaving: TaskTracker,
 }
 
@@ -51,14 +51,14 @@ impl<S: Service> ConnectionContext<S> {
         Self { service, first_request_grace, limits, scheduler, successor, leaving }
     }
 
-    /// Waits until every connection that is being sent to the successor has been taken or stays
-    /// here, and has been counted. Cancel safe.
+    /// Waits until no connection is being sent to the successor any more, and until each of them
+    /// has been counted. Cancel safe.
     pub(super) async fn settled(&self) {
         self.leaving.wait().await;
     }
 
     /// Sets the channel through which connections move to the successor. With `None`, connections
-    /// that are not sent yet stay here.
+    /// that have not been sent yet stay here.
     pub(super) fn carry_to(&self, successor: Option<Arc<Outgoing>>) {
         let mut current = self.successor.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(last) = std::mem::replace(&mut *current, successor) {
@@ -92,7 +92,7 @@ impl<S: Service> ConnectionTask<S> {
         Self { context, connection, slot }
     }
 
-    /// Serves the connection to its end.
+    /// Serves the connection until it ends or moves to the successor.
     #[expect(clippy::manual_async_fn, reason = "an `async fn` reserves memory for `self` twice")]
     pub(super) fn run(mut self) -> impl Future<Output = ()> + Send {
         async move {
@@ -130,14 +130,14 @@ impl<S: Service> ConnectionTask<S> {
         }
     }
 
-    /// Sends a connection whose state the service has saved to the successor. Returns how the
-    /// connection ended in this process, or `None` if it stays here.
+    /// Sends a detached connection to the successor. Returns how the connection ended in this
+    /// process, or `None` if it stays here.
     ///
     /// If the connection is cut during this call, it is unknown whether the successor has taken the
     /// connection. The connection is then closed without further I/O.
     async fn hand_over(&mut self) -> Option<ConnectionEnd> {
         let Self { context, connection, slot } = self;
-        // Treat it as an error if the service detached a connection that was not asked to move.
+        // Return an error if the service detached a connection that was not asked to move.
         // Otherwise the service could detach the connection again and again, in an endless loop.
         let age = slot.age();
         let ConnectionSlot { entry, carry, guard, .. } = slot;

@@ -50,14 +50,15 @@ impl<S: Service> DataPlane for Server<S> {
         let slots: Vec<_> = slots.collect();
         let workers = Arc::clone(self.workers.all());
         for (own, worker) in workers.iter().enumerate() {
-            // Enter the runtime of this worker, so that the listener is registered there.
+            // Enter the runtime of this worker, so that the listener is registered with that
+            // runtime.
             let _within = worker.handle().enter();
             let (mut loops, stop) = (Vec::new(), CancellationToken::new());
             for (listener, slot) in listeners.iter().zip(&slots) {
                 let acceptor = WatchedListener::new(listener.clone())
                     .map_err(Error::system("watch a listener"))?;
-                // Use a channel for two heartbeats: the first heartbeat, which `started` awaits,
-                // and one that the watchdog requests.
+                // Make room for two heartbeats: the first one, which `started` waits for, and one
+                // that the watchdog requests.
                 let (heart, beats) = mpsc::channel(2);
                 self.hearts.push(heart);
                 let (slot, stop) = (Arc::clone(slot), stop.clone());
@@ -87,7 +88,7 @@ impl<S: Service> DataPlane for Server<S> {
     fn heartbeat(&self) -> TaskTracker {
         let beat = TaskTracker::new();
         let takes = |heart: &mpsc::Sender<TaskTrackerToken>| heart.try_send(beat.token()).is_ok();
-        // Close the tracker only if every loop was sent a heartbeat. A tracker that stays open
+        // Close the tracker only if a heartbeat was sent to every loop. A tracker that stays open
         // never completes.
         if !self.hearts.is_empty() && self.hearts.iter().all(takes) {
             beat.close();
@@ -95,9 +96,8 @@ impl<S: Service> DataPlane for Server<S> {
         beat
     }
 
-    /// Stops the accept loops, and removes their listeners from the runtimes. Does not wait longer
-    /// than [`STOP_TIMEOUT`] for a worker that hangs. The loops of that worker stop when it runs
-    /// again.
+    /// Stops the accept loops, and removes their listeners from the runtimes. Waits at most
+    /// [`STOP_TIMEOUT`] for a worker that hangs. The loops of that worker stop when it runs again.
     async fn stop_accepting(&mut self) {
         self.stop.cancel();
         self.hearts.clear();
@@ -155,7 +155,7 @@ impl<S: Service> DataPlane for Server<S> {
         self.taking.stop.cancel();
         self.late.stop.cancel();
         // Stop moving connections before the cut. No service then detaches another connection for a
-        // move, and connections that are not sent yet are cut like all others.
+        // move, and connections that have not been sent yet are cut like all others.
         self.end_carry();
         self.drain.cut();
     }

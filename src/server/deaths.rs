@@ -1,7 +1,7 @@
 //! A record of failed workers and accept loops. Such a failure makes this generation exit.
 //!
 //! A dead worker serves no connections, and a dead accept loop accepts none. Without this record,
-//! the rest of the process would continue and would lose some clients unnoticed.
+//! the rest of the process would continue, and the loss of clients would go unnoticed.
 
 use std::any::Any;
 
@@ -22,7 +22,7 @@ struct Death {
 
 impl Deaths {
     /// Records that `what` has died because of `reason`. Only the first failure is recorded,
-    /// because later ones may be its consequence.
+    /// because the first failure may have caused the later ones.
     pub(super) fn report(&self, what: &str, reason: &str) {
         self.0.send_if_modified(|first| {
             let is_first = first.is_none();
@@ -38,7 +38,7 @@ impl Deaths {
 
     /// Waits until a worker or an accept loop has died. Cancel safe.
     pub(super) async fn wait(&self) -> Error {
-        // `wait_for` cannot fail, because `self` owns the sender and so the channel stays open.
+        // `wait_for` cannot fail, because `self` owns the sender, which keeps the channel open.
         match self.0.subscribe().wait_for(Option::is_some).await.map(|first| first.clone()) {
             Ok(Some(death)) => death.into_error(),
             Ok(None) | Err(_) => std::future::pending().await,
@@ -52,7 +52,7 @@ impl Death {
     }
 }
 
-/// Returns the message of a panic on a single line.
+/// Returns the message of a panic as a single line.
 pub(super) fn panic_text(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it panicked");

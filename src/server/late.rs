@@ -1,4 +1,4 @@
-//! The clients that connect to a listener of this generation after the successor has replaced it.
+//! This module serves the last clients of a listener that the successor has replaced.
 //!
 //! When the successor has replaced a listener with another socket, the kernel sends new clients to
 //! the new socket. But clients in the middle of their TCP handshake still enter the backlog of the

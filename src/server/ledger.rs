@@ -14,21 +14,21 @@ pub(super) type ListenerLedger = Ledger<ListenerEvents, Instant>;
 /// The entry of one connection in a [`ListenerLedger`].
 pub(super) type ListenerEntry = LedgerEntry<ListenerEvents, Instant>;
 
-/// The counters of a listener that a [`Ledger`] does not have.
+/// The counters of a listener that its [`Ledger`] does not keep by itself.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct ListenerEvents {
-    /// The counters, except those that the ledger itself has. `limited` counts only a lack of file
-    /// descriptors, because the module `limit` counts the rest.
+    /// The counters, except those that the ledger itself has. Here `limited` counts only shortages
+    /// of file descriptors, because the module `limit` counts how often the listener is full.
     pub(super) counters: ListenerCounters,
     /// How many connections had moved to successors when the last drain began.
     carried_before: u64,
-    /// Whether the successor of the last drain has died. If a connection that moved to this
-    /// successor is counted only after its death, it counts as lost too.
+    /// Whether the successor of the last drain has died. A connection that moved there counts as
+    /// lost, even if it is counted only after the successor has died.
     successor_is_lost: bool,
 }
 
 impl ListenerEvents {
-    /// Counts that a connection moved to the successor, which now serves it.
+    /// Counts a connection that has moved to the successor.
     pub(super) const fn carried(&mut self) {
         self.counters.carried += 1;
         if self.successor_is_lost {
@@ -38,13 +38,13 @@ impl ListenerEvents {
     }
 
     /// Records that a drain has begun. If the successor dies later, the connections that have moved
-    /// there since this call count as lost.
+    /// to it since this call count as lost.
     pub(super) const fn begin_drain(&mut self) {
         self.carried_before = self.counters.carried;
         self.successor_is_lost = false;
     }
 
-    /// Records that the successor has died. Returns how many connections had moved there since the
+    /// Records that the successor has died. Returns how many connections had moved to it since the
     /// drain began, because these connections are now lost.
     pub(super) const fn successor_lost(&mut self) -> u64 {
         let lost = self.counters.carried - self.carried_before;

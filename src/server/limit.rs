@@ -2,11 +2,11 @@
 //!
 //! An accept loop takes a permit before it accepts, so a loop that waits for a client holds a
 //! permit without a connection. A listener without free permits may therefore still have fewer
-//! connections than its limit allows. It is full when connections hold all permits.
+//! connections than its limit allows. The listener is full only when connections use all permits.
 //!
-//! Carried connections, which move here from the predecessor, do not pass through an accept loop.
-//! Permits are reserved for them. If more of them arrive than permits are reserved, the limit may
-//! be exceeded. Then the listener accepts no client until enough connections have ended.
+//! Carried connections, which move here from the predecessor, do not pass through an accept loop,
+//! so permits are reserved for them. If more connections arrive than permits are reserved, the
+//! limit may be exceeded. The listener then accepts no client until enough connections have ended.
 
 use std::num::NonZeroUsize;
 use std::pin::pin;
@@ -14,12 +14,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-/// A permit for one connection. Dropping it returns the permit.
+/// A permit for one connection. Dropping this value returns the permit.
 #[derive(Debug)]
 pub(super) struct Permit {
     limit: Arc<ConnectionLimit>,
-    /// Whether a connection uses this permit. If not, an accept loop holds it and waits for a
-    /// client.
+    /// Whether a connection uses this permit. If not, an accept loop holds the permit while it
+    /// waits for a client.
     is_used: bool,
 }
 
@@ -29,18 +29,18 @@ pub(super) struct ConnectionLimit {
     listener: String,
     limit: usize,
     permits: Mutex<Permits>,
-    /// Wakes an accept loop when a permit becomes free.
+    /// Notified when a permit becomes free, to wake an accept loop.
     freed: Notify,
 }
 
 /// The permits that are not free. Their number may exceed the limit.
 #[derive(Debug, Default)]
 struct Permits {
-    /// How many permits connections use.
+    /// The number of permits that connections use.
     used: usize,
-    /// How many permits are held by accept loops that wait for a client.
+    /// The number of permits that accept loops hold while they wait for a client.
     held: usize,
-    /// How many permits are reserved for connections that move here from the predecessor.
+    /// The number of permits reserved for connections that move here from the predecessor.
     reserved: usize,
     /// How many times the listener has become full.
     times_full: u64,
@@ -58,8 +58,8 @@ impl ConnectionLimit {
     pub(super) async fn take(self: &Arc<Self>) -> Permit {
         loop {
             let mut freed = pin!(self.freed.notified());
-            // Join the queue before the check. Otherwise a permit could become free in between, and
-            // the call would miss it.
+            // Join the queue before the check. Otherwise the call could miss a permit that becomes
+            // free between the check and the wait.
             freed.as_mut().enable();
             if let Some(permit) = self.try_take() {
                 return permit;
@@ -77,10 +77,11 @@ impl ConnectionLimit {
 
     /// Takes a permit for a connection that moves here from the predecessor.
     ///
-    /// `there` is the predecessor's connection limit for this listener, or `None` if it has no
-    /// limit. If that limit is not higher than the limit here, a permit is always granted, because
-    /// the move does not raise the total number of connections. Otherwise a permit is granted if
-    /// one is reserved or free, or if fewer connections use a permit than the limit here allows.
+    /// `there` is the predecessor's connection limit for this listener, or `None` if the
+    /// predecessor has no limit. If `there` is not higher than the limit here, a permit is always
+    /// granted, because the move does not raise the total number of connections. Otherwise a permit
+    /// is granted only if one is reserved, or if fewer connections use permits than the limit here
+    /// allows.
     pub(super) fn acquire_for_carried(
         self: &Arc<Self>,
         there: Option<NonZeroUsize>,
@@ -108,8 +109,8 @@ impl ConnectionLimit {
         self.freed.notify_waiters();
     }
 
-    /// Returns how many times the listener has become full, that is, has reached as many
-    /// connections as its limit allows.
+    /// Returns how many times the listener has become full, which means that its connections have
+    /// reached the limit.
     pub(super) fn times_full(&self) -> u64 {
         self.lock().times_full
     }
@@ -119,7 +120,7 @@ impl ConnectionLimit {
         self.limit.saturating_sub(used + held + reserved)
     }
 
-    /// Counts one more connection, and whether the listener is full as a result.
+    /// Counts one more connection, and records if the listener becomes full.
     fn use_one(&self, mut permits: MutexGuard<'_, Permits>) {
         permits.used += 1;
         if permits.used != self.limit {
@@ -134,13 +135,14 @@ impl ConnectionLimit {
     }
 
     fn lock(&self) -> MutexGuard<'_, Permits> {
-        // No code panics while it holds the lock. Even if it did, the numbers would be consistent.
+        // Ignore a poisoned lock. No code panics while it holds the lock, and the numbers would
+        // still be consistent.
         self.permits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Permit {
-    /// Uses the permit, which an accept loop has held, for the client that the loop has accepted.
+    /// Marks the permit as used, because the accept loop that held it has accepted a client.
     pub(super) fn used(mut self) -> Self {
         let mut permits = self.limit.lock();
         permits.held -= 1;
@@ -179,7 +181,7 @@ mod tests {
     }
 
     /// A listener is counted as full when connections use all permits. It is counted again only
-    /// after it had a free permit, however often accept loops look for one meanwhile.
+    /// after a permit has been free, no matter how often accept loops try to take a permit.
     #[test]
     fn a_full_listener_is_counted_once() {
         let limit = limit(2);
@@ -197,15 +199,16 @@ mod tests {
         let third = third.used();
         look();
         assert_eq!(limit.times_full(), 2);
-        // A connection above the limit does not make the listener full again, nor does its end.
+        // A connection above the limit does not make the listener full again, and neither does the
+        // end of that connection.
         drop(limit.acquire_for_carried(NonZeroUsize::new(2)).unwrap());
         assert_eq!(limit.times_full(), 2);
         drop((second, third));
     }
 
-    /// A permit of an accept loop that waits for a client does not make this process refuse a
-    /// connection from the predecessor. An open connection does, if the predecessor's limit was
-    /// higher.
+    /// If a waiting accept loop holds the only permit, a connection from the predecessor is still
+    /// accepted. If an open connection uses it, the predecessor's connection is refused if the
+    /// predecessor's limit was higher.
     #[test]
     fn a_waiting_loop_does_not_keep_a_carried_connection_out() {
         let limit = limit(1);
@@ -229,7 +232,7 @@ mod tests {
         }
     }
 
-    /// Only connections from the predecessor get reserved permits, until the reservation is
+    /// Only connections from the predecessor can use reserved permits, until the reservation is
     /// released.
     #[test]
     fn reserved_permits_are_for_carried_connections() {
@@ -252,8 +255,8 @@ mod tests {
         assert!(limit.acquire_for_carried(None).is_none());
     }
 
-    /// Every accept loop that waits gets a permit when there are enough, whether connections have
-    /// ended, another loop has stopped waiting, or the reservation was released.
+    /// Every waiting accept loop gets a permit when enough permits are free. A permit becomes free
+    /// when a connection ends, another loop stops waiting, or the reservation is released.
     #[tokio::test]
     async fn every_loop_that_waits_gets_a_free_permit() {
         async fn permit(loops: &mut JoinSet<Permit>) -> Option<Permit> {
@@ -270,7 +273,7 @@ mod tests {
         let stops = wait(&mut loops);
         (0..3).for_each(|_| drop(wait(&mut loops)));
         tokio::task::yield_now().await;
-        // This wakes the loop that waits longest, but it ends before it runs.
+        // This wakes the loop that has waited longest, but that loop is aborted before it runs.
         drop(first);
         stops.abort();
         let mut permits: Vec<_> = [permit(&mut loops).await, permit(&mut loops).await].into();

@@ -29,13 +29,14 @@ pub(super) struct ListenerSlot<S> {
     pub(super) ledgers: Vec<ListenerLedger>,
     /// The connection limit of the listener, or `None` if it has no limit.
     pub(super) limit: Option<Arc<ConnectionLimit>>,
-    /// What happens to the connections in a drain, and the entry that adds them to the drain.
+    /// How a drain treats the connections, and the entry that registers them with the drain.
     pub(super) on_drain: OnDrain,
     pub(super) entry: DrainEntry,
 }
 
 impl<S: Service> ListenerSlot<S> {
-    /// Enters the runtime of a worker, which then watches the sockets that the caller creates.
+    /// Enters the runtime of a worker, so that sockets that the caller creates are registered
+    /// there.
     pub(super) fn enter(&self, worker: usize) -> EnterGuard<'_> {
         self.workers[worker].handle().enter()
     }

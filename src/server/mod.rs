@@ -40,7 +40,7 @@ use listener::ListenerSlot;
 
 pub use workers::Workers;
 
-/// A service together with the listeners that it is served on.
+/// A server that serves one service on a set of listeners.
 #[derive(Debug)]
 pub(crate) struct Server<S> {
     config: Config,
@@ -50,8 +50,8 @@ pub(crate) struct Server<S> {
     /// What happens to the connections of a listener at a handoff. Contains only listeners that
     /// override the default.
     on_handoff: HashMap<String, OnHandoff>,
-    /// The open connections and the counters, for each worker and listener. They are kept when the
-    /// accept loops stop.
+    /// The open connections and the counters, for each worker and listener. They are kept even when
+    /// the accept loops stop.
     ledgers: BTreeMap<(usize, Arc<str>), ListenerLedger>,
     context: Arc<ConnectionContext<S>>,
     drain: Drain,
@@ -60,7 +60,7 @@ pub(crate) struct Server<S> {
     stop: CancellationToken,
     loops: JoinSet<()>,
     /// For each accept loop, a channel that sends heartbeats to it. A heartbeat is a token. The
-    /// loop drops it in its next iteration, which shows that the loop does not hang.
+    /// loop drops the token in its next iteration, to show that it is not hanging.
     hearts: Vec<mpsc::Sender<TaskTrackerToken>>,
     /// A tracker that completes when all accept loops have run once.
     starting: TaskTracker,
@@ -73,11 +73,11 @@ pub(crate) struct Server<S> {
     late: StoppableTasks,
 }
 
-/// Tasks that end by themselves, or when they are stopped.
+/// Tasks that end on their own, or when they are stopped.
 #[derive(Debug)]
 struct StoppableTasks {
     all: TaskTracker,
-    /// The token that stops them.
+    /// A token that stops the tasks when it is cancelled.
     stop: CancellationToken,
 }
 
@@ -89,11 +89,11 @@ impl Default for StoppableTasks {
     }
 }
 
-/// The tasks that read the successor's answers while connections move there.
+/// The tasks that read the successor's answers while connections move to it.
 #[derive(Debug, Default)]
 struct CarryTasks {
     all: JoinSet<()>,
-    /// The result of the latest of these tasks.
+    /// The result of the most recent task.
     ended: Option<watch::Receiver<Option<CarryEnd>>>,
 }
 
@@ -123,7 +123,7 @@ impl<S: Service> Server<S> {
         }
     }
 
-    /// Returns the slot of a listener, for connections that a drain treats as `on_drain` says.
+    /// Returns the slot of a listener. A drain treats its connections as `on_drain` says.
     fn slot(&mut self, name: &Arc<str>, on_drain: OnDrain) -> ListenerSlot<S> {
         let workers = Arc::clone(self.workers.all());
         let ledgers = (0..workers.len()).map(|worker| (worker, Arc::clone(name)));

@@ -1,5 +1,5 @@
-//! The slot of a connection: everything by which the server counts the connection, and the guards
-//! that end with it.
+//! The slot of a connection: its entries in the server's counts, and the guards that are released
+//! when the connection ends.
 
 use std::io;
 use std::pin::Pin;
@@ -13,18 +13,18 @@ use super::workers::Load;
 use crate::carry::CarrySlot;
 use crate::drain::DrainGuard;
 
-/// The slot of one connection. Dropping it stops counting the connection.
+/// The slot of one connection. Dropping this value removes the connection from all counts.
 #[derive(Debug)]
 pub(super) struct ConnectionSlot {
     pub(super) entry: ListenerEntry,
     /// The permit of this connection under the listener's connection limit.
     pub(super) permit: Option<Permit>,
-    /// The share of this connection in the load of its worker.
+    /// This connection's share of its worker's load.
     pub(super) load: Load,
-    /// The place among the connections that may move to the successor. Boxed, because not every
-    /// connection may move, and the others should stay small.
+    /// The connection's registration for a move to the successor. It is boxed, because not every
+    /// connection may move, and the slots of the others should stay small.
     pub(super) carry: Option<Box<CarrySlot>>,
-    /// The place among the connections for which a drain waits, and the signal of a cut.
+    /// The guard that makes a drain wait for this connection. It also signals a cut.
     pub(super) guard: DrainGuard,
 }
 
@@ -70,14 +70,14 @@ impl ConnectionSlot {
     }
 
     /// Stops counting the connection as open, and counts how it ended. `was_told` is whether a
-    /// drain had asked it to end.
+    /// drain had asked the connection to end.
     pub(super) fn end(self, end: ConnectionEnd, was_told: bool) {
         let Self { entry, permit, load, carry, guard } = self;
         entry.end(|events| match end {
             ConnectionEnd::Finished { .. } | ConnectionEnd::Broken(_) if was_told => {
                 events.counters.drained += 1;
             }
-            // The ledger counts such a connection only as accepted.
+            // The ledger counts a connection that ends without a drain only as accepted.
             ConnectionEnd::Finished { .. } | ConnectionEnd::Broken(_) => {}
             ConnectionEnd::Carried(_) => events.carried(),
             ConnectionEnd::Cut => events.counters.cut += 1,

@@ -1,5 +1,5 @@
-//! The successor's side when open connections move from the predecessor. This module takes over
-//! each connection, or refuses it.
+//! The successor's side of connection transfer. This module takes over open connections from the
+//! predecessor, or refuses them.
 //!
 //! The successor prepares a connection, sends an answer to the predecessor, and only then serves
 //! the connection. Until the answer is sent, the connection belongs to the predecessor. The
@@ -23,7 +23,7 @@ use crate::service::Service;
 
 /// How many connections to take over before a pause of [`REST`].
 const STRETCH: u32 = 64;
-/// How long to pause after every [`STRETCH`] connections that arrive. The pauses are about a third
+/// How long to pause after every [`STRETCH`] connections that arrive. The pauses take about a third
 /// of the total time, so that requests on other connections do not pile up. Tokio's timer cannot
 /// wait for less than one millisecond.
 const REST: Duration = Duration::from_millis(1);
@@ -45,7 +45,8 @@ pub(super) struct TakingOver<S> {
     pub(super) stop: CancellationToken,
 }
 
-/// A connection that this process can take over. It is served after the answer to the predecessor.
+/// A connection that this process can take over. It is served only after the answer has been sent
+/// to the predecessor.
 struct PreparedConnection<'a, S> {
     slot: &'a ListenerSlot<S>,
     worker: usize,
@@ -77,7 +78,7 @@ impl<S: Service> TakingOver<S> {
             let is_taken = prepared.is_ok();
             refused += u64::from(!is_taken);
             if let Err(error) = self.answer(id, prepared).await {
-                // Stop, because this closes the channel. The predecessor then knows that this
+                // Stop receiving, which closes the channel. The predecessor then knows that this
                 // process did not take the connection.
                 tracing::error!(
                     event = "carry.answer_failed", reason = %error,
@@ -101,7 +102,7 @@ impl<S: Service> TakingOver<S> {
         }
     }
 
-    /// Answers the predecessor. Then serves the connection, unless it is refused.
+    /// Sends the answer to the predecessor. Then serves the connection, unless it is refused.
     async fn answer(
         &self,
         id: u64,
@@ -165,8 +166,8 @@ impl<S: Service> TakingOver<S> {
     }
 }
 
-/// A limiter for the speed of the takeover. It lets other tasks run after each connection, and
-/// pauses after every [`STRETCH`] connections.
+/// A rate limiter for the takeover. It lets other tasks run after each connection, and pauses after
+/// every [`STRETCH`] connections.
 #[derive(Debug, Default)]
 struct Pace {
     since_rest: u32,

@@ -30,8 +30,8 @@ async fn beat(server: &Server<Echo>) {
     timeout(DEADLINE, server.heartbeat().wait()).await.unwrap();
 }
 
-/// Waits until the server has counted at least `times` times that the listener was full, and
-/// returns the count.
+/// Waits until the server has counted the listener as full at least `times` times. Returns the
+/// count.
 async fn limited(server: &Server<Echo>, times: u64) -> u64 {
     let limited = || server.counters().listeners["few"].limited;
     let told = async {
@@ -58,8 +58,7 @@ async fn a_full_listener_is_counted_once_for_all_workers() {
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let listener = Passed::check(socket.into(), None, Origin::Inherited).unwrap().adopt("few");
     server.start(std::slice::from_ref(&listener)).unwrap();
-    // The listener is not full, although one of the three accept loops gets none of the two
-    // permits.
+    // The listener is not full, although only two of the three accept loops get a permit.
     assert_eq!(limited(&server, 0).await, 0);
     let mut inside = vec![client(listener.address())];
     assert_eq!(limited(&server, 0).await, 0);
@@ -70,8 +69,8 @@ async fn a_full_listener_is_counted_once_for_all_workers() {
     }
 }
 
-/// A heartbeat, which checks that all accept loops run, never completes before accepting begins or
-/// after it stops.
+/// A heartbeat checks that all accept loops run. It never completes before accepting begins or
+/// after accepting stops.
 #[tokio::test]
 async fn a_heartbeat_that_finds_no_loop_is_never_over() {
     let mut server =
@@ -95,7 +94,7 @@ async fn nothing_is_accepted_again_when_a_worker_has_died() {
     assert!(matches!(server.start(&[]), Err(Error::Died { .. })));
 }
 
-/// A hanging worker delays neither `stop_accepting` nor the drop of the server.
+/// A hanging worker blocks neither `stop_accepting` nor the drop of the server.
 #[tokio::test]
 async fn a_worker_that_hangs_holds_up_neither_a_stop_nor_the_end() {
     let workers = Workers::start(NonZeroUsize::new(2).unwrap()).unwrap();

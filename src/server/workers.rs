@@ -3,7 +3,7 @@
 //! Each dedicated thread has a separate single-threaded runtime. A connection stays on the thread
 //! that serves it, because these runtimes do not share work. A thread that accepts a connection
 //! passes it to another thread if that thread has clearly fewer connections.
-//! `docs/decisions/0017-a-runtime-for-each-thread.md` has the measurements.
+//! `docs/decisions/0017-a-runtime-for-each-thread.md` contains the measurements.
 
 use std::io;
 use std::num::NonZeroUsize;
@@ -19,8 +19,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::deaths::{Deaths, panic_text};
 
-/// How long to wait until the worker threads have ended. After that, threads that still run are
-/// left behind.
+/// How long to wait for the worker threads to end. Threads that still run after that are left
+/// behind.
 const END_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The item type of a channel on which nothing is ever sent.
@@ -94,7 +94,8 @@ impl Workers {
             match std::thread::Builder::new().name(name).spawn(body) {
                 Ok(thread) => workers.threads.push(thread),
                 Err(error) => {
-                    // Drop this sender first: dropping `workers` waits until all senders are gone.
+                    // Drop this sender first, because dropping `workers` waits until all senders
+                    // are gone.
                     drop(runs);
                     return Err(error);
                 }
@@ -103,7 +104,7 @@ impl Workers {
         Ok(workers)
     }
 
-    /// Returns all workers, at least one.
+    /// Returns all workers. There is at least one.
     pub(super) const fn all(&self) -> &Arc<[Worker]> {
         &self.workers
     }
@@ -120,11 +121,11 @@ pub(super) struct Worker {
     name: String,
     handle: Handle,
     load: Arc<AtomicUsize>,
-    /// Whether the thread of this worker has died, so that it serves no connections.
+    /// Whether the thread of this worker has died. A dead worker serves no connections.
     is_dead: AtomicBool,
 }
 
-/// The share of one connection in the load of its worker. Dropping this value lowers the load.
+/// One connection's share of its worker's load. Dropping this value lowers the load.
 #[derive(Debug)]
 pub(super) struct Load(Arc<AtomicUsize>);
 
@@ -176,7 +177,7 @@ pub(super) fn choose(workers: &[Worker], own: usize) -> usize {
 impl Drop for Workers {
     fn drop(&mut self) {
         self.stop.cancel();
-        // Wait until every thread has dropped its sender, that is, has ended. No message is ever
+        // Wait until every thread has ended and thereby dropped its sender. No message is ever
         // sent.
         let running = self.running.get_mut().unwrap_or_else(PoisonError::into_inner);
         if matches!(running.recv_timeout(END_TIMEOUT), Err(RecvTimeoutError::Timeout)) {
@@ -206,7 +207,8 @@ mod tests {
         let counts =
             || all.iter().map(|worker| worker.load.load(Ordering::Relaxed)).collect::<Vec<_>>();
         assert!(counts().iter().all(|count| (27..=36).contains(count)), "{:?}", counts());
-        // A worker without a higher load than the others keeps the connections it accepts.
+        // A worker keeps the connections that it accepts if its load is not higher than that of the
+        // others.
         assert_eq!((choose(all, 1), choose(all, 2)), (1, 2));
         loads.clear();
         assert_eq!(counts(), [0, 0, 0]);

@@ -29,8 +29,7 @@ pub(crate) struct Admission {
     pub(crate) carry_request: Option<Arc<CarryRequest>>,
     /// The state of a connection that moved here from the predecessor. `None` for a new client.
     pub(crate) parcel: Option<CarriedState>,
-    /// How long a client that has not yet sent a request may still send one during a drain, counted
-    /// from now.
+    /// During a drain, how long to wait for the first request of this client, counted from now.
     pub(crate) first_request_grace: Duration,
 }
 
@@ -51,16 +50,16 @@ pub struct Connection {
     first_request_until: Instant,
 }
 
-/// What a service should do next when its connection is between two requests.
+/// The next step for a service whose connection is between two requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// The service reads, because a request has arrived or the peer has half-closed.
+    /// The service should read, because a request has arrived or the peer has half-closed.
     Read,
-    /// The service finishes, because no request has arrived and the server wants no more requests
-    /// on this connection.
+    /// The service should finish, because no request has arrived and the server wants no more
+    /// requests on this connection.
     End,
-    /// The service detaches the connection with [`Connection::detach`], so that the successor can
-    /// continue it. Only a service that [carries](crate::Service::carries) connections receives
+    /// The service should detach the connection with [`Connection::detach`], so that the successor
+    /// can continue it. Only a service that [carries](crate::Service::carries) connections receives
     /// this value.
     Carry,
 }
@@ -69,8 +68,8 @@ impl Connection {
     pub(crate) fn new(admission: Admission) -> Self {
         let Admission { stream, peer, listener, drain, carry_request, parcel, .. } = admission;
         let now = Instant::now();
-        // If the grace period is too long for the clock, use one day, which is much longer than any
-        // drain.
+        // If adding the grace period overflows the clock, use one day, which is much longer than
+        // any drain.
         let until = now
             .checked_add(admission.first_request_grace)
             .unwrap_or(now + Duration::from_secs(86_400));
@@ -125,7 +124,7 @@ impl Connection {
     }
 
     /// Returns the handle by which the server asks for a move. A service uses this handle if it
-    /// cannot borrow the connection while it waits.
+    /// cannot borrow the [`Connection`] while it waits.
     #[cfg(feature = "proxy")]
     pub(super) fn carry_request(&self) -> Option<Arc<CarryRequest>> {
         self.carry_request.clone()
@@ -166,7 +165,7 @@ impl Connection {
         self.taken_up = self.given_up.take();
     }
 
-    /// Returns whether the service should finish the connection. This is so if the server is
+    /// Returns whether the service should finish the connection. This is the case if the server is
     /// draining, or if the successor has refused to take over this connection.
     pub(crate) fn is_told(&self) -> bool {
         self.drain.is_told()
@@ -186,7 +185,7 @@ impl Connection {
     /// Fails if the runtime is shutting down.
     pub async fn next_request(&self) -> io::Result<Next> {
         if !self.is_told() {
-            // No waker is registered here, because the server polls this task when it asks for a
+            // This future registers no waker, because the server polls this task when it asks for a
             // move.
             let asked = poll_fn(|_| match &self.carry_request {
                 Some(request) if request.carry_requested() || request.is_refused() => {
@@ -203,8 +202,8 @@ impl Connection {
         }
         if self.stream.received() == 0 {
             // Ignore the timeout's result, because the code below asks the kernel whether input has
-            // arrived. Box the future, because only few connections wait here and the others should
-            // stay small.
+            // arrived. Box the future, because few connections wait here and the others should stay
+            // small.
             let _ =
                 Box::pin(tokio::time::timeout_at(self.first_request_until, self.stream.readable()))
                     .await;

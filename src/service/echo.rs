@@ -1,7 +1,7 @@
 //! The echo service: it sends every byte that it reads back to the client.
 //!
 //! The service follows the example of the Go library goagain, without its bug: goagain wrote the
-//! whole buffer, however little it had read. Each read counts as one request. An idle connection
+//! whole buffer, even if it had read less. Each read counts as one request. An idle connection
 //! holds no buffer, because all connections of a thread share one. Only bytes that the client does
 //! not accept yet are copied.
 
@@ -117,7 +117,7 @@ enum Echoed {
     PeerFinished,
 }
 
-/// Reads once and writes the bytes back at once. Returns immediately if nothing has arrived.
+/// Reads once and immediately writes the bytes back. Does not wait if nothing has arrived.
 fn echo(stream: &mut Stream, cx: &mut Context<'_>) -> io::Result<Echoed> {
     thread_local! {
         static SHARED: RefCell<Box<[MaybeUninit<u8>]>> =

@@ -1,4 +1,5 @@
-//! The functions through which the fuzz targets in `fuzz/` call the parsers of the services.
+//! Fuzzing entry points for the parsers of the services. The fuzz targets in `fuzz/` call these
+//! functions.
 
 use super::{Echo, Service};
 use crate::carry::CarriedState;

@@ -32,10 +32,10 @@ use crate::report::UpstreamCounters;
 pub trait Service: Send + Sync + 'static {
     /// Serves one connection to its end.
     ///
-    /// Returns when the conversation is over. Either the peer has finished, or a drain has begun
+    /// Returns when the conversation is over: either the peer has finished, or a drain has begun
     /// and no request is in progress. The server then half-closes the connection. If the peer might
-    /// lose the last reply otherwise, the server waits for the peer to close first. Then the server
-    /// closes the connection. At the drain deadline the server drops this future.
+    /// otherwise lose the last reply, the server waits for the peer to close first. Then the server
+    /// closes the connection. At the drain deadline, the server drops this future.
     ///
     /// The service may also detach the connection with [`Connection::detach`] and return. The
     /// server then hands the connection to the successor. If the successor does not take it, the
@@ -58,7 +58,7 @@ pub trait Service: Send + Sync + 'static {
     }
 
     /// Checks whether this service can continue a connection that another process offers. If so,
-    /// [`Service::serve`] later finds the connection's state with [`Connection::resumed_state`].
+    /// [`Service::serve`] later gets the connection's state from [`Connection::resumed_state`].
     ///
     /// # Errors
     /// Returns the reason why the service refuses the connection, such as an unknown format. The
@@ -73,8 +73,8 @@ pub trait Service: Send + Sync + 'static {
         BTreeMap::new()
     }
 
-    /// Returns how many clients the service has refused because of a wrong PROXY header, by
-    /// listener name. The map is empty for a service that expects no such headers.
+    /// Returns how many clients the service has refused because of an invalid or missing PROXY
+    /// header, by listener name. The map is empty for a service that expects no such headers.
     fn header_errors(&self) -> BTreeMap<String, u64> {
         BTreeMap::new()
     }

@@ -2,8 +2,8 @@
 //!
 //! The kernel itself reports the sender of each packet, so a sender cannot forge its identity.
 //! Since Linux 6.5 the report includes a pidfd, a descriptor that refers to the same process even
-//! after its pid is reused. This module uses libc, because nix and rustix do not support such
-//! pidfds (`SCM_PIDFD`) and could leak their descriptors.
+//! after its pid is reused. This module calls libc directly, because nix and rustix do not support
+//! these pidfds (`SCM_PIDFD`) and would leave the descriptors open.
 
 use std::io;
 use std::mem::size_of;
@@ -23,8 +23,8 @@ const RIGHTS_MAX: usize = 253;
 /// The socket option that asks the kernel to attach a pidfd of the sender to each packet. It exists
 /// since Linux 6.5.
 const SO_PASSPIDFD: libc::c_int = 76;
-/// The socket option that returns a pidfd of the process that created the other end of the socket
-/// or connected it. It exists since Linux 6.5.
+/// The socket option that returns a pidfd of the process that created or connected the other end of
+/// the socket. It exists since Linux 6.5.
 const SO_PEERPIDFD: libc::c_int = 77;
 /// The type of the ancillary data that the socket option `SO_PASSPIDFD` enables.
 const SCM_PIDFD: libc::c_int = 4;
@@ -36,8 +36,8 @@ const SPACE: usize = RIGHTS_MAX / 2 + 32;
 #[derive(Debug)]
 pub(crate) enum Rights {
     All(Vec<OwnedFd>),
-    /// Not all descriptors of the packet fit into the buffer or the descriptor table of this
-    /// process. The descriptors that did arrive are closed.
+    /// Some descriptors of the packet did not fit into the buffer, or this process has no
+    /// descriptors left. The descriptors that did arrive have been closed.
     Truncated,
 }
 
@@ -54,7 +54,7 @@ pub(crate) struct Sender {
 /// The pidfd of the sender of a packet, or the reason why it is missing.
 #[derive(Debug)]
 pub(crate) enum SenderProcess {
-    /// A pidfd that refers to the sender, even if the pid of the sender is reused.
+    /// A pidfd, which refers to the sender even if the sender's pid is reused.
     Held(PidFd),
     /// The sender had already exited when the packet was received.
     Ended,
@@ -88,7 +88,7 @@ pub(crate) fn report_senders(channel: BorrowedFd<'_>) -> io::Result<()> {
         )
     };
     match Errno::result(set) {
-        // ENOPROTOOPT is no error, because kernels before 6.5 report only the pid of a sender.
+        // ENOPROTOOPT is not an error here: kernels before 6.5 report only the sender's pid.
         Ok(_) | Err(Errno::ENOPROTOOPT) => Ok(()),
         Err(errno) => Err(errno.into()),
     }
@@ -149,8 +149,8 @@ pub(crate) fn receive_with_attachments(
         let received = unsafe { libc::recvmsg(channel.as_raw_fd(), &raw mut header, flags) };
         let length = match Errno::result(received) {
             // Repeat the call after ECONNRESET, because there may be more packets to receive. The
-            // kernel reports this error once if the other process closed its end before it had read
-            // all our packets.
+            // kernel reports this error once if the other process closed its end before reading all
+            // our packets.
             Err(Errno::ECONNRESET | Errno::EINTR) => continue,
             length => usize::try_from(length?).map_err(io::Error::other)?,
         };
@@ -164,15 +164,15 @@ pub(crate) fn receive_with_attachments(
     }
 }
 
-/// Takes the ancillary data out of a received packet. Call this function only once for each header
+/// Extracts the ancillary data from a received packet. Call this function only once for each header
 /// that recvmsg(2) has filled in, because it takes ownership of the received descriptors.
 fn attachments(header: &libc::msghdr) -> Attached {
     let (mut rights, mut credentials, mut process) = (Vec::new(), None, SenderProcess::Unknown);
-    // SAFETY: the kernel has filled in the header and the buffer for ancillary data that it points
-    // to.
+    // SAFETY: the kernel has filled in the header and the ancillary-data buffer that the header
+    // points to.
     let mut next = unsafe { libc::CMSG_FIRSTHDR(header) };
     while !next.is_null() {
-        // SAFETY: CMSG_FIRSTHDR and CMSG_NXTHDR return pointers into the buffer for ancillary data.
+        // SAFETY: CMSG_FIRSTHDR and CMSG_NXTHDR return pointers into the ancillary-data buffer.
         let attachment = unsafe { ptr::read_unaligned(next) };
         // SAFETY: `next` points to a header that the kernel wrote, and its data follows the header.
         let data = unsafe { libc::CMSG_DATA(next) };
@@ -217,7 +217,8 @@ fn attachments(header: &libc::msghdr) -> Attached {
     }
 }
 
-/// Returns the pid of a process that this process can see. Otherwise the kernel reports 0.
+/// Converts a pid from the kernel. Returns `None` for 0, which means that the process is in a pid
+/// namespace that this process cannot see.
 fn visible_pid(pid: libc::pid_t) -> Option<u32> {
     u32::try_from(pid).ok().filter(|pid| *pid > 0)
 }

@@ -1,12 +1,12 @@
-//! The start of a program as a child process, in a process group of its own.
+//! This module starts a program as a child process in its own process group.
 //!
-//! The program starts as if a shell had started it: no signal is ignored or blocked, and only the
-//! standard streams and the given descriptors are open. The kernel sends it a signal when this
-//! process dies (`PR_SET_PDEATHSIG`, see prctl(2)), because nothing else would then stop it.
+//! The program starts as if a shell had started it. No signal is ignored or blocked, and only the
+//! standard streams and the given descriptors are open. When this process dies, the kernel sends
+//! the program a signal (`PR_SET_PDEATHSIG`, see prctl(2)), because nothing else would stop it.
 //!
 //! Only async-signal-safe calls are allowed between fork and exec (see signal-safety(7)). So all
-//! memory is allocated before the fork. The module `spawn` starts successors, which are no
-//! children.
+//! memory is allocated before the fork. The module `spawn` starts successors, which are not
+//! children of this process.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -30,11 +30,11 @@ use super::process::PidFd;
 use super::signals;
 use super::spawn::{Descriptors, Forked, fork, pointers};
 
-/// The variable whose value is the pid of the program itself (see sd_listen_fds(3)). Only the child
-/// knows this pid.
+/// The variable that holds the program's own pid (see sd_listen_fds(3)). Only the child knows its
+/// pid, so the child fills in the value.
 const LISTEN_PID: &[u8] = b"LISTEN_PID=";
 
-/// A program to start, with everything that it is given.
+/// A program to start, with its arguments, environment and descriptors.
 pub(crate) struct ChildProgram<'a> {
     /// The absolute path of the program.
     pub(crate) program: &'a CString,
@@ -44,7 +44,7 @@ pub(crate) struct ChildProgram<'a> {
     pub(crate) environment: &'a [CString],
     /// Whether to add `LISTEN_PID`.
     pub(crate) listen_pid: bool,
-    /// The descriptors that the program gets, each with its number there.
+    /// The descriptors to pass to the program, each with the number that it gets in the program.
     pub(crate) descriptors: &'a [(BorrowedFd<'a>, RawFd)],
     pub(crate) directory: Option<&'a CString>,
     pub(crate) umask: Option<u32>,
@@ -65,7 +65,7 @@ impl Child {
         self.pid.as_raw().unsigned_abs()
     }
 
-    /// Sends a signal to the child alone. Does nothing if it has ended.
+    /// Sends a signal only to the child itself. Does nothing if the child has ended.
     pub(crate) fn signal(&self, signal: Signal) {
         let _ = nix::sys::signal::kill(self.pid, signal);
     }
@@ -75,12 +75,12 @@ impl Child {
         let _ = nix::sys::signal::killpg(self.pid, signal);
     }
 
-    /// Returns whether any process of the group is left.
+    /// Returns whether any process of the child's group still exists.
     pub(crate) fn has_group(&self) -> bool {
         nix::sys::signal::killpg(self.pid, None).is_ok()
     }
 
-    /// Waits until the child has ended, and reaps it. Cancel safe.
+    /// Waits until the child has ended, then reaps it. Cancel safe.
     ///
     /// # Errors
     /// When the tokio runtime is shutting down, or the child was reaped elsewhere.
@@ -102,13 +102,14 @@ impl Child {
     }
 }
 
-/// Starts a program. Returns once the program runs. Must be called in the main thread, whose death
-/// counts as the death of this process, and within a tokio runtime.
+/// Starts a program, and returns once the program runs. Must be called within a tokio runtime and
+/// on the main thread: the kernel signals the program when the thread that started it ends.
 ///
 /// # Errors
-/// The error of the fork, of a step of the preparation, or of execve(2).
+/// The error of the fork, of the preparation in the child, or of execve(2).
 pub(crate) fn start(child: &ChildProgram<'_>) -> io::Result<Child> {
-    // Lift all descriptors above their targets, so that no target overwrites one of them.
+    // Duplicate the descriptors to numbers above all target numbers. Otherwise dup2(2) in the child
+    // could overwrite a descriptor that is still to be moved.
     let above = child.descriptors.iter().map(|(_, target)| target + 1).max().unwrap_or(0);
     let above = above.max(FIRST_PASSED);
     let lift = |descriptor: BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(descriptor, above);
@@ -117,7 +118,8 @@ pub(crate) fn start(child: &ChildProgram<'_>) -> io::Result<Child> {
     let lifted: Vec<(OwnedFd, RawFd)> = lifted.collect::<io::Result<_>>()?;
     let (failures, low) = pipe2(OFlag::O_CLOEXEC)?;
     let failed = lift(low.as_fd())?;
-    // No copy may stay open here, because the end of the pipe says that the program runs.
+    // Keep no copy of the write end open, because end of file on the pipe means that the program
+    // runs.
     drop(low);
     let mut pid_variable = child.listen_pid.then(|| [LISTEN_PID, &[0; 12]].concat());
     let mut environment = pointers(child.environment);
@@ -139,7 +141,7 @@ pub(crate) fn start(child: &ChildProgram<'_>) -> io::Result<Child> {
     let mut before = SigSet::empty();
     pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
     // SAFETY: the child makes only async-signal-safe calls until it execs or exits (see `exec`),
-    // and has a descriptor table of its own.
+    // and has its own descriptor table.
     let forked = unsafe { fork(Descriptors::Copied) };
     if let Ok(Forked::Child) = forked {
         exec(&prepared);
@@ -157,21 +159,22 @@ pub(crate) fn start(child: &ChildProgram<'_>) -> io::Result<Child> {
     Ok(Child { pid, pidfd: watch(pidfd, Interest::READABLE)? })
 }
 
-/// Everything that the child needs, allocated before the fork.
+/// Everything that the child needs. It is allocated before the fork.
 struct PreparedChild {
     program: *const libc::c_char,
     arguments: Vec<*const libc::c_char>,
     environment: Vec<*const libc::c_char>,
-    /// The variable `LISTEN_PID=` with room for a number, or null.
+    /// The variable `LISTEN_PID=` with room for a pid, or null if the program does not get this
+    /// variable.
     pid_variable: *mut u8,
-    /// The descriptors, each with its number in the program. All numbers here are above all numbers
-    /// there.
+    /// The descriptors to pass: the current number of each, and its number in the program. All
+    /// current numbers are above all numbers in the program.
     descriptors: Vec<(RawFd, RawFd)>,
     directory: *const libc::c_char,
     umask: Option<u32>,
     on_our_death: Signal,
     parent: libc::pid_t,
-    /// The end of a pipe on which the child reports an error. The exec closes it.
+    /// The write end of the pipe on which the child reports an error. A successful exec closes it.
     failed: RawFd,
 }
 
@@ -197,13 +200,13 @@ fn exec(prepared: &PreparedChild) -> ! {
     unsafe { libc::_exit(127) }
 }
 
-/// Gives this process the group, the signals, the directory and the descriptors of the program.
-/// Async-signal-safe.
+/// Sets up the process group, the signals, the directory, the umask and the descriptors for the
+/// program. Async-signal-safe.
 fn prepare(prepared: &PreparedChild) -> Result<(), Errno> {
     // SAFETY: setpgid(2) makes this process the leader of a new group.
     Errno::result(unsafe { libc::setpgid(0, 0) })?;
     for signal in 1..=libc::SIGRTMAX() {
-        // An error is ignored, because SIGKILL and SIGSTOP cannot be changed.
+        // Ignore errors, because SIGKILL and SIGSTOP cannot be changed.
         let _ = signals::reset(signal);
     }
     // SAFETY: this option of prctl(2) takes a signal and changes this process only.
@@ -212,7 +215,8 @@ fn prepare(prepared: &PreparedChild) -> Result<(), Errno> {
     })?;
     // SAFETY: getppid(2) takes no arguments and cannot fail.
     if unsafe { libc::getppid() } != prepared.parent {
-        // The parent died before the kernel knew that this process wants to know.
+        // The parent died before PR_SET_PDEATHSIG took effect, so the kernel will not send the
+        // signal.
         Errno::set_raw(libc::ESRCH);
         return Err(Errno::ESRCH);
     }
@@ -229,8 +233,8 @@ fn prepare(prepared: &PreparedChild) -> Result<(), Errno> {
         libc::close_range(FIRST_PASSED.unsigned_abs(), libc::c_uint::MAX, CLOSE_ON_EXEC)
     })?;
     for (from, to) in &prepared.descriptors {
-        // SAFETY: no descriptor that is still needed has the number `to`, because all of them were
-        // lifted above it.
+        // SAFETY: no descriptor that is still needed has the number `to`, because `start` has moved
+        // them all to higher numbers.
         Errno::result(unsafe { libc::dup2(*from, *to) })?;
     }
     if !prepared.pid_variable.is_null() {
@@ -239,8 +243,7 @@ fn prepare(prepared: &PreparedChild) -> Result<(), Errno> {
     pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
 }
 
-/// Writes the pid of this process behind `LISTEN_PID=`, with a zero byte at the end.
-/// Async-signal-safe.
+/// Appends the pid of this process and a zero byte to `LISTEN_PID=`. Async-signal-safe.
 fn write_pid(variable: *mut u8) {
     // SAFETY: getpid(2) takes no arguments and cannot fail.
     let pid = unsafe { libc::getpid() }.unsigned_abs();
@@ -267,8 +270,8 @@ mod tests {
         CString::new(text).unwrap()
     }
 
-    /// Starts `script` in a shell with a pipe as descriptor 5, and returns what it wrote there and
-    /// how it ended.
+    /// Starts `script` in a shell with a pipe as descriptor 5. Returns the text that the script
+    /// wrote to the pipe, and its exit status.
     async fn run(script: &str, environment: &[CString], listen_pid: bool) -> (String, ExitStatus) {
         let (read, write) = pipe2(OFlag::O_CLOEXEC).unwrap();
         let child = start(&ChildProgram {
@@ -317,7 +320,7 @@ mod tests {
         assert!(child.unwrap().wait().await.unwrap().success());
         let mut said = String::new();
         File::from(read).read_to_string(&mut said).unwrap();
-        // The last one is the folder that ls(1) reads.
+        // Descriptor 3 is the directory that ls(1) itself has opened.
         assert_eq!(said, "0\n1\n2\n3\n");
     }
 

@@ -3,7 +3,7 @@
 //! This module reads the variables once and removes those that child programs must not see.
 //! Changing the environment is sound only while a single thread runs (see setenv(3)), so [`take`]
 //! checks the number of threads. A program that starts no other programs may leave the variables in
-//! place. Then other threads may run. This module does not interpret the variables.
+//! place, and may then have other threads. This module does not interpret the variables.
 
 use std::ffi::{CStr, CString, OsStr, OsString};
 use std::io;
@@ -64,7 +64,7 @@ impl Environment {
     }
 }
 
-/// Whether variables stay in the environment after they were read.
+/// Whether variables stay in the environment after they are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Variables {
     /// The variables are removed from the environment, so that child programs do not inherit them.
@@ -74,8 +74,8 @@ pub(crate) enum Variables {
     Kept,
 }
 
-/// Takes the variables listed in `names` from the environment. Also takes the passed descriptors;
-/// `count` returns how many there are.
+/// Takes the variables listed in `names` from the environment. Also takes the passed descriptors,
+/// whose number `count` returns.
 ///
 /// # Errors
 /// [`Error::AlreadyTaken`] on a second call. [`Error::ThreadsRunning`] if other threads run and the
@@ -99,7 +99,7 @@ pub(crate) fn take(
     Ok((environment, descriptors))
 }
 
-/// Returns the value of an environment variable. Only programs that a user starts by hand use this
+/// Returns the value of an environment variable. Only commands that a user runs by hand call this
 /// function, because they inherit nothing from a predecessor.
 pub(crate) fn variable(name: &str) -> Option<OsString> {
     std::env::var_os(name)
@@ -111,8 +111,8 @@ pub(crate) fn all() -> Vec<(OsString, OsString)> {
     std::env::vars_os().collect()
 }
 
-/// Returns the first directory of a list in which colons separate the directories, as systemd
-/// writes it. Returns `None` if the path is not absolute.
+/// Returns the first directory of a colon-separated list, such as systemd's `RUNTIME_DIRECTORY`.
+/// Returns `None` if that directory is not an absolute path.
 pub(crate) fn first_folder(folders: &OsStr) -> Option<PathBuf> {
     let first = folders
         .as_bytes()
@@ -128,8 +128,8 @@ fn remove(name: &str) {
     unsafe { std::env::remove_var(name) };
 }
 
-/// Returns the absolute path by which this process was started. Symbolic links stay unresolved,
-/// because a deployment may make them point to a new binary.
+/// Returns the absolute path from which this process was started. Symbolic links are not resolved,
+/// because a deployment may point them to a new binary.
 ///
 /// The kernel records the path passed to execve(2) as `AT_EXECFN` (see getauxval(3)). Unlike
 /// `argv[0]` this path cannot be forged, and unlike `/proc/self/exe` it keeps symbolic links.
@@ -143,8 +143,8 @@ pub(crate) fn program() -> io::Result<PathBuf> {
     // as the process.
     let name = unsafe { CStr::from_ptr(name) };
     let path = Path::new(OsStr::from_bytes(name.to_bytes()));
-    // Use the path of the running program instead. This process was started through a descriptor
-    // (see fexecve(3)), and a successor would not have that descriptor.
+    // This process was started through a descriptor (see fexecve(3)), which a successor would not
+    // have. Return the path of the running program instead.
     if path.starts_with("/dev/fd") || path.starts_with("/proc") {
         return std::fs::read_link("/proc/self/exe");
     }

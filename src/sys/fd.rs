@@ -107,7 +107,7 @@ pub(crate) fn describe(descriptor: impl AsFd) -> &'static str {
     }
 }
 
-/// Returns the path in /proc that leads to the file of a descriptor.
+/// Returns the path in /proc through which the descriptor's file can be opened.
 pub(crate) fn path_to(descriptor: impl AsFd) -> PathBuf {
     format!("/proc/self/fd/{}", descriptor.as_fd().as_raw_fd()).into()
 }
@@ -121,8 +121,8 @@ pub(crate) fn device_and_inode(descriptor: impl AsFd) -> Option<String> {
 /// A low descriptor number, reserved for a descriptor that this process will pass to a successor.
 ///
 /// The launch of a successor copies all descriptors up to the highest passed one, so a high number
-/// would make it slow. Without a reserved number, a new descriptor gets the lowest free number,
-/// which is high in a process with thousands of connections.
+/// would make the launch slow. Without a reserved number, a new descriptor gets the lowest free
+/// number, which is high in a process with thousands of connections.
 #[derive(Debug)]
 pub(crate) struct ReservedFd {
     slot: OwnedFd,
@@ -135,8 +135,8 @@ impl ReservedFd {
     /// Reserves the lowest descriptor number that is free now. Call this early in the life of the
     /// process.
     pub(crate) fn reserve() -> io::Result<Self> {
-        // Use a socket as the placeholder, because a socket needs no path. So this works even where
-        // /dev does not exist.
+        // Use a socket as the placeholder, because creating a socket needs no path and works even
+        // where /dev does not exist.
         let blank = OwnedFd::from(UnixDatagram::unbound()?);
         Ok(Self { slot: blank.try_clone()?, blank })
     }
@@ -175,7 +175,7 @@ pub(crate) fn watch<T: StableFd>(watched: T, interest: Interest) -> io::Result<A
     unsafe { AsyncFd::register_with_interest(watched, interest) }.map_err(Into::into)
 }
 
-/// Returns the number of a descriptor, to compare it with a number that a predecessor has sent.
+/// Returns a descriptor's number, for comparison with a number that a predecessor has sent.
 pub(crate) fn number(descriptor: &impl AsRawFd) -> RawFd {
     descriptor.as_raw_fd()
 }

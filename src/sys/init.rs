@@ -34,8 +34,7 @@ pub(crate) enum Fork {
 pub(crate) fn fork_off() -> io::Result<Fork> {
     set_child_subreaper(true)?;
     // Block all signals, so that an early signal stays pending until the init process reads it.
-    // Otherwise the kernel would discard the signal if this is process 1, which has no handler for
-    // it.
+    // Otherwise, if this is process 1, the kernel would discard the signal for lack of a handler.
     let mut before = SigSet::empty();
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
     // SAFETY: no other thread runs, so no other thread can hold a lock that the child would wait

@@ -1,8 +1,8 @@
-//! A watcher thread. It interrupts a call of accept(2) that blocks its thread by accident.
+//! A watcher thread that interrupts calls of accept(2) that block by accident.
 //!
-//! Whether accept(2) blocks depends on a flag of the open file description, which other processes
-//! may share. Another process can clear that flag between our check of the flag and our accept(2).
-//! accept(2) has no flag of its own that prevents this.
+//! A call of accept(2) blocks unless the open file description has the flag `O_NONBLOCK`. Other
+//! processes may share the description, and can clear the flag between our check and our call. No
+//! flag of accept(2) itself prevents this.
 //!
 //! So the watcher thread checks all threads that call accept(2) once a second. It sends SIGURG to
 //! each thread that is still in the same call as at the last check. The handler of SIGURG does
@@ -21,8 +21,8 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 
 use super::signals::has_handler;
 
-/// The time between two checks of the watcher thread. So it interrupts a blocked call after one to
-/// two seconds.
+/// The time between two checks by the watcher thread. A blocked call is therefore interrupted after
+/// one to two seconds.
 const INTERVAL: Duration = Duration::from_secs(1);
 
 /// A thread that the watcher checks. Its counter increases when the thread enters a call and when
@@ -44,8 +44,7 @@ thread_local! {
 
 /// Makes a system call. The watcher thread interrupts the call with EINTR if it blocks.
 pub(crate) fn unless_it_blocks<T>(call: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-    // Make the call without the watcher while a thread exits, because the entry of the thread is no
-    // longer available then.
+    // If this thread is exiting, its entry is no longer available, so make the call unwatched.
     let mark = MARK.try_with(Option::clone).ok().flatten();
     let step = || mark.as_ref().map(|mark| mark.count.fetch_add(1, Ordering::Relaxed));
     step();
@@ -86,7 +85,7 @@ fn not_watched(error: io::Error) {
     );
 }
 
-/// Installs a handler for SIGURG that does nothing. Does not replace a handler of the program.
+/// Installs a handler for SIGURG that does nothing, unless the program already has a handler.
 fn install_handler() -> io::Result<()> {
     if has_handler(libc::SIGURG)? {
         return Ok(());

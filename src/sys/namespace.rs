@@ -1,5 +1,5 @@
-//! The pid namespace of this process. This module finds out whether another process is in the same
-//! pid namespace.
+//! Detection of pid namespaces. This module finds out whether another process is in the same pid
+//! namespace as this process.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -11,27 +11,26 @@ const FIRST_NAMESPACE: u64 = 0xEFFF_FFFC;
 /// A directory that exists where systemd manages the system or the container (see sd_booted(3)).
 const BOOTED: &str = "/run/systemd/system";
 
-/// Returns whether this process is in the same pid namespace as the process that set the
-/// environment variable `variable` (`NAME=value`) for it. Only then does a pid mean the same
-/// process to both.
+/// Returns whether this process shares a pid namespace with the process that set its environment
+/// variable `variable` (`NAME=value`). Only then does a pid refer to the same process in both.
 ///
-/// No system call gives the answer, so this function looks at the oldest ancestor in the namespace.
-/// If that ancestor was started with the variable too, the variable comes from outside the
-/// namespace.
+/// No system call answers this question, so this function reads the environment of the oldest
+/// ancestor in the namespace. If that ancestor was started with the variable too, the variable
+/// comes from outside the namespace.
 pub(crate) fn is_shared_with_setter_of(variable: &[u8]) -> bool {
     if fs::metadata("/proc/self/ns/pid").is_ok_and(|namespace| namespace.ino() == FIRST_NAMESPACE) {
         return true;
     }
-    // Answer no if this process has more than one pid. Then /proc belongs to an outer namespace,
-    // and the pids in it differ from ours.
+    // If this process has several pids, /proc belongs to an outer namespace whose pids differ from
+    // ours. So a pid from the setter would be wrong here.
     if own_numbers() != Some(1) {
         return false;
     }
     let oldest = oldest_ancestor(std::process::id());
     match fs::read(format!("/proc/{oldest}/environ")) {
         Ok(environment) => !environment.split(|byte| *byte == 0).any(|one| one == variable),
-        // Check for systemd instead, because the environment of the ancestor is not readable. The
-        // ancestor belongs to another user, or `ProtectProc=` hides it.
+        // The ancestor's environment is not readable, because the ancestor belongs to another user
+        // or `ProtectProc=` hides it. Check whether systemd runs here instead.
         Err(_) => Path::new(BOOTED).is_dir(),
     }
 }

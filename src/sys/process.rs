@@ -30,7 +30,7 @@ struct PidFdInfo {
     exit_code: i32,
 }
 
-/// The flag that requests the exit status (`PIDFD_INFO_EXIT`). The kernel sets the flag in the
+/// The flag that requests the exit status (`PIDFD_INFO_EXIT`). The kernel sets the flag in its
 /// answer if the exit status is available.
 const PIDFD_INFO_EXIT: u64 = 1 << 3;
 
@@ -82,23 +82,23 @@ impl PidFd {
     /// Returns the exit status of the process. Returns `None` if the process has not exited or the
     /// kernel no longer has the status. `pid` must be the pid of the process.
     ///
-    /// Until the parent reaps the process, the status is in /proc. Afterwards the pidfd gives the
-    /// status, since Linux 6.15.
+    /// Until the parent reaps the process, the status is in /proc. After that, the pidfd provides
+    /// the status (since Linux 6.15).
     pub(crate) fn exit_status(&self, pid: u32) -> Option<ExitStatus> {
         let status = self.status_of_zombie(pid).or_else(|| self.status_of_reaped())?;
         Some(ExitStatus::from_raw(status))
     }
 
-    /// Returns the wait status of a process that has exited and that its parent has not reaped yet.
-    /// This function reads it from /proc, which shows 0 to a process without permission.
+    /// Returns the wait status of a process that has exited but has not been reaped. The status
+    /// comes from /proc, which shows 0 to a reader without permission.
     fn status_of_zombie(&self, pid: u32) -> Option<libc::c_int> {
         let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         // Skip the program name, which may contain spaces and parentheses. The process state
         // follows the name, and the wait status is the last field.
         let (_, fields) = text.rsplit_once(") ")?;
         let status = fields.trim_end().rsplit(' ').next()?.parse().ok()?;
-        // Check that the process is not reaped yet. If so, its pid was not reused, and the text
-        // read from /proc belongs to this process.
+        // Check that the process has not been reaped. Then its pid cannot have been reused, so the
+        // text from /proc describes the right process.
         (fields.starts_with('Z') && status != 0 && self.is_not_reaped()).then_some(status)
     }
 
@@ -109,8 +109,7 @@ impl PidFd {
         unsafe { libc::syscall(libc::SYS_pidfd_send_signal, self.0.as_raw_fd(), 0, none, 0) == 0 }
     }
 
-    /// Returns the wait status of a process that its parent has reaped. This function gets it from
-    /// the pidfd.
+    /// Returns the wait status of a process that has been reaped. The status comes from the pidfd.
     fn status_of_reaped(&self) -> Option<libc::c_int> {
         let mut info = PidFdInfo { mask: PIDFD_INFO_EXIT, ids: [0; 13], exit_code: 0 };
         // SAFETY: PIDFD_GET_INFO contains the size of the struct, and the kernel writes at most
@@ -161,8 +160,8 @@ pub(crate) fn require_one_thread() -> Result<(), Error> {
     if names.len() == 1 {
         return Ok(());
     }
-    // Include the preloaded libraries in the error, because their threads often have no name of
-    // their own.
+    // Include the preloaded libraries in the error, because the threads that they start often have
+    // no distinct names.
     let preloaded = std::env::var_os("LD_PRELOAD").filter(|libraries| !libraries.is_empty());
     Err(Error::ThreadsRunning { threads: names.len(), names: names.join(", "), preloaded })
 }
@@ -201,7 +200,7 @@ pub(crate) fn is_in_group(pid: u32, leader: u32) -> bool {
     group.is_some_and(|group| group.as_raw().unsigned_abs() == leader)
 }
 
-/// Returns whether `ancestor` is the parent of a process, or the parent of its parent, and so on.
+/// Returns whether a process is `ancestor` itself or one of its descendants.
 #[cfg(feature = "program")]
 pub(crate) fn is_below(pid: u32, ancestor: u32) -> bool {
     let parent = |pid: u32| {
@@ -209,8 +208,7 @@ pub(crate) fn is_below(pid: u32, ancestor: u32) -> bool {
         let (_, fields) = text.rsplit_once(") ")?;
         fields.split(' ').nth(1)?.parse::<u32>().ok()
     };
-    // The kernel allows no deeper tree than it has pids. A short limit is enough, and holds even if
-    // pids are reused meanwhile.
+    // Limit the depth, so that the search ends even if pids are reused meanwhile and form a cycle.
     std::iter::successors(Some(pid), |pid| parent(*pid)).take(64).any(|pid| pid == ancestor)
 }
 

@@ -1,5 +1,5 @@
-//! A reserve of file descriptors that client connections may not use. It is for the control socket,
-//! for metrics and for handoffs.
+//! A reserve of file descriptors for the control socket, metrics and handoffs. Client connections
+//! may not use the reserve.
 //!
 //! The reserve consists of the highest descriptor numbers. The module need not count open
 //! descriptors, because a new descriptor always gets the lowest free number (see open(2)).
@@ -16,17 +16,17 @@ use nix::sys::resource::{Resource, getrlimit};
 /// number, the reserve is a quarter of the limit.
 const RESERVE: RawFd = 64;
 
-/// Whether the descriptor number of a connection has come close to the reserve. From then on, this
-/// module opens descriptors for clients under a lock. A low number then no longer proves that many
-/// descriptors are free.
+/// Whether the descriptor number of a connection has ever come close to the reserve. From then on,
+/// this module opens descriptors for clients under a lock, because a low number no longer proves
+/// that many descriptors are free.
 static IS_NEAR: AtomicBool = AtomicBool::new(false);
 static OPENING: Mutex<()> = Mutex::new(());
 
 /// How many descriptors the accepted clients will still need for their upstream connections.
 static EARMARKED: AtomicI32 = AtomicI32::new(0);
 
-/// A claim to one file descriptor, which an accepted client will need for its upstream connection.
-/// It prevents new clients from using up that descriptor.
+/// A claim on one file descriptor that an accepted client will need for its upstream connection.
+/// The claim prevents new clients from using up that descriptor.
 #[derive(Debug)]
 pub(crate) struct Earmark(());
 
@@ -43,8 +43,8 @@ pub(crate) enum Share {
     All,
 }
 
-/// Accepts a connection and claims a descriptor for its upstream connection, unless the two would
-/// use up part of the reserve. `listener` may be any descriptor.
+/// Accepts a connection and claims a descriptor for its upstream connection, unless the two
+/// descriptors would be part of the reserve. `listener` may be any descriptor.
 ///
 /// # Errors
 /// `EMFILE` when only the reserve of descriptors is left.
@@ -55,8 +55,8 @@ pub(crate) fn accept<T: AsFd>(
 ) -> io::Result<(T, Earmark)> {
     let opening = (share != Share::All).then(lock_near).flatten();
     if opening.is_some() {
-        // Check for free descriptors before accepting. A connection that is already accepted cannot
-        // go back to the backlog.
+        // Check for free descriptors before accepting, because an accepted connection cannot go
+        // back to the backlog.
         let count = match share {
             // Require one descriptor for the connection and one for its upstream connection, in
             // addition to the descriptors that other clients have claimed.
@@ -72,11 +72,11 @@ pub(crate) fn accept<T: AsFd>(
     Ok((accepted, Earmark::new()))
 }
 
-/// Checks that at least `count` descriptor numbers below `end` are free, by duplicating `any`,
-/// which may be any descriptor.
+/// Checks that at least `count` descriptor numbers below `end` are free. It does so by duplicating
+/// `any`, which may be any descriptor.
 ///
 /// # Errors
-/// `EMFILE` when fewer numbers are free.
+/// `EMFILE` when fewer than `count` numbers are free.
 fn require_free(any: impl AsFd, end: RawFd, count: RawFd) -> io::Result<()> {
     let mut from = 0;
     for _ in 0..count {
@@ -120,7 +120,7 @@ pub(crate) fn is_reserved(descriptor: impl AsFd) -> bool {
 }
 
 /// Takes the lock for opening descriptors if connections have come close to the reserve. While this
-/// thread holds the lock, no other connection can take the free number between the check and the
+/// thread holds the lock, no other thread can take the free numbers between the check and the
 /// accept.
 fn lock_near() -> Option<MutexGuard<'static, ()>> {
     let is_near = IS_NEAR.load(Ordering::Relaxed);

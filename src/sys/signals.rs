@@ -1,5 +1,5 @@
-//! Signals that could kill a process by accident, and how to block or ignore them while the process
-//! has no signal handlers.
+//! Protection from signals that could kill a process by accident. This module blocks or ignores
+//! them while the process has no signal handlers.
 //!
 //! A signal without a handler can kill the process, and exec resets all handlers (see signal(7)).
 //! So this module holds off such signals from before an exec until the new program has installed
@@ -17,16 +17,15 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 /// The signals with which an operator requests a handoff.
 pub(crate) const HANDOFF: [Signal; 2] = [Signal::SIGHUP, Signal::SIGUSR2];
 
-/// The signals that the kernel sends to this process when a write of this process fails. This
-/// process always ignores them, because the write also returns an error. It never logs them,
-/// because the log itself may be what it cannot write.
+/// The signals that the kernel sends to a process when one of its writes fails. This process always
+/// ignores them, because the write also returns an error. It never logs them, because the failed
+/// write may be a write to the log.
 const OF_A_WRITE: [Signal; 2] = [Signal::SIGPIPE, Signal::SIGXFSZ];
 
 /// The size of the kernel's signal set in bytes. The C library's signal set is larger.
 const SET_SIZE: usize = 8;
 
-/// Returns all signals that handoffd does not use and that would kill a process without a handler
-/// for them.
+/// Returns all signals that handoffd does not use and that kill a process if they have no handler.
 pub(crate) fn stray() -> impl Iterator<Item = c_int> {
     let named = Signal::iterator().filter(|signal| is_stray(*signal)).map(|signal| signal as c_int);
     named.chain(libc::SIGRTMIN()..=libc::SIGRTMAX())
@@ -99,13 +98,13 @@ pub(super) fn ignore(signal: c_int) -> Result<(), Errno> {
     set(signal, libc::SIG_IGN)
 }
 
-/// Gives a signal its default effect. Async-signal-safe.
+/// Resets a signal to its default action. Async-signal-safe.
 #[cfg(feature = "program")]
 pub(super) fn reset(signal: c_int) -> Result<(), Errno> {
     set(signal, libc::SIG_DFL)
 }
 
-/// Sets what a signal does, without a handler. Async-signal-safe.
+/// Sets the action of a signal to `SIG_IGN` or `SIG_DFL`. Async-signal-safe.
 ///
 /// This function calls the kernel directly, because the C library refuses to change the signals
 /// that it reserves.

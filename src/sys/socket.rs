@@ -1,5 +1,5 @@
-//! System calls on sockets: packets on a channel between processes, and facts about a socket that
-//! std and tokio do not offer.
+//! System calls on sockets: packets on a channel between processes, and socket queries and options
+//! that std and tokio do not offer.
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -50,15 +50,15 @@ pub(crate) fn send_with_descriptors(
 const TRIES: u32 = 100;
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// Returns whether an error is temporary. The kernel was out of memory, or a signal arrived, or too
-/// many descriptors that this user has sent are not received yet (see unix(7)).
+/// Returns whether an error is temporary. The kernel may be out of memory, a signal may have
+/// arrived, or too many of this user's sent descriptors are not yet received (see unix(7)).
 pub(crate) fn will_pass(error: &io::Error) -> bool {
     let errno = error.raw_os_error().map(Errno::from_raw);
     matches!(errno, Some(Errno::ENOMEM | Errno::ENOBUFS | Errno::ETOOMANYREFS | Errno::EINTR))
 }
 
 /// Makes a system call, and retries it while it fails with a temporary error. Tries up to 100
-/// times, with a pause of 1 ms. Without the retries a temporary error could make a handoff fail.
+/// times, 1 ms apart, because a temporary error must not make a handoff fail.
 pub(crate) fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     for _ in 1..TRIES {
         match call() {

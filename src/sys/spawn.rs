@@ -1,5 +1,5 @@
-//! A launcher for the program of a successor. The new process is not a child of this process. Only
-//! the standard streams and the passed descriptors, numbered from 3 up, are open in it.
+//! A launcher for a successor's program. The new process is not a child of this process. Only the
+//! standard streams and the passed descriptors, numbered from 3 up, are open in it.
 //!
 //! The launcher forks twice, and the intermediate process exits at once. So the reaper of orphans
 //! (systemd, a subreaper or init) becomes the parent of the program and reaps it when it exits. The
@@ -9,11 +9,12 @@
 //! Only async-signal-safe calls are allowed between fork and exec (see signal-safety(7)). So all
 //! memory is allocated before the fork. All signals are blocked between fork and exec, because our
 //! signal handlers would write into a pipe that the parent reads. Signals that request a handoff
-//! stay blocked across the exec, so that they stay pending until the new program has its handlers.
-//! Other signals that could kill the new program by accident are ignored across the exec.
+//! stay blocked across the exec, so that they remain pending until the new program has installed
+//! its handlers. Other signals that could kill the new program by accident are ignored across the
+//! exec.
 //!
-//! The time of a launch must not grow with the number of connections. Normally a fork copies every
-//! descriptor, and an exec closes most of them. To avoid this, the intermediate process first
+//! The duration of a launch must not grow with the number of connections. Normally a fork copies
+//! every descriptor, and an exec closes most of them. To avoid this, the intermediate process first
 //! shares our descriptor table. Then it gets a copy of only the low descriptors
 //! (`CLOSE_RANGE_UNSHARE`, see close_range(2)). [`super::fd::ReservedFd`] gives the passed
 //! descriptors low numbers.
@@ -50,8 +51,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) words: PreExecMessages,
 }
 
-/// The messages that report the outcome of a launch. Each message is a prefix that a decimal number
-/// completes.
+/// The messages that report the outcome of a launch. Each message is one of these prefixes,
+/// followed by a decimal number.
 pub(crate) struct PreExecMessages {
     /// Reports that the new process is about to execute the program. The number is the pid of the
     /// process.
@@ -62,12 +63,11 @@ pub(crate) struct PreExecMessages {
     pub(crate) exec_failed: &'static [u8],
 }
 
-/// Forks twice and executes the program. Returns when the intermediate process has exited, and
-/// blocks for the duration of two forks. The new process reports the outcome on the channel in
-/// `launch`.
+/// Forks twice and executes the program. Blocks for the duration of two forks, until the
+/// intermediate process has exited. The new process reports the outcome on the channel in `launch`.
 ///
 /// # Errors
-/// An error only when the first fork fails. Later failures are reported on the channel.
+/// Only when the first fork fails. Later failures are reported on the channel.
 pub(crate) fn launch(launch: &Launch<'_>) -> io::Result<()> {
     let count = RawFd::try_from(launch.passed.len()).map_err(io::Error::other)?;
     let mut passed: Vec<RawFd> = launch.passed.iter().map(AsRawFd::as_raw_fd).collect();
@@ -93,7 +93,7 @@ pub(crate) fn launch(launch: &Launch<'_>) -> io::Result<()> {
     pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
     // SAFETY: both children make only async-signal-safe calls until they exec or _exit (see
     // `middle` and `exec`). The intermediate process may share our descriptor table, because it
-    // opens and closes nothing before it has a table of its own.
+    // opens and closes nothing before it has its own table.
     let forked = unsafe { fork(Descriptors::Shared) };
     if let Ok(Forked::Child) = forked {
         middle(&mut prepared);
@@ -138,8 +138,8 @@ pub(super) unsafe fn fork(descriptors: Descriptors) -> Result<Forked, Errno> {
     // machine.
     let flags = libc::c_long::from(flags);
     let none: libc::c_long = 0;
-    // SAFETY: without CLONE_VM the child runs on a copy of this stack. The kernel writes nothing
-    // through null pointers.
+    // SAFETY: without CLONE_VM the child runs on its own copy of this stack. The kernel writes
+    // nothing through null pointers.
     let pid =
         Errno::result(unsafe { libc::syscall(libc::SYS_clone, flags, none, none, none, none) })?;
     match libc::pid_t::try_from(pid) {
@@ -155,12 +155,12 @@ struct Prepared<'a> {
     arguments: Vec<*const libc::c_char>,
     environment: Vec<*const libc::c_char>,
     /// The numbers of the passed descriptors. The child updates a number when it moves that
-    /// descriptor. The parent does not see the change.
+    /// descriptor. The parent does not see the change, because it has its own memory.
     passed: &'a mut [RawFd],
     /// For each target number, the index in `passed` of the descriptor that has that number now
     /// (see [`wanted_at`]).
     wanted_at: &'a [Option<usize>],
-    /// The first number above the numbers of all passed descriptors.
+    /// The lowest number above those of all passed descriptors.
     above_the_passed: RawFd,
     /// The lowest descriptor number that the new program will not use. All numbers below it may be
     /// in use.
@@ -221,7 +221,7 @@ fn own_descriptors(end: RawFd) -> Result<(), Errno> {
 ///
 /// Most passed descriptors already have their target number or a higher one. This function moves a
 /// descriptor to a temporary number only if another descriptor needs its number. So a process can
-/// pass nearly as many descriptors as it may have.
+/// pass nearly as many descriptors as its limit allows it to open.
 fn place(prepared: &mut Prepared<'_>) -> Result<(), Errno> {
     for (index, target) in (0..prepared.passed.len()).zip(FIRST_PASSED..) {
         let source = prepared.passed[index];
@@ -256,8 +256,8 @@ fn lift(prepared: &mut Prepared<'_>, index: usize, from: RawFd) -> Result<(), Er
 /// Async-signal-safe.
 fn exec(prepared: &mut Prepared<'_>) -> ! {
     let placed = place(prepared);
-    // Read the number of the channel only here, because `place` may have moved the channel to
-    // another number.
+    // Read the channel's number only after `place`, which may have moved the channel to another
+    // number.
     let channel = prepared.passed[prepared.channel];
     // SAFETY: with CLOSE_RANGE_CLOEXEC, close_range(2) only sets a flag. The call is a second
     // safeguard: our own descriptors are already close-on-exec, but those of the host program may
@@ -277,8 +277,8 @@ fn exec(prepared: &mut Prepared<'_>) -> ! {
     let ready = placed
         .and_then(|()| pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&prepared.blocked), None));
     match ready {
-        // Report this as a failure of the fork. The exec was not tried, so the program is not at
-        // fault.
+        // Report a failed fork, not a failed exec: the program is not at fault, because the exec
+        // was not tried.
         Err(errno) => tell(channel, prepared.words.fork_failed, errno as i32),
         Ok(()) => {
             // SAFETY: the path is null-terminated, and both arrays end in a null pointer. All of

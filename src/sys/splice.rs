@@ -23,8 +23,7 @@ pub(crate) fn pipe(capacity: usize) -> io::Result<(OwnedFd, OwnedFd)> {
 /// is at its end.
 ///
 /// # Errors
-/// `WouldBlock` when `from` is empty or `to` is full. The error does not say which of the two is
-/// the case.
+/// `WouldBlock` when `from` is empty or `to` is full. The error does not say which.
 pub(crate) fn splice(from: impl AsFd, to: impl AsFd, most: usize) -> io::Result<usize> {
     let flags = SpliceFFlags::SPLICE_F_MOVE | SpliceFFlags::SPLICE_F_NONBLOCK;
     nix::fcntl::splice(from, None, to, None, most, flags).map_err(Into::into)

@@ -1,4 +1,4 @@
-//! The `check` command: validates the configuration, but binds no socket and changes nothing.
+//! The `check` command, which validates the configuration. It binds no socket and changes nothing.
 
 use handoffd::Inheritance;
 use handoffd::listen::{DEFAULT_ADDRESS, Listeners};

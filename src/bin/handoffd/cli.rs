@@ -235,11 +235,11 @@ pub(crate) enum Span {
     Watch,
 }
 
-/// The systemd service manager to ask: the service manager of the system or that of a user.
+/// The systemd service manager to ask: the one of the system, or the one of a user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scope {
-    /// The service manager that runs the daemon. If no daemon answers, it is the service manager of
-    /// the system.
+    /// The service manager that runs the daemon. If no daemon answers, the system's service
+    /// manager.
     OfTheDaemon,
     /// The service manager of the calling user.
     User,
@@ -294,7 +294,7 @@ pub(crate) fn parse(runtime_directory: Option<&Path>) -> Result<Command, Failure
     })
 }
 
-/// Parses a command line, without reading a file that it names.
+/// Parses a command line without reading the configuration file that it names.
 #[cfg(test)]
 pub(crate) fn parse_words<'a>(words: impl Iterator<Item = &'a str>) -> Result<(), clap::Error> {
     Arguments::try_parse_from(words).map(drop)
@@ -309,7 +309,7 @@ pub(crate) fn description() -> clap::Command {
 /// lines only explain the usage.
 fn one_line(error: &clap::Error) -> String {
     if error.kind() == ErrorKind::InvalidUtf8 {
-        // Find out which argument is wrong, because the error of clap does not say it here.
+        // Find out which argument is wrong, because clap's error does not name it in this case.
         let culprit =
             std::env::args_os().find(|argument| argument.to_str().is_none()).unwrap_or_default();
         return format!("argument {culprit:?} is not UTF-8 (see --help)");
@@ -326,13 +326,14 @@ fn one_line(error: &clap::Error) -> String {
     if let (ErrorKind::MissingRequiredArgument, Some(ContextValue::Strings(missing))) =
         (error.kind(), error.get(ContextKind::InvalidArg))
     {
-        // Add the missing arguments, because clap writes each of them on a separate line.
+        // Append the missing arguments, because clap lists them on separate lines, after the first
+        // one.
         line += &format!(" {}", missing.join(", "));
     }
     line + " (see --help)"
 }
 
-/// Returns the runtime directory that a systemd unit of the calling user has (see pam_systemd(8)).
+/// Returns the runtime directory of a systemd unit that the calling user runs (see pam_systemd(8)).
 fn users_runtime_directory() -> PathBuf {
     Path::new("/run/user").join(nix::unistd::getuid().to_string()).join("handoffd")
 }

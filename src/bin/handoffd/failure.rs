@@ -1,7 +1,7 @@
-//! Why a command, or the start of the daemon, has failed.
+//! The reasons why a command, or the start of the daemon, can fail.
 //!
-//! Each variant has one text of one line and one exit code. What only the commands and the
-//! configuration file can meet is here; the library has its own errors.
+//! Each variant has a one-line message and an exit code. This module defines only the errors of the
+//! commands and of the configuration file, because the library has its own errors.
 
 use std::io;
 use std::path::PathBuf;
@@ -43,7 +43,7 @@ pub(crate) enum Failure {
         /// The error that the kernel has returned.
         source: io::Error,
     },
-    /// All upstreams of a proxy are host names, and none of the names resolves. If there is a
+    /// All upstreams of a proxy are host names, and none of these names resolves. If there is a
     /// predecessor, it keeps serving with the addresses that it knows.
     #[error("a proxy has no upstream address: none of its host names resolves")]
     Unresolved,
@@ -64,7 +64,7 @@ pub(crate) enum Failure {
         /// The error that the kernel has returned.
         source: io::Error,
     },
-    /// Something that a command needs from the operating system is not available.
+    /// A command needs something from the operating system that is not available.
     #[error("cannot {doing}: {source}")]
     System {
         /// What the command was doing, as a part of the error message.

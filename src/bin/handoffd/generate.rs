@@ -1,5 +1,5 @@
-//! The commands `completions` and `man`. They generate shell completions and man pages from the
-//! flags.
+//! The commands `completions` and `man`, which generate shell completions and man pages from the
+//! definitions of the flags.
 //!
 //! The output is generated on demand, so it always matches the program that prints it.
 
@@ -40,8 +40,8 @@ fn write_pages(directory: &Path, command: &Command) -> Result<(), Failure> {
     written.map_err(|source| Failure::Output { what: format!("the man page {path:?}"), source })
 }
 
-/// Returns the text of one man page. `Man::render` is not suitable: it joins the lines of the
-/// tables at the end of `--help`, and gives the tables the title "EXTRA".
+/// Returns the text of one man page. `Man::render` is not suitable, because it joins the lines of
+/// the tables at the end of `--help`, and gives the tables the title "EXTRA".
 fn page(man: &Man, command: &Command) -> io::Result<Vec<u8>> {
     let mut text = Vec::new();
     man.render_title(&mut text)?;

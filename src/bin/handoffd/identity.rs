@@ -1,5 +1,5 @@
-//! The identity of the running program and its configuration. An operator uses it to tell two
-//! generations apart.
+//! The identity of the running program and its configuration. An operator uses this identity to
+//! tell two generations apart.
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -8,7 +8,7 @@ use handoffd::status::Identity;
 use object::{Object, ReadCache};
 use sha2::{Digest, Sha256};
 
-/// Returns the identity of this process, made from its program, its command line and the contents
+/// Returns the identity of this process, derived from its binary, its command line and the contents
 /// of its configuration file. `file` is empty if the process has no configuration file.
 pub(crate) fn identity(file: &[u8]) -> Identity {
     let mut digest = Sha256::new();
@@ -25,8 +25,8 @@ pub(crate) fn identity(file: &[u8]) -> Identity {
     identity
 }
 
-/// Returns the control group of this process, from which systemd knows its unit (see cgroups(7)).
-/// On a machine with two hierarchies of control groups, uses the hierarchy of systemd.
+/// Returns the control group of this process, by which systemd identifies its unit (see
+/// cgroups(7)). On a machine with several control group hierarchies, uses the one of systemd.
 fn control_group() -> Option<String> {
     let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
     let path =
@@ -38,8 +38,8 @@ fn control_group() -> Option<String> {
     of_systemd.or_else(|| path("0::"))
 }
 
-/// Returns the build id that the linker has given the running program. The id is correct even if
-/// another file is now at the program's path.
+/// Returns the build id that the linker has written into the running program. The id is correct
+/// even if another file is now at the program's path.
 fn build_id() -> Option<String> {
     let file = ReadCache::new(File::open("/proc/self/exe").ok()?);
     let object = object::File::parse(&file).ok()?;

@@ -66,7 +66,7 @@ fn main() -> ExitCode {
 fn serve(settings: StartSettings) -> ExitCode {
     // Take the inheritance before anything can start a thread or open a file descriptor. Threads of
     // a preloaded library are allowed, because each process that the daemon starts sets its own
-    // environment. Only an init must be the single thread of the process.
+    // environment. Only a process that forks an init must have a single thread.
     let taken = match settings.watched {
         Watched::ActiveGeneration => Inheritance::take_beside_threads(),
         Watched::ThisProcess => Inheritance::take_under_init(),
@@ -111,7 +111,7 @@ fn run(
     let (runtime, server) = prepare(config, inheritance, workers)?;
     let service = Arc::new(service);
     runtime.block_on(async {
-        // Let the predecessor keep serving, if there is one. It may still have addresses for host
+        // If there is a predecessor, let it keep serving. It may still know addresses for host
         // names that do not resolve now.
         if !service.routes.resolve().await && server.inheritance().has_predecessor() {
             let error = Failure::Unresolved;
@@ -132,7 +132,7 @@ fn run_program(
     metrics: Option<PathBuf>,
     workers: Option<NonZeroUsize>,
 ) -> Result<(), Failure> {
-    // A program that accepts by itself needs no workers of ours.
+    // A program that accepts connections itself needs no worker threads of this process except one.
     let workers = if program.attach.is_private() { workers } else { Some(NonZeroUsize::MIN) };
     let (runtime, server) = prepare(config, inheritance, workers)?;
     let names = metrics.is_some().then(|| METRICS_LISTENER.parse()).transpose()?;
@@ -142,7 +142,7 @@ fn run_program(
     Ok(runtime.block_on(server.run_program_beside(program, service, names)).map(drop)?)
 }
 
-/// Starts the runtime and the workers, and makes room for file descriptors.
+/// Starts the runtime and the workers, and enlarges the file descriptor table.
 fn prepare(
     config: Config,
     inheritance: Inheritance,

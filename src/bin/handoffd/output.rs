@@ -1,4 +1,4 @@
-//! Output of a command on standard output. A failure to write it is an error.
+//! The output of a command on standard output. If the output cannot be written, the command fails.
 //!
 //! The standard library ignores a write to a standard output that is not open (`EBADF`). But a
 //! command whose output is lost must not exit with 0, because a script would trust the empty

@@ -1,4 +1,5 @@
-//! The `reload` command: requests a handoff, and reports its outcome as text and as the exit code.
+//! The `reload` command, which requests a handoff and reports the outcome as text and as the exit
+//! code.
 
 use std::path::PathBuf;
 
@@ -15,7 +16,7 @@ pub(crate) fn run(control: PathBuf, options: &ReloadOptions) -> Result<(), Failu
             printed = print("the outcome of the reload, which has succeeded", &format!("{news}\n"));
         }
     })?;
-    // Return a write error only now, after the handoff is over. A command that cannot print must
+    // Return a write error only after the handoff is over, because a command that cannot print must
     // still wait for the outcome.
     printed
 }

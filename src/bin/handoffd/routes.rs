@@ -62,8 +62,8 @@ impl Routes {
         all_have_some
     }
 
-    /// Updates DNS answers and runs the health checks of all proxies. Never returns. Dropping the
-    /// future stops both.
+    /// Keeps the DNS answers of all proxies up to date, and runs their health checks. Never
+    /// returns. Dropping the future stops both tasks.
     pub(crate) async fn watch(&self) -> Infallible {
         let proxies = self.proxies();
         let mut watches: Vec<_> = proxies.map(|proxy| Box::pin(proxy.watch())).collect();

@@ -1,5 +1,5 @@
-//! The `status` command: shows every generation as text or JSON. It shows them once, or repeatedly
-//! until no handoff and no drain is in progress.
+//! The `status` command, which shows every generation as text or JSON. It shows them once, or
+//! repeatedly until no handoff and no drain is in progress.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -59,8 +59,8 @@ fn wait() {
     std::thread::sleep(EVERY);
 }
 
-/// Returns whether no handoff and no drain is in progress, so only one generation is left and it
-/// serves.
+/// Returns whether no handoff and no drain is in progress. This is the case when only one
+/// generation is left and it serves.
 fn is_quiet(status: &Status) -> bool {
     matches!(&status.generations[..], [alone] if alone.state == GenerationState::Serving)
 }
@@ -103,8 +103,8 @@ fn table(status: &Status) -> String {
     text
 }
 
-/// Formats a row for each process of a program, after an empty line. Returns no text if there is no
-/// program.
+/// Formats a row for each process of a program, after an empty line. Returns an empty string if
+/// there is no program.
 fn program_table(generations: &[Report]) -> String {
     let mut rows = generations
         .iter()
@@ -129,7 +129,8 @@ fn program_row(generation: Generation, program: &ProgramReport) -> [String; 5] {
     ]
 }
 
-/// Formats a row for each upstream, after an empty line. Returns no text if there is no upstream.
+/// Formats a row for each upstream, after an empty line. Returns an empty string if there is no
+/// upstream.
 fn upstream_table(upstreams: &BTreeMap<String, BTreeMap<String, UpstreamCounters>>) -> String {
     let mut rows =
         upstreams.iter().flat_map(|(listener, all)| upstream_rows(listener, all)).peekable();
@@ -258,8 +259,8 @@ fn row(report: &Report) -> [String; 10] {
     ]
 }
 
-/// Returns the time since a date. It is used for a generation of an old version, which reports only
-/// a date. The result is wrong if the clock was set in the meantime.
+/// Returns the time since a date. This function is used for a generation of an old version, which
+/// reports only a date. The result is wrong if the clock was set in the meantime.
 fn by_date(unix_ms: u64) -> Option<Duration> {
     let date = SystemTime::UNIX_EPOCH + Duration::from_millis(unix_ms);
     (unix_ms > 0).then(|| SystemTime::now().duration_since(date).unwrap_or_default())

@@ -15,7 +15,7 @@ fn has_permit(slot: &CarrySlot) -> bool {
     slot.request().state() == RequestState::AskedWithPermit
 }
 
-/// Adds connections to the scheduler, which asks none of them yet.
+/// Adds `count` connections to the scheduler, and checks that none of them has been asked to move.
 fn waiting(scheduler: &Arc<CarryScheduler>, count: usize) -> Vec<CarrySlot> {
     let all: Vec<_> = (0..count).map(|_| CarrySlot::new(Arc::clone(scheduler))).collect();
     assert!(!all.iter().any(has_permit));
@@ -30,7 +30,7 @@ fn idle(mut slot: CarrySlot) -> JoinHandle<CarrySlot> {
     })
 }
 
-/// Waits until the task of a connection has seen that the connection is asked to move.
+/// Waits until the task of a connection has seen the request to move.
 async fn asked(idle: JoinHandle<CarrySlot>) -> CarrySlot {
     timeout(Duration::from_secs(30), idle).await.expect("the connection is not asked").unwrap()
 }
@@ -55,7 +55,7 @@ fn at_most_64_connections_hold_permits_at_once() {
     assert!(all.iter().all(|one| one.request().carry_requested()));
 }
 
-/// Every end of a connection's turn gives its permit to another connection.
+/// However a connection's turn ends, its permit goes to another connection.
 #[test]
 fn a_permit_is_passed_on_whatever_becomes_of_its_connection() {
     let scheduler: Arc<CarryScheduler> = Arc::default();
@@ -98,8 +98,8 @@ fn a_connection_that_arrives_in_a_round_is_asked_once() {
     assert!(one.request().is_refused() && one.request().was_asked() && !one.request().was_asked());
 }
 
-/// A connection whose service has opted out of moving counts as refused in every attempt to
-/// move all connections.
+/// A connection whose service has opted out counts as refused in every round, which is an attempt
+/// to move all connections.
 #[tokio::test]
 async fn a_round_does_not_wait_for_a_connection_that_opts_out() {
     let scheduler: Arc<CarryScheduler> = Arc::default();
@@ -121,8 +121,7 @@ async fn a_round_does_not_wait_for_a_connection_that_opts_out() {
     }
 }
 
-/// A round waits for every connection that may still move: until it has moved, ended, or been
-/// refused.
+/// A round waits until every connection that could move has moved, ended or been refused.
 #[tokio::test]
 async fn a_round_waits_until_every_connection_went() {
     let scheduler: Arc<CarryScheduler> = Arc::default();
@@ -140,7 +139,7 @@ async fn a_round_waits_until_every_connection_went() {
 }
 
 /// A round is one attempt to move all connections. Every connection is asked again in the next
-/// round, even if connections still hold permits of the last round.
+/// round, even if it passes on its permit only after the first round has ended.
 #[tokio::test]
 async fn a_leftover_permit_does_not_disturb_the_next_round() {
     let scheduler: Arc<CarryScheduler> = Arc::default();
@@ -184,8 +183,8 @@ async fn the_end_of_a_round_withdraws_its_requests() {
     assert!(!request.is_refused());
 }
 
-/// Each change of a request wakes the connection's task, whose waker may change. A permit that is
-/// passed on wakes no task, because the request stays the same.
+/// Each change to a request wakes the connection's task, even if the task has a new waker. Passing
+/// a permit on wakes no task, because the connection is still asked to move.
 #[test]
 fn the_task_of_a_connection_is_woken_when_its_request_changes() {
     #[derive(Default)]

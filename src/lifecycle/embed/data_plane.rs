@@ -1,5 +1,5 @@
 //! The data plane for a program with its own server. It forwards the driver's requests to this
-//! server. The driver knows nothing about the server's connections.
+//! server, because the driver cannot see the server's connections.
 
 use std::os::fd::OwnedFd;
 
@@ -18,8 +18,8 @@ impl DataPlane for Embedded {
         Ok(())
     }
 
-    /// Resolves at once, because the server accepts by itself. Clients that connect earlier wait in
-    /// the backlog.
+    /// Resolves at once, because the server itself decides when to accept. Until then, clients wait
+    /// in the backlog.
     async fn started(&self) -> Result<(), Error> {
         Ok(())
     }
@@ -38,7 +38,7 @@ impl DataPlane for Embedded {
     }
 
     /// Asks the server to stop accepting. Does not wait until the server has stopped, because the
-    /// server serves all connections that it still accepts.
+    /// server still serves the connections that it accepts in the meantime.
     async fn stop_accepting(&mut self) {
         self.asked.send_replace(ServerRequest::Draining);
     }
@@ -54,8 +54,8 @@ impl DataPlane for Embedded {
     }
 
     async fn drained(&self) {
-        // Ignore an error, which means that the server has dropped its end of the channel. It then
-        // has no connections.
+        // Ignore an error, which means that the server has dropped its end of the channel and so
+        // has no connections left.
         let _ = self.heard.clone().wait_for(|told| *told == ServerStatus::Drained).await;
     }
 

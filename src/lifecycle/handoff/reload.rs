@@ -1,4 +1,4 @@
-//! The reload request of an operator over the control socket, and the replies to it.
+//! The operator's reload request over the control socket, and the replies to it.
 
 use std::time::Duration;
 
@@ -13,8 +13,8 @@ use crate::lifecycle::driver::{Driver, Occurrence};
 use crate::lifecycle::machine::{Event, State};
 use crate::lifecycle::timers::deadline;
 
-/// How much longer a handoff may take than this process has announced to the operator. The
-/// operator's client waits longer than that.
+/// How far a handoff may exceed the duration that was announced to the operator. The operator's
+/// client waits even longer.
 const PROMISE_GRACE: Duration = Duration::from_secs(2);
 
 /// A reload that an operator has requested over the control socket.
@@ -24,13 +24,13 @@ pub(super) struct Reload {
     began: Instant,
     limit: Duration,
     waits_for_drain: bool,
-    /// When the handoff fails because it takes too long for the operator. `None` if the handoff has
-    /// no such deadline.
+    /// When the operator stops waiting. The handoff fails at that time. `None` if there is no such
+    /// limit.
     pub(super) until: Option<Instant>,
 }
 
-/// Returns how long before the client's timeout the handoff must end, so that the reply arrives in
-/// time.
+/// Returns the time to reserve for the reply. The handoff must end this long before the client's
+/// timeout `limit`.
 fn time_to_answer(limit: Duration) -> Duration {
     (limit / 10).min(Duration::from_secs(1))
 }
@@ -90,7 +90,7 @@ impl<P: DataPlane> Driver<P> {
         HandoffFailure::OutOfTime { limit: reload.map(|reload| reload.limit).unwrap_or_default() }
     }
 
-    /// Replies to the operator's reload request that the successor, process `pid`, is now the
+    /// Tells the operator who requested the reload that the successor, process `pid`, is now the
     /// active generation.
     pub(super) fn answer_reload(&mut self, pid: Option<u32>) {
         let Some(handoff) = &mut self.handoff else { return };
@@ -107,23 +107,24 @@ impl<P: DataPlane> Driver<P> {
         handoff.waits_for_drain = waits_for_drain.then_some(answer);
     }
 
-    /// Replies to the operator that the requested reload has failed because of `why`. Does nothing
-    /// if no operator requested it.
+    /// Tells the operator who requested the reload that it has failed because of `why`. Does
+    /// nothing if no operator requested it.
     pub(in crate::lifecycle) fn refuse_reload(&mut self, why: &str) {
         if let Some(reload) = self.handoff.as_mut().and_then(|handoff| handoff.reload.take()) {
             reload.answer.refuse(Refusal::Failed, why);
         }
     }
 
-    /// Reports the failure of the successor to the operator, if an operator waits until this
-    /// generation has drained.
+    /// Tells the operator who waits for the end of this drain that the successor has failed. Does
+    /// nothing if no operator waits.
     pub(in crate::lifecycle) fn refuse_drain_waiter(&mut self, failure: &HandoffFailure) {
         if let Some(answer) = self.take_drain_waiter() {
             answer.refuse(Refusal::RolledBack, failure.to_string());
         }
     }
 
-    /// Tells the operator who waits until this generation has drained how its connections ended.
+    /// Tells the operator who waits for the end of this drain how the connections ended. Does
+    /// nothing if no operator waits.
     pub(in crate::lifecycle) fn tell_drained(&mut self, report: DrainReport) {
         let DrainReport { ended, carried, cut } = report;
         if let Some(answer) = self.take_drain_waiter() {

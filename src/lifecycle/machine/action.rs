@@ -31,11 +31,11 @@ pub(crate) enum Action {
     /// Stop using the channel to the successor. The successor had taken over, and now stops
     /// together with the whole service.
     ForgetSuccessor,
-    /// Close the channels to older generations. When no process holds the channel of the youngest
-    /// older generation any more, that generation accepts connections again.
+    /// Close the channels to older generations. Once no process holds the channel to the newest of
+    /// them any more, that generation accepts connections again.
     ReleaseOlder,
-    /// If an older generation is alive, close the channels to older generations, so that the
-    /// youngest of them accepts connections again. Otherwise close the listeners for good.
+    /// If an older generation is alive, close the channels to older generations, so that the newest
+    /// of them accepts connections again. Otherwise close the listeners for good.
     Resign,
     /// Tell the successor to stop, because this generation was told to stop.
     StopSuccessor,

@@ -1,16 +1,16 @@
-//! A test that explores every interleaving of the events of three and more generations. In every
+//! A test that explores every interleaving of the events of three or more generations. In every
 //! state that it reaches, it checks that the service keeps its promises.
 //!
 //! A lineage begins with one process. Three reload requests, two SIGTERMs, a SIGQUIT and two
-//! SIGKILLs may hit any living process at any instant. Three reload requests create up to four
+//! SIGKILLs may each reach any living process at any time. Three reload requests create up to four
 //! processes. A successor may fail or hang, a deadline may pass, and a drain may end, whenever that
 //! is possible. The exploration visits about 58 000 states without a service manager and 36 000
 //! with one, up to 24 turns deep. With a fourth reload request it visits 520 000 and 260 000
 //! states, which takes about ten seconds (see `the_promise_holds_for_longer`). If a state breaks a
 //! promise, the test reports the shortest path to that state.
 //!
-//! The claims themselves were tested: each fault of this table was put into the function `step`.
-//! The right column names the claim that failed:
+//! The claims themselves were tested: each fault in this table was injected into the function
+//! `step`. The right column names the claim that failed:
 //!
 //! | fault | found by |
 //! |---|---|
@@ -53,8 +53,8 @@ fn the_promise_holds() {
     explore(Setting { supervised: false, generations: 3, fates: FATES });
 }
 
-/// Explores with at most two living generations, so that each handoff cuts the connections of the
-/// oldest generation.
+/// Explores with at most two living generations, so that each handoff cuts the oldest generation's
+/// connections.
 #[test]
 fn the_promise_holds_when_the_oldest_are_cut() {
     explore(Setting { supervised: false, generations: 2, fates: Fates { crashes: 1, ..FATES } });
@@ -126,7 +126,7 @@ const ALWAYS: &[Claim] = &[
     ("no driver reaches an impossible situation", |_, line| line.breach.is_none()),
 ];
 
-/// The claims that must be true in at least one state. They show that the exploration reaches the
+/// The claims that must be true in at least one state. They show that the exploration also reaches
 /// rare situations.
 const SOMETIMES: &[Claim] = &[
     ("three generations live", |_, line| line.living().count() == 3),
@@ -208,15 +208,15 @@ impl ModelLineage {
         self.main.is_some()
     }
 
-    /// Returns whether the exploration has killed a process, or has told one to cut its
+    /// Returns whether the exploration has killed a process, or has told a process to cut its
     /// connections.
     fn is_hurt(&self, setting: &Setting) -> bool {
         self.left.crashes < setting.fates.crashes || self.left.cuts < setting.fates.cuts
     }
 
-    /// Returns whether no process has to accept connections: the service is not up yet, or it has
-    /// ended. It has ended if all processes were told to stop. A service manager also ends the
-    /// service when the main process has ended or was told to stop.
+    /// Returns whether no process has to accept connections: the service is not up yet, or has
+    /// ended. The service has ended if all processes were told to stop. A service manager also ends
+    /// the service when the main process has ended or was told to stop.
     fn is_over(&self, setting: &Setting) -> bool {
         let main_is_gone =
             self.main.is_none_or(|main| !self.processes[main].alive || self.processes[main].told);
@@ -254,7 +254,7 @@ impl ModelLineage {
         }
     }
 
-    /// Returns whether the handoff to `process` has an outcome, or needs none yet. It needs none
+    /// Returns whether the handoff to `process` has an outcome, or needs none. A handoff needs none
     /// while it is in progress, or if the predecessor is gone or was told to stop.
     fn is_settled(&self, process: &ModelProcess) -> bool {
         let Some(parent) = process.parent.map(|parent| &self.processes[parent]) else {

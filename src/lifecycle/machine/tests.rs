@@ -1,8 +1,8 @@
 //! Tests that compare the state machine with a handwritten table of all states and events.
 //!
-//! Each row of the table describes one state. For each event with an effect, the row has the next
-//! state and the actions in order. It also lists the events without an effect. Each row must list
-//! every event exactly once, so that no combination is forgotten.
+//! Each row of the table describes one state. For each event that has an effect, the row lists the
+//! next state and the actions in order. It also lists the events that have no effect. Each row must
+//! list every event exactly once, so that no combination is forgotten.
 
 mod everywhere;
 
@@ -109,7 +109,7 @@ const fn retiring(on_death: OnSuccessorDeath) -> State {
 type TableCell<'a> = (Event, State, &'a [Action]);
 
 /// Checks one row of the table. For each event in `moves`, `step` must return the listed state and
-/// actions. The `ignored` events must not change the state and cause no action.
+/// actions. The `ignored` events must neither change the state nor cause an action.
 fn row(state: State, moves: &[TableCell<'_>], ignored: &[Event]) {
     let named: Vec<Event> =
         moves.iter().map(|cell| cell.0).chain(ignored.iter().copied()).collect();
@@ -159,8 +159,8 @@ fn a_starting_successor_reports_readiness_or_a_rollback() {
     }
 }
 
-/// An orphan, a successor whose predecessor died during the start, becomes active as soon as it
-/// accepts. It does not tell the service manager that the service is up, because an earlier
+/// An orphan is a successor whose predecessor died during the start. It becomes active as soon as
+/// it accepts. It does not tell the service manager that the service is up, because an earlier
 /// generation has done so.
 #[test]
 fn an_orphan_becomes_active_without_notifying_ready() {
@@ -224,8 +224,8 @@ fn on_probation_a_reload_waits_and_a_stop_rolls_back() {
     row(probation(ONE), &asked, &late);
 }
 
-/// A serving generation starts a successor on a reload request. It ignores late messages of its
-/// predecessor and of a failed successor.
+/// A serving generation starts a successor on a reload request. It ignores late messages from its
+/// predecessor and from a failed successor.
 #[test]
 fn the_active_generation_reloads_and_ignores_late_messages() {
     row(
@@ -280,8 +280,9 @@ fn while_handing_off_a_reload_waits_and_a_stop_is_passed_on() {
     }
 }
 
-/// A baking generation, one whose successor is on probation, commits the handoff and retires if it
-/// is told to stop. If the successor dies, the baking generation continues to serve.
+/// A baking generation has a successor on probation. If the baking generation is told to stop, it
+/// commits the handoff and retires. If the successor dies, the baking generation continues to
+/// serve.
 #[test]
 fn while_baking_a_stop_commits_and_a_lost_successor_is_dropped() {
     let late = [
@@ -317,8 +318,8 @@ fn while_baking_a_stop_commits_and_a_lost_successor_is_dropped() {
     row(baking(ONE), &asked, &late);
 }
 
-/// A retired generation, whose successor has taken over, accepts connections again if the successor
-/// dies. It does not do so if it was told to stop.
+/// A retired generation accepts connections again if its successor dies, but not if the retired
+/// generation was told to stop.
 #[test]
 fn a_retired_generation_told_to_stop_never_accepts_again() {
     let late = [&COMMITS[..], &[HANGUP, Live, PredecessorLost, SuccessorReady, BakeOver]].concat();

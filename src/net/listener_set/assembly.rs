@@ -1,17 +1,17 @@
-//! The assembly of a listener set. This module matches the passed sockets to the configured
-//! listeners, and binds new sockets for the listeners that match none.
+//! This module assembles a listener set. It matches the passed sockets to the configured listeners,
+//! and binds a new socket for each listener that has no match.
 //!
-//! A process receives two kinds of sockets at startup, and this module matches each kind by its own
-//! rule:
+//! A process receives two kinds of sockets at startup, and this module matches each kind by a
+//! different rule:
 //!
 //! - A socket from a parent, such as systemd, is matched by the name that the parent gave it. A
 //!   listener with such a socket does not use its configured address.
-//! - A socket that an earlier generation bound is matched by its address. The socket is kept while
-//!   its address is still configured, even under a new name, and otherwise closed. If another
+//! - A socket that an earlier generation bound is matched by its address. The socket stays open as
+//!   long as its address is configured, even under a new name. Otherwise it is closed. If another
 //!   program has removed the path of a Unix socket, the socket is closed and the path is bound
 //!   again.
 //!
-//! The same address may be configured in a different form than when the socket was bound (see
+//! The configuration may write an address in a different form than when the socket was bound (see
 //! [`crate::net::endpoint`]). Sockets that match no listener are closed and logged.
 
 use std::io;
@@ -34,7 +34,7 @@ use crate::net::wanted::{Wanted, name_obstacle};
 
 impl ListenerSet {
     /// Matches the passed sockets to the configured listeners. Binds a new socket for each listener
-    /// that matches none, and closes the sockets that no listener uses.
+    /// that has no match, and closes the sockets that no listener uses.
     ///
     /// # Errors
     /// [`Error::Bind`] when a listener cannot be bound. This function then closes the sockets that
@@ -125,8 +125,8 @@ fn unlink_at(places: &[usize], listeners: &[Listener]) {
 }
 
 /// Adopts the sockets found for each listener, and binds the listeners that have none. Returns the
-/// indices of the newly bound listeners. Also returns the descriptors of the unused sockets that
-/// these listeners replace.
+/// indices of the newly bound listeners, and the descriptors of the unused sockets that they
+/// replace.
 fn adopt_or_bind(
     wanted: Vec<Wanted>,
     unclaimed: &[Passed],
@@ -175,7 +175,7 @@ fn adopt_or_bind(
     Ok((bound, replaced))
 }
 
-/// Adopts all given sockets as listeners under the names that they were passed with.
+/// Turns all given sockets into listeners that keep the names under which the sockets were passed.
 fn adopt_all(sockets: Vec<Passed>) -> Vec<Listener> {
     let alone = sockets.len() == 1;
     let adopted = sockets.into_iter().zip(1..).map(|(socket, place)| {
@@ -243,7 +243,7 @@ mod tests {
         set.passed_on().into_iter().map(pass).collect()
     }
 
-    /// Creates a socket in the form in which a parent would pass it.
+    /// Creates a socket like one that a parent passes. Returns the socket and its address.
     fn from_parent(name: Option<&str>) -> (Passed, String) {
         let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = socket.local_addr().unwrap().to_string();
@@ -265,8 +265,8 @@ mod tests {
         assert_eq!(after, [("c".to_owned(), before[1].1.clone()), before[0].clone()]);
     }
 
-    /// A socket is closed if its address is no longer configured, even if a listener of the same
-    /// name still is.
+    /// A socket is closed if its address is no longer configured, even if the configuration still
+    /// has a listener of the same name.
     #[test]
     fn a_bound_socket_is_closed_if_its_address_is_removed() {
         let first = assemble(&["a=127.0.0.1:0"], vec![]).unwrap();

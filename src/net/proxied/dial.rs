@@ -1,4 +1,4 @@
-//! Outgoing connections. This module sets no time limit, so the caller must limit how long to wait.
+//! Outgoing connections. This module sets no time limit, so the caller must use a timeout.
 
 use std::io;
 
@@ -16,8 +16,8 @@ use crate::sys;
 /// a tokio runtime.
 ///
 /// # Errors
-/// The error of connect(2), or `EMFILE` when only the reserve of file descriptors is left.
-/// `WouldBlock` means that the backlog of a Unix socket is full.
+/// The error of connect(2), or `EMFILE` when only reserved file descriptors are left. `WouldBlock`
+/// means that the backlog of a Unix socket is full.
 pub(crate) async fn dial(address: &Address) -> io::Result<Stream> {
     let peer = SockAddr::try_from_address(address)?;
     let domain = Domain::from(i32::from(peer.family()));
@@ -25,8 +25,8 @@ pub(crate) async fn dial(address: &Address) -> io::Result<Stream> {
     let socket = sys::reserve::open(new)?;
     let is_under_way = match socket.connect(&peer) {
         Ok(()) => false,
-        // Wait for the result below, because the kernel is still connecting. This is also the case
-        // after a signal has interrupted connect(2).
+        // The kernel is still connecting, so wait for the result below. After a signal has
+        // interrupted connect(2), the kernel also continues to connect.
         Err(error)
             if matches!(
                 error.raw_os_error().map(Errno::from_raw),
@@ -52,7 +52,7 @@ impl Stream {
             Family::Tcp(socket) => socket.ready(interest).await?,
             Family::Unix(socket) => socket.ready(interest).await?,
         };
-        // Ask the kernel for the error only if it has signalled one, to save a system call.
+        // To save a system call, ask the kernel for the error only if the runtime has seen one.
         let error = if ready.is_error() { SockRef::from(self).take_error()? } else { None };
         error.map_or(Ok(()), Err)
     }

@@ -1,16 +1,16 @@
 //! Detection of a peer that disappears while nothing is read from its socket.
 //!
-//! Normally a read reports a broken connection. But a proxy does not read a socket after end of
-//! file, nor while the last bytes from it wait for a slow receiver.
+//! Normally a read reports a broken connection. But a proxy stops reading from a socket after end
+//! of file, and while the last bytes from that socket wait for a slow receiver.
 //!
 //! This module detects the loss of the peer through events of the tokio runtime. The runtime can
 //! wake a task when a socket becomes readable or writable. Waiting until the socket is readable is
-//! useless, because it stays readable after end of file. Instead the task clears the runtime's
+//! useless, because it stays readable after end of file. Instead, the task clears the runtime's
 //! record that the socket is writable, and then waits until the socket is writable. Every event on
 //! the socket then wakes the task, including an error.
 //!
-//! After that the runtime's record may be wrong, because the socket may still be writable. So a
-//! write is tried even if the record says that the socket is not writable.
+//! After that, the runtime's record may be wrong, because the socket may still be writable. So
+//! [`Stream`] tries to write even if the record says that the socket is not writable.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -26,15 +26,15 @@ use super::super::stream::{Family, Stream};
 pub(crate) enum Gone {
     /// The connection broke, with this error.
     Broken(io::Error),
-    /// The peer closed its Unix socket, so it will read nothing more. A Unix socket has no resets
-    /// that could report this.
+    /// The peer closed its Unix socket, so it will read nothing more. Unlike a TCP socket, a Unix
+    /// socket does not report this with a reset.
     Closed,
 }
 
 impl Stream {
-    /// Returns `Ready` when the peer is gone. Otherwise the runtime wakes the task when the peer
-    /// may have gone. Call this function only while nothing else reads from the peer. Bytes that
-    /// the peer sent before it disappeared may still be unread.
+    /// Returns `Ready` when the peer is gone. Otherwise, the task is woken when the peer may be
+    /// gone. Call this function only while nothing else reads from the peer. Bytes that the peer
+    /// sent before it disappeared may still be unread.
     pub(crate) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<Gone> {
         loop {
             if !self.is_writable(cx) {
@@ -51,8 +51,8 @@ impl Stream {
             }
             if self.has_hung_up() {
                 return match self.socket {
-                    // Stop waiting for an error, because both sides have closed the connection in
-                    // order.
+                    // Do not wait for an error, because both sides have closed the connection
+                    // normally.
                     Family::Tcp(_) => Poll::Pending,
                     Family::Unix(_) => Poll::Ready(Gone::Closed),
                 };

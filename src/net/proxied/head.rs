@@ -1,4 +1,4 @@
-//! Reading a header from the start of a connection, to the byte.
+//! This module reads a header from the start of a connection, and no byte beyond the header.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -11,9 +11,9 @@ use crate::sys;
 impl Stream {
     /// Reads a header from the start of the received bytes, and leaves all bytes after it unread.
     ///
-    /// Each time more bytes arrive, calls `look` with all bytes received so far, up to the size of
-    /// `buffer`. `look` returns the length of the header and its meaning, or `None` if it needs
-    /// more bytes. Cancel safe.
+    /// Each time more bytes arrive, this function calls `look` with all bytes received so far, up
+    /// to the size of `buffer`. `look` returns the length of the header and its meaning, or `None`
+    /// if it needs more bytes. Cancel safe.
     ///
     /// # Errors
     /// `UnexpectedEof` if the peer half-closes before the header is complete, and any error from
@@ -35,7 +35,7 @@ impl Stream {
                     Some(found) => Ok(found),
                     None if is_at_end || count == 0 => Err(io::ErrorKind::UnexpectedEof.into()),
                     // Return `WouldBlock`, so that the runtime waits for new bytes. The bytes
-                    // looked at so far stay unread.
+                    // passed to `look` so far stay unread in the socket.
                     None => Err(io::ErrorKind::WouldBlock.into()),
                 }
             });
@@ -51,8 +51,8 @@ impl Stream {
 }
 
 impl Family {
-    /// Makes a system call on the socket. If the call would block, the tokio runtime waits until
-    /// the socket is ready again.
+    /// Makes a system call on the socket. If the call would block, the tokio runtime regards the
+    /// socket as not ready until the next event.
     pub(super) fn try_io<T>(
         &self,
         interest: Interest,

@@ -1,8 +1,9 @@
-//! What only a proxy asks of a connection.
+//! The operations on a connection that only a proxy needs.
 //!
-//! A proxy connects two peers, and must pass on to each of them that the other one has closed or
-//! lost its connection. It also moves bytes without looking at them. So it needs more of the kernel
-//! than an ordinary server needs. A library user without the feature `proxy` does not build this.
+//! A proxy connects two peers. When one peer closes or loses its connection, the proxy must pass
+//! this on to the other peer. A proxy also moves bytes without looking at them. So it needs more
+//! from the kernel than an ordinary server does. This module is built only with the feature
+//! `proxy`.
 
 mod dial;
 mod hangup;

@@ -1,4 +1,4 @@
-//! The state and the options of a socket that a proxy reads and sets.
+//! The socket options that a proxy sets, and the socket state that it reads.
 
 use std::io;
 use std::net::SocketAddr;
@@ -44,7 +44,7 @@ impl Stream {
     /// whether more bytes will follow. Does nothing for a Unix socket.
     ///
     /// To save a system call, this stream sets the option just before the second write. The kernel
-    /// never delays the first write, and many connections have only one.
+    /// never delays the first write, and many connections write only once.
     pub(crate) fn set_nodelay(&mut self) {
         if matches!(self.socket, Family::Tcp(_)) {
             self.delay = Delay::FromTheFirst;
@@ -56,8 +56,7 @@ impl Stream {
     /// acknowledged yet (see [`Stream::acknowledged`]). Unix sockets have no resets.
     pub(crate) fn reset_on_drop(&self) {
         if let Family::Tcp(socket) = &self.socket {
-            // Ignore an error, because this option can be set unless the connection has already
-            // ended.
+            // Ignore an error, because it can only mean that the connection has already ended.
             let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
         }
     }
@@ -78,13 +77,13 @@ impl Stream {
     }
 
     /// Returns whether the kernel knows that the peer is gone: the connection was reset, or both
-    /// sides have closed it. If only the peer has closed, it does not count as gone, because it may
-    /// still read: TCP cannot distinguish a half-close from a full close.
+    /// sides have closed it. A peer that has only closed its own side does not count as gone. It
+    /// may still read, because TCP cannot distinguish a half-close from a full close.
     pub(crate) fn has_hung_up(&self) -> bool {
         sys::socket::has_hung_up(self.as_fd())
     }
 
-    /// Waits until the peer's kernel has acknowledged all data. Gives up when no more data is
+    /// Waits until the peer's kernel has acknowledged all data. Gives up if no further data is
     /// acknowledged for `patience`. Polls the state of the socket every 5 ms, because the kernel
     /// has no event for this.
     pub(crate) async fn acknowledged(&self, patience: Duration) {
@@ -104,7 +103,7 @@ impl Stream {
     /// Removes the socket from the tokio runtime and returns it, without closing the connection.
     ///
     /// # Errors
-    /// When the kernel fails to remove the socket from the runtime.
+    /// Fails if the kernel cannot remove the socket from the runtime.
     pub(crate) fn into_socket(self) -> io::Result<OwnedFd> {
         match self.socket {
             Family::Tcp(socket) => socket.into_std().map(OwnedFd::from),

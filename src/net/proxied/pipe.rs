@@ -13,10 +13,10 @@ use nix::errno::Errno;
 
 use crate::sys;
 
-/// The capacity of a pipe in bytes, if the kernel allows it. The capacity must be large, because
-/// each fragment of a packet occupies a whole page of the pipe, however small the fragment is. A
-/// larger pipe also needs fewer system calls per gigabyte (see
-/// `docs/decisions/0018-long-transfers-are-spliced.md`).
+/// The capacity of a pipe in bytes. If the kernel refuses it, the transfer continues without a
+/// pipe. The capacity must be large, because each fragment of a packet occupies a whole page of the
+/// pipe, however small the fragment is. A larger pipe also needs fewer system calls per gigabyte
+/// (see `docs/decisions/0018-long-transfers-are-spliced.md`).
 const CAPACITY: usize = 512 * 1024;
 /// The maximum number of empty pipes that a thread keeps for reuse.
 const KEPT: usize = 8;
@@ -62,8 +62,8 @@ impl Pipe {
         Ok(Self { ends: Some(ends), held: 0 })
     }
 
-    /// Returns the read end and the write end of the pipe. The two ends and the number from
-    /// [`Pipe::held`] are all that another process needs to continue with this pipe.
+    /// Returns the read end and the write end of the pipe. Another process needs only these two
+    /// ends and the number from [`Pipe::held`] to continue with this pipe.
     pub(crate) fn into_ends(mut self) -> Option<(OwnedFd, OwnedFd)> {
         self.ends.take().map(|Ends { read, write }| (read, write))
     }
@@ -90,7 +90,7 @@ impl Pipe {
     }
 
     /// Moves received bytes from `socket` into the pipe. The pipe must be empty. Otherwise
-    /// `WouldBlock` could also mean that the pipe is full, and not that the socket has nothing to
+    /// `WouldBlock` could mean that the pipe is full, rather than that the socket has nothing to
     /// read.
     pub(super) fn fill(&mut self, socket: impl AsFd) -> io::Result<usize> {
         debug_assert_eq!(self.held, 0, "a full pipe cannot be told from an empty socket");
@@ -115,7 +115,8 @@ impl Pipe {
 }
 
 impl Drop for Pipe {
-    /// Keeps the pipe for reuse by this thread. Closes it if it still holds bytes.
+    /// Keeps the pipe for reuse by this thread. Closes it if it still holds bytes or if the thread
+    /// keeps enough pipes already.
     fn drop(&mut self) {
         let Some(ends) = self.ends.take() else { return };
         // Ignore an error, which happens only while the thread exits. The pipe is then closed.

@@ -1,4 +1,4 @@
-//! Moving bytes between a socket and a pipe without copying them, see splice(2).
+//! This module moves bytes between a socket and a pipe without copying them (see splice(2)).
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -23,8 +23,8 @@ impl Stream {
         pipe: &mut Pipe,
     ) -> Poll<io::Result<usize>> {
         let fill = |socket: BorrowedFd<'_>| match pipe.fill(socket) {
-            // Check for urgent data, at which splice(2) stops. In that case splice(2) reports end
-            // of file or `WouldBlock` although bytes have arrived.
+            // Check for urgent data, because splice(2) stops there. It then reports end of file or
+            // `WouldBlock`, although bytes have arrived.
             Ok(0) | Err(_) if matches!(sys::socket::peek(socket, &mut [0]), Ok(1..)) => {
                 Err(io::ErrorKind::InvalidInput.into())
             }
@@ -35,7 +35,7 @@ impl Stream {
         Poll::Ready(Ok(count))
     }
 
-    /// Moves bytes from a pipe to the peer, as many as the socket accepts. Returns the number of
+    /// Moves as many bytes from a pipe to the peer as the socket accepts. Returns the number of
     /// bytes.
     pub(crate) fn poll_drain(
         &mut self,

@@ -1,14 +1,13 @@
-//! The state of a proxied connection that moves to another process, which needs it to continue the
-//! connection.
+//! The state that another process needs to continue a proxied connection.
 //!
 //! The state holds the upstream's socket, the unwritten bytes of both directions, and which sides
 //! have half-closed. It also holds how much of its time limits the connection has used. For a
 //! client that has no upstream yet, the new process starts the connection attempts again. The
-//! client's addresses and the time that it has already waited are part of the state.
+//! client's addresses and the time that the client has already waited are part of the state.
 //!
 //! The new process refuses a connection whose upstream is not in its configuration, and the
-//! connection stays in the old process. It accepts an address of a host name as long as the name is
-//! configured. A changed DNS answer affects new connections only.
+//! connection stays in the old process. If the upstream's address comes from a host name, only the
+//! name must be configured. A changed DNS answer affects new connections only.
 
 use std::io;
 use std::net::SocketAddr;
@@ -37,8 +36,8 @@ const FORMAT: &str = "proxy/1";
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum CarriedStage {
-    /// The client has no upstream yet. `waited` is how long it has waited for its PROXY header or
-    /// for an upstream.
+    /// The client has no upstream yet. `waited` is how long the client has waited for its PROXY
+    /// header or for an upstream.
     Arriving {
         identified: Option<Identified>,
         waited: Option<Duration>,
@@ -50,11 +49,11 @@ pub(super) enum CarriedStage {
     Conversing(Conversing),
 }
 
-/// What the proxy knows about a client that has no upstream yet.
+/// The information about a client that has no upstream yet.
 #[derive(Debug, Default)]
 pub(super) struct Arriving {
-    /// The client's addresses. `None` until the proxy has looked for them. `route` is `None` if the
-    /// proxy could not find the addresses.
+    /// The client's addresses, or `None` until the proxy has looked for them. The inner `route` is
+    /// `None` if the proxy could not find the addresses.
     pub(super) identified: Option<Identified>,
     /// The time at which the client began to wait for its PROXY header or for an upstream.
     pub(super) since: Option<Instant>,
@@ -108,8 +107,8 @@ pub(super) fn arriving(Arriving { identified, since, tried }: Arriving) -> Carri
     parcel(&CarriedStage::Arriving { identified, waited, tried }, &[], Vec::new())
 }
 
-/// Builds the state of a conversation that moves to another process. It includes the unwritten
-/// bytes, and how much of its time limits the connection has used.
+/// Builds the state of a conversation that moves to another process. The state includes the
+/// unwritten bytes, and how much of its time limits the connection has used.
 ///
 /// # Errors
 /// Fails if the kernel refuses to stop watching the upstream's socket.
@@ -157,7 +156,7 @@ pub(super) fn check(parcel: &CarriedState, upstreams: &UpstreamPool) -> Result<(
     }
 }
 
-/// Restores the state of a moved connection that [`check`] has accepted. The caller must be in a
+/// Restores the state of a moved connection that [`check`] has accepted. Must be called within a
 /// tokio runtime.
 ///
 /// # Errors
@@ -179,8 +178,8 @@ pub(super) fn take_up(
         CarriedStage::Conversing(conversing) => conversing,
     };
     let missing = || io::Error::from(io::ErrorKind::NotFound);
-    // Create the upstream if its host name has lost this address since [`check`] accepted the
-    // state.
+    // Create the upstream if its host name no longer resolves to this address, which can happen
+    // after [`check`] has accepted the state.
     let upstream =
         upstreams.find(&upstream).or_else(|| upstreams.adopt(&upstream, &ledgers.known()));
     let upstream = upstream.ok_or_else(missing)?;

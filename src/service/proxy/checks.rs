@@ -37,8 +37,8 @@ struct Watches {
 }
 
 impl Proxy {
-    /// Updates DNS answers and runs the configured health checks. Never returns. Dropping the
-    /// future stops both.
+    /// Keeps DNS answers up to date and runs the configured health checks. Never returns. Dropping
+    /// the future stops both activities.
     pub async fn watch(&self) -> Infallible {
         let (mut names, changed) = (JoinSet::new(), Arc::new(Notify::new()));
         self.watch_names(&mut names, &changed);
@@ -63,7 +63,8 @@ impl Proxy {
             }
             stays
         });
-        // Remove finished health checks from the set of tasks.
+        // Remove the aborted health checks from the set of tasks, which would otherwise grow
+        // without limit.
         while watches.tasks.try_join_next().is_some() {}
         let watched: Vec<_> =
             watches.handles.iter().map(|(upstream, _)| Arc::clone(upstream)).collect();
@@ -93,8 +94,8 @@ impl Watch {
             let listeners = ledgers.listeners();
             match result {
                 Ok(()) => upstreams.check_passed(&upstream, &listeners),
-                // This machine lacks file descriptors or memory, so the failure does not count
-                // against the upstream.
+                // This machine has run out of file descriptors or memory, so the failure does not
+                // count against the upstream.
                 Err(reason) if is_own(&reason) => {
                     tracing::debug!(
                         event = "upstream.check_impossible", listener = %listeners,

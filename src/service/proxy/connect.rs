@@ -1,5 +1,5 @@
 //! Connection attempts for one client. If an upstream fails, the proxy tries the next one. If all
-//! upstreams fail, it waits and tries them again.
+//! upstreams fail, the proxy waits and tries them again.
 //!
 //! While no upstream accepts, the proxy keeps the client waiting. A backend can therefore restart
 //! without its clients noticing. The proxy regularly checks whether a waiting client is still
@@ -35,8 +35,8 @@ const LAST_PAUSE: Duration = Duration::from_millis(250);
 #[derive(Debug)]
 pub(super) struct Connected {
     pub(super) stream: Stream,
-    // Fields are dropped in the order of their declaration. The entry must be dropped first: it
-    // adds the traffic to the upstream's sums before the upstream can have zero connections.
+    // Fields are dropped in declaration order. The entry must be dropped first, so that its traffic
+    // is added to the upstream's sums before the upstream has zero connections.
     _entry: UpstreamEntry,
     load: UpstreamLoad,
 }
@@ -61,7 +61,7 @@ enum Failed {
 }
 
 impl Proxy {
-    /// Counts an upstream connection that moved here from another process, and returns it.
+    /// Counts an upstream connection that moved here from another process. Returns the connection.
     pub(super) fn reconnected(
         &self,
         listener: &Arc<str>,
@@ -80,7 +80,8 @@ impl Proxy {
     /// progress.
     ///
     /// # Errors
-    /// Returns the reason why no upstream accepted, or that the client has disconnected.
+    /// Returns the reason why no upstream accepted the client, or an error if the client has
+    /// disconnected.
     pub(super) async fn connect(
         &self,
         client: &Connection,
@@ -89,8 +90,8 @@ impl Proxy {
     ) -> io::Result<Connected> {
         let Arriving { since, tried, .. } = arriving;
         // The first pass tries every upstream for its full connect timeout, even if that exceeds
-        // `connect_patience`. A client that moved here from another process does not get the full
-        // time a second time.
+        // `connect_patience`. A client that moved here from another process does not get this time
+        // again.
         let mut limit = since.and_then(|since| {
             since.checked_add(self.config.connect_patience.max(self.longest_round()))
         });
@@ -119,7 +120,7 @@ impl Proxy {
         }
     }
 
-    /// Returns the longest time that one attempt with each upstream can take.
+    /// Returns the longest time that a pass over all upstreams can take.
     fn longest_round(&self) -> Duration {
         let upstreams = u32::try_from(self.upstreams.current().len()).unwrap_or(u32::MAX);
         self.config.connect_timeout.saturating_mul(upstreams)

@@ -19,21 +19,21 @@ use super::limits::{Expired, Limits, Used};
 use crate::service::Connection;
 use crate::service::relay::{Relay, Relayed};
 
-/// How long one side may accept no bytes after the other side has failed. If TCP loses a segment
-/// four times, delivery takes about 5 s: TCP retransmits after 0.2 s and doubles the delay each
-/// time.
+/// After one side has failed, how long the other side may go without accepting any bytes. Even a
+/// segment that TCP loses four times arrives earlier, after about 3 s: TCP retransmits after 0.2 s
+/// and doubles the delay each time.
 const LINGER: Duration = Duration::from_secs(5);
 
-/// A conversation between a client and its upstream. A process may have very many, so this type
-/// stores only the data that an idle conversation needs.
+/// A conversation between a client and its upstream. A process may hold very many conversations, so
+/// this type stores only the data that an idle conversation needs.
 pub(super) struct ProxySession<'a> {
     client: &'a mut Connection,
     /// The connection to the upstream. `None` after the conversation has left this process.
     upstream: Option<Connected>,
     relay: Relay,
     limits: Limits,
-    /// Whether the conversation has already ended both connections. If not, dropping it resets
-    /// them.
+    /// Whether the conversation has ended normally. If not, dropping this value resets both
+    /// connections.
     is_settled: bool,
 }
 
@@ -42,7 +42,7 @@ pub(super) struct ProxySession<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SessionOutcome {
     ToTheEnd,
-    /// The conversation must move to the successor, because the server has asked for it.
+    /// The conversation must move to the successor, because the server has requested the move.
     ToBeCarried,
 }
 
@@ -122,14 +122,15 @@ impl<'a> ProxySession<'a> {
         limits.poll(cx, || client.stream.carried() + upstream.carried()).map(Ended::Limit)
     }
 
-    /// Records a regular end of the conversation. The upstream learns of the end when its socket is
-    /// closed.
+    /// Records a regular end of the conversation. Half-closes the upstream's socket if another
+    /// process shares it. Otherwise the upstream would not notice that this process closes the
+    /// socket.
     fn finish(&mut self) {
         self.is_settled = true;
         self.upstream.iter().for_each(|upstream| upstream.stream.say_end());
     }
 
-    /// Passes on the bytes that the client sent before its connection failed.
+    /// Forwards to the upstream the bytes that the client sent before its connection failed.
     async fn settle_upstream(&mut self) {
         let Self { client, upstream: Some(Connected { stream: upstream, .. }), relay, .. } = self
         else {
@@ -146,7 +147,7 @@ impl<'a> ProxySession<'a> {
         }
     }
 
-    /// Passes on the bytes that the upstream sent before its connection failed.
+    /// Forwards to the client the bytes that the upstream sent before its connection failed.
     async fn settle_client(&mut self) {
         let Self { client, upstream: Some(Connected { stream: upstream, .. }), relay, .. } = self
         else {
@@ -166,8 +167,7 @@ impl<'a> ProxySession<'a> {
 
 impl Drop for ProxySession<'_> {
     fn drop(&mut self) {
-        // Do nothing for a conversation that has moved to another process, because that process
-        // ends it.
+        // Do nothing if the conversation has moved to another process or has ended normally.
         let Some(upstream) = self.upstream.as_ref().filter(|_| !self.is_settled) else { return };
         self.client.stream.reset_on_drop();
         upstream.stream.reset_on_drop();

@@ -1,5 +1,5 @@
-//! Checks of the proxy's parsers for the fuzz targets in `fuzz/`. The parsers read PROXY headers
-//! from clients, and the state of connections that move here from another process.
+//! Fuzzing entry points for the proxy's parsers. The parsers read PROXY headers from clients, and
+//! the state of connections that move here from another process.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -46,7 +46,7 @@ fn setup() -> Option<Setup> {
 }
 
 /// Restores the state of a moved connection, saves it again, and checks that the new state equals
-/// the original.
+/// the original. Returns whether the state is valid.
 pub(crate) fn take_up(parcel: CarriedState) -> bool {
     SETUP.with(|setup| setup.as_ref().and_then(|setup| setup.take_up(parcel)).is_some())
 }
@@ -62,7 +62,8 @@ impl Setup {
             CarriedStage::Arriving { .. } => Vec::new(),
             CarriedStage::Conversing(conversing) => {
                 let upstream = self.upstreams.adopt(&conversing.upstream, &[])?;
-                // The proxy may know the address under another host name than the state does.
+                // The proxy may know the address under a different host name from the one in the
+                // state.
                 is_same = upstream.label() == conversing.upstream;
                 descriptors(upstream.address(), conversing.relay.needs().1)?
             }
@@ -91,7 +92,7 @@ impl Setup {
     }
 }
 
-/// Returns a socket of the upstream's address family, and `of_pipes` ends of pipes.
+/// Returns a socket of the upstream's address family and `of_pipes` pipe ends.
 fn descriptors(upstream: &Address, of_pipes: usize) -> Option<Vec<OwnedFd>> {
     let socket = match upstream {
         Address::Tcp(_) | Address::Tcp6Only(_) => {

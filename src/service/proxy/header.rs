@@ -1,5 +1,5 @@
-//! Headers of the PROXY protocol. With such a header, a proxy tells the next server the address of
-//! its client.
+//! Headers of the PROXY protocol. With such a header, a proxy tells the next server the client's
+//! address.
 //!
 //! The parser keeps only the addresses of a header. A header may end with additional fields (TLVs)
 //! of up to 64 KiB, which the proxy skips. Every byte after the header belongs to the upstream. The
@@ -28,7 +28,7 @@ const FIXED_V2: usize = 16;
 /// The length in bytes of the longest address block: two addresses of Unix sockets.
 const LONGEST_ADDRESSES: usize = 216;
 
-/// The source and the destination address of a client's connection, as given in a PROXY header.
+/// The source and destination addresses of a client's connection, as given in a PROXY header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Route {
     pub(super) source: SocketAddr,
@@ -42,15 +42,16 @@ pub(super) struct HeaderStart {
     length: usize,
     /// How many more bytes of the connection belong to the header. The proxy skips them.
     rest: usize,
-    /// The client's addresses. `None` if the header contains none: the sending proxy opened the
-    /// connection itself, as for a health check, or does not know its client.
+    /// The client's addresses, or `None` if the header contains no addresses. In that case the
+    /// sending proxy has opened the connection itself, as for a health check, or does not know its
+    /// client.
     route: Option<Route>,
 }
 
 /// Reads the PROXY header at the beginning of a connection. Returns `None` if the header contains
 /// no client address.
 ///
-/// Sets `is_within` to true while it has read only a part of the header. Cancel safe as long as
+/// While only a part of the header has been read, `is_within` is true. Cancel safe as long as
 /// `is_within` is false.
 ///
 /// Returns `InvalidData` if the connection does not begin with a header, or ends in the middle of
@@ -130,8 +131,9 @@ fn line(bytes: &[u8]) -> io::Result<Option<HeaderStart>> {
     if words.next().is_some() {
         return Err(wrong("it has too many words"));
     }
-    // Nginx takes the address family from the client's address only, so the server's address may
-    // have the other family. HAProxy writes both addresses as IPv6 in this case.
+    // Accept addresses of different families. Nginx takes the family from the client's address
+    // only, so the server's address may be of the other family. HAProxy writes both addresses as
+    // IPv6 in this case.
     match (is_of_family(&source), is_of_family(&destination)) {
         (Some(source), Some(destination)) if source || destination => {}
         (None, _) | (_, None) => return Err(wrong("expected TCP4, TCP6 or UNKNOWN")),
@@ -146,7 +148,8 @@ fn address(word: &str) -> io::Result<IpAddr> {
     IpAddr::from_str(word).map_err(|_| wrong("expected an address"))
 }
 
-/// Parses a port number as the specification writes it: digits only, without leading zeros.
+/// Parses a port number in the form that the specification requires: digits only, without leading
+/// zeros.
 fn port(word: &str) -> io::Result<u16> {
     let is_plain =
         word.bytes().all(|byte| byte.is_ascii_digit()) && (word == "0" || !word.starts_with('0'));
@@ -279,7 +282,8 @@ pub(super) fn announce(version: HeaderVersion, route: Option<Route>) -> Vec<u8> 
     }
 }
 
-/// Builds the PROXY header for a health check, a connection that the proxy opens without a client.
+/// Builds the PROXY header for a health check, which is a connection that the proxy opens without a
+/// client.
 pub(super) fn own(version: HeaderVersion) -> Vec<u8> {
     match version {
         HeaderVersion::V1 => announce(version, None),

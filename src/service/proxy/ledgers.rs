@@ -1,7 +1,7 @@
 //! The ledgers of a proxy: one ledger of upstream connections for each listener and upstream.
 //!
-//! A host name can change its addresses any number of times. The counters of an address that the
-//! name no longer has are therefore added to the sums of the name.
+//! A host name can change its addresses any number of times. When a name loses an address, the
+//! counters of that address are therefore added to the sums of the name.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::Ordering;
@@ -29,9 +29,9 @@ pub(super) struct FailedAttempts(u64);
 #[derive(Debug)]
 struct ListenerLedgers {
     listener: Arc<str>,
-    /// Each upstream with its ledger, by the id of the upstream.
+    /// Each upstream with its ledger, keyed by the upstream's id.
     upstreams: BTreeMap<usize, (Arc<Upstream>, Ledger<FailedAttempts>)>,
-    /// The sums over the addresses that a host name no longer has, by host name.
+    /// The sums over all addresses that a host name no longer has, for each host name.
     departed: BTreeMap<Arc<HostPort>, UpstreamCounters>,
 }
 
@@ -63,8 +63,8 @@ impl ProxyLedgers {
         known(&self.lock()).map(Arc::clone).collect()
     }
 
-    /// Adds the removed upstreams in `gone` to every listener, so that [`ProxyLedgers::fold`] later
-    /// finds them there.
+    /// Adds the removed upstreams in `gone` to the ledgers of every listener, so that
+    /// [`ProxyLedgers::fold`] later finds them there.
     pub(super) fn depart(&self, gone: &[Arc<Upstream>]) {
         for of_listener in self.lock().iter_mut() {
             for upstream in gone {
@@ -73,8 +73,8 @@ impl ProxyLedgers {
         }
     }
 
-    /// Merges the counters of removed addresses into the counters of their host name. An address is
-    /// merged once it has no connections. `current` lists the upstreams that are still in use.
+    /// Merges the counters of removed addresses into the counters of their host names. An address
+    /// is merged once it has no connections. `current` lists the upstreams that are still in use.
     pub(super) fn fold(&self, current: &[Arc<Upstream>]) {
         let current: HashSet<usize> = current.iter().map(|upstream| upstream.id()).collect();
         let mut all = self.lock();
@@ -118,12 +118,13 @@ impl ProxyLedgers {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<ListenerLedgers>> {
-        // No code panics while it holds the lock. Even if it did, the list would be consistent.
+        // Ignore a poisoned lock. No code panics while it holds the lock, and the list would still
+        // be consistent.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Returns the ledgers of a listener. Adds them if the listener has none.
+/// Returns the ledgers of a listener. Creates them if the listener has none yet.
 fn of_listener<'a>(
     all: &'a mut Vec<ListenerLedgers>,
     listener: &Arc<str>,
@@ -151,7 +152,7 @@ fn counters(ledger: &Ledger<FailedAttempts>) -> UpstreamCounters {
 }
 
 impl ListenerLedgers {
-    /// Returns the ledger of an upstream. Adds it if the upstream has none.
+    /// Returns the ledger of an upstream. Creates it if the upstream has none yet.
     fn ledger(&mut self, upstream: &Arc<Upstream>) -> &Ledger<FailedAttempts> {
         let new = || (Arc::clone(upstream), Ledger::default());
         &self.upstreams.entry(upstream.id()).or_insert_with(new).1

@@ -23,8 +23,8 @@ struct Clock {
     idle: Option<Duration>,
     /// The time at which the lifetime of the connection ends.
     end: Option<Instant>,
-    /// How many bytes the connection had moved in total when it last made progress, at the time
-    /// `moved`.
+    /// The total number of bytes that the connection had moved when it last made progress, at the
+    /// time `moved`.
     carried: u64,
     moved: Instant,
 }
@@ -58,7 +58,8 @@ pub(super) struct Used {
 }
 
 impl Limits {
-    /// Creates the time limits of a connection that has already used `used` of them.
+    /// Creates the time limits of a connection. `used` is how much of these limits the connection
+    /// has already used.
     pub(super) fn new(config: &ProxyConfig, used: Used) -> Self {
         let now = Instant::now();
         let ago = |time| now.checked_sub(time).unwrap_or(now);
@@ -87,8 +88,8 @@ impl Limits {
         }
     }
 
-    /// Completes when the connection reaches a time limit. The caller must poll whenever bytes may
-    /// have moved.
+    /// Completes when the connection reaches a time limit. The caller must call this method
+    /// whenever bytes may have moved.
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -116,8 +117,8 @@ impl Limits {
 }
 
 impl Clock {
-    /// Returns the time at which to check the limits next. If that time is too far away for the
-    /// clock, returns the time one day from now.
+    /// Returns the time at which to check the limits next. If the clock cannot represent that time,
+    /// returns the time one day from now.
     fn next(&self, now: Instant) -> Instant {
         let idle = self.idle.and_then(|idle| self.moved.checked_add(idle));
         let next = [idle, self.end].into_iter().flatten().min();
@@ -155,7 +156,7 @@ mod tests {
         assert!(start.elapsed() >= Duration::from_millis(700));
     }
 
-    /// The idle timeout begins again with each byte that moves.
+    /// The idle timeout restarts with each byte that moves.
     #[tokio::test]
     async fn the_idle_timeout_counts_from_the_last_traffic() {
         let start = Instant::now();
@@ -184,7 +185,8 @@ mod tests {
         let mut limits = Limits::new(&config, used);
         assert_eq!(poll_fn(|cx| limits.poll(cx, || 7)).await, Expired::Idle);
         let used = Used { age: Duration::from_secs(3600), ..Used::default() };
-        // The age of a connection is kept even if it was in a process without limits in between.
+        // The age of a connection is kept even if the connection was in a process without limits in
+        // the meantime.
         let mut limits = Limits::new(&config, Limits::new(&unlimited, used).used());
         assert!(limits.used().age >= used.age);
         assert_eq!(poll_fn(|cx| limits.poll(cx, || 7)).await, Expired::Lifetime);

@@ -9,15 +9,15 @@
 //! | `names` | host names of upstreams and their current addresses |
 //! | `resolver` | DNS lookups with a timeout |
 //! | `checks` | active health checks |
-//! | `conversation` | a client and its upstream until the end; `relay` moves the bytes |
+//! | `conversation` | a conversation between a client and its upstream; `relay` moves the bytes |
 //! | `carried` | the state of a connection that moves to another process |
 //! | `ledgers` | connection and byte counters |
 //! | `limits` | idle timeout and lifetime |
 //! | `options` | socket options |
-//! | `refusals` | clients with a wrong header: counted, and logged occasionally |
+//! | `refusals` | counts and log records of clients with an invalid PROXY header |
 //!
-//! The proxy does not know the protocol that it relays, so it cannot end a connection between two
-//! requests. In a drain, a connection continues until either side ends it or the drain deadline
+//! The proxy does not understand the protocol that it relays, so it cannot end a connection between
+//! two requests. In a drain, a connection continues until either side ends it or the drain deadline
 //! ends it.
 
 mod carried;
@@ -87,8 +87,8 @@ pub struct Proxy {
     resolver: Resolver,
 }
 
-/// The parts of a conversation at its start, whether the conversation is new or has moved here from
-/// another process.
+/// The parts that a conversation starts with, whether it is new or has moved here from another
+/// process.
 struct Beginning {
     upstream: Connected,
     relay: Relay,
@@ -98,7 +98,7 @@ struct Beginning {
 impl Proxy {
     /// Creates a proxy for one listener, or for several listeners that share the upstreams.
     ///
-    /// An upstream that the configuration gives by host name has no address at first. It gets one
+    /// An upstream that is configured by host name has no address at first. It gets its addresses
     /// when the caller awaits [`Proxy::resolve`] or [`Proxy::watch`].
     #[must_use]
     pub fn new(config: ProxyConfig) -> Self {
@@ -114,8 +114,8 @@ impl Proxy {
         }
     }
 
-    /// Adds a listener to the counters, so that they list the listener before its first client
-    /// arrives.
+    /// Adds a listener to the counters, so that they include the listener even before its first
+    /// client arrives.
     pub fn expect(&self, listener: &str) {
         self.ledgers.expect(&listener.into());
     }
@@ -176,8 +176,8 @@ impl Proxy {
     /// Continues a conversation that has moved here from another process.
     fn resume(&self, connection: &mut Connection, resumed: Resumed) -> Beginning {
         let Resumed { upstream, mut stream, relay, used } = resumed;
-        // Set the socket options again, because this process may have another configuration than
-        // the predecessor.
+        // Set the socket options again, because this process may have a different configuration
+        // from the predecessor.
         self.options.set(&mut connection.stream, Side::Client, &connection.listener);
         self.options.set(&mut stream, Side::Upstream, &connection.listener);
         let upstream = self.reconnected(&connection.listener, &upstream, stream);
@@ -225,8 +225,8 @@ impl Proxy {
     /// the sender, and from its socket otherwise.
     ///
     /// `since` is the time at which the wait for the header began, in this process or an earlier
-    /// one. The method sets `is_within_header` to true while it has read only a part of the header.
-    /// Cancel safe as long as `is_within_header` is false.
+    /// one. While only a part of the header has been read, `is_within_header` is true. Cancel safe
+    /// as long as `is_within_header` is false.
     async fn identify(
         &self,
         connection: &mut Connection,
@@ -259,8 +259,8 @@ impl Proxy {
         Ok(self.own_route(connection))
     }
 
-    /// Returns the addresses of a TCP client's socket. Returns `None` for a client of a Unix
-    /// socket. Returns `None` for every client if the proxy sends no PROXY header to upstreams.
+    /// Returns the addresses of a TCP client's socket. Returns `None` for a client on a Unix
+    /// socket, and for every client if the proxy sends no PROXY header to upstreams.
     fn own_route(&self, connection: &Connection) -> Option<Route> {
         let (Peer::Tcp(source), Some(_)) = (connection.peer, self.config.send_header) else {
             return None;

@@ -1,5 +1,5 @@
-//! The addresses of upstreams that the configuration gives by host name. The proxy resolves each
-//! name at the start and then at regular intervals.
+//! The addresses of upstreams that are configured by host name. The proxy resolves each name at the
+//! start and then at regular intervals.
 //!
 //! If a DNS lookup fails, the proxy keeps the addresses of the last successful lookup. A new answer
 //! does not affect established connections.
@@ -26,14 +26,14 @@ const RETRY: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Name {
     host: Arc<HostPort>,
-    /// The addresses from the last successful lookup. Empty before the first one.
+    /// The addresses from the last successful lookup. Empty until a lookup has succeeded.
     addresses: Mutex<Vec<SocketAddr>>,
     lookup: tokio::sync::Mutex<Lookup>,
     /// Whether the first lookup of this name has finished, with or without success.
     was_resolved: AtomicBool,
     failures: AtomicU64,
-    /// Whether the log says that this host name does not resolve. Cleared when the log says that
-    /// the name resolves again.
+    /// Whether the log already says that this host name does not resolve. Cleared when the name
+    /// resolves again.
     said: AtomicBool,
 }
 
@@ -63,9 +63,9 @@ impl Name {
         self.failures.load(Ordering::Relaxed)
     }
 
-    /// Stores the addresses from a lookup. Returns whether they differ from the stored ones.
+    /// Stores the addresses from a lookup. Returns whether the stored addresses have changed.
     /// Addresses that were already stored keep their positions, because many name servers rotate
-    /// the order.
+    /// the order of their answers.
     fn learn(&self, answer: &[SocketAddr]) -> bool {
         let mut addresses = self.lock();
         let mut next: Vec<_> =
@@ -81,7 +81,7 @@ impl Name {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<SocketAddr>> {
-        // The lock is never poisoned, because no code panics while it holds the lock.
+        // Ignore a poisoned lock, because no code panics while it holds the lock.
         self.addresses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -167,9 +167,9 @@ impl Proxy {
     /// Resolves the host names of all upstreams once, in parallel, within 5 s. Returns whether at
     /// least one upstream has an address.
     ///
-    /// Call this method before the proxy serves clients, because an upstream given by host name has
-    /// no address until then. [`Proxy::watch`] later keeps the addresses up to date. The caller
-    /// must be in a tokio runtime.
+    /// Call this method before the proxy serves clients, because an upstream that is configured by
+    /// host name has no address until then. [`Proxy::watch`] later keeps the addresses up to date.
+    /// Must be called within a tokio runtime.
     pub async fn resolve(&self) -> bool {
         let mut lookups: JoinSet<bool> =
             self.refreshes().map(|refresh| async move { refresh.once().await }).collect();
@@ -177,7 +177,7 @@ impl Proxy {
         !self.upstreams.current().is_empty()
     }
 
-    /// Spawns a task for each host name, which keeps the addresses of the name up to date.
+    /// Spawns a task for each host name, to keep the addresses of the name up to date.
     pub(super) fn watch_names(&self, tasks: &mut JoinSet<()>, changed: &Arc<Notify>) {
         for refresh in self.refreshes() {
             tasks.spawn(refresh.run(self.config.resolve_interval, Arc::clone(changed)));

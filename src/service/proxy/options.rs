@@ -1,7 +1,8 @@
-//! The socket options of a proxied connection, for the client's socket and the upstream's socket.
+//! The socket options of a proxied connection, for both the client's socket and the upstream's
+//! socket.
 //!
-//! The proxy serves a connection even if it cannot set a socket option. It logs only one record for
-//! each option and side, because the failure is the same for every connection.
+//! The proxy serves a connection even if it cannot set a socket option. It logs only the first
+//! failure for each option and side, because every connection fails in the same way.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -43,7 +44,7 @@ impl SocketOptions {
         }
     }
 
-    /// Sets all socket options. Also disables Nagle's algorithm, because a relay does not know
+    /// Sets all socket options. Also disables Nagle's algorithm, because the proxy does not know
     /// whether more bytes will follow.
     pub(super) fn set(&self, stream: &mut Stream, side: Side, listener: &str) {
         stream.set_nodelay();

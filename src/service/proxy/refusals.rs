@@ -1,5 +1,5 @@
-//! Counts of the clients that the proxy has refused because of a wrong or missing PROXY header. The
-//! proxy counts all such clients, but logs only some.
+//! Counts of the clients that the proxy has refused because of an invalid or missing PROXY header.
+//! The proxy counts all such clients, but logs only some of them.
 //!
 //! A misconfigured sender can cause thousands of refusals. The proxy therefore writes at most one
 //! log record every ten seconds for each listener.
@@ -64,7 +64,8 @@ impl Refusals {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, Refused>> {
-        // No code panics while it holds the lock. Even if it did, the counts would be consistent.
+        // Ignore a poisoned lock. No code panics while it holds the lock, and the counts would
+        // still be consistent.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

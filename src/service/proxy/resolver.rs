@@ -1,7 +1,7 @@
 //! DNS lookups on separate threads, because getaddrinfo(3) can block for minutes.
 //!
-//! If a lookup thread hangs, no start, handoff or stop waits for it. A proxy has at most one lookup
-//! thread for each host name. A process has at most [`THREADS_MAX`] of them.
+//! A lookup thread that hangs does not delay a start, a handoff or a stop. A proxy has at most one
+//! lookup thread for each host name, and a process has at most [`THREADS_MAX`] lookup threads.
 
 use std::fmt;
 use std::io;
@@ -15,8 +15,7 @@ use tokio::time::timeout;
 
 use crate::config::HostPort;
 
-/// How long a lookup may take. It is the default time that resolv.conf(5) allows for one name
-/// server.
+/// How long a lookup may take. This is the default timeout for one name server in resolv.conf(5).
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// The largest number of lookup threads in this process, including threads that hang.
 const THREADS_MAX: usize = 16;
@@ -25,7 +24,7 @@ static THREADS: Semaphore = Semaphore::const_new(THREADS_MAX);
 
 type LookupResult = io::Result<Vec<SocketAddr>>;
 
-/// A blocking function that looks up a host name, and the timeout of a lookup.
+/// A blocking function that looks up a host name, and its timeout.
 #[derive(Clone)]
 pub(super) struct Resolver {
     resolve: Arc<dyn Fn(&HostPort) -> LookupResult + Send + Sync>,
@@ -52,7 +51,7 @@ impl fmt::Debug for Resolver {
 /// The state of the lookups of one host name.
 #[derive(Debug, Default)]
 pub(super) struct Lookup {
-    /// The channel on which the answer of a lookup will arrive that has timed out but still runs.
+    /// The channel for the answer of a lookup that has timed out but is still running.
     pending: Option<oneshot::Receiver<LookupResult>>,
 }
 

@@ -11,13 +11,14 @@ use crate::config::HostPort;
 /// The id that the next upstream will have.
 static NEXT: AtomicUsize = AtomicUsize::new(0);
 
-/// An address to which the proxy forwards clients. The value lives until its last connection ends,
-/// even if its host name no longer has the address.
+/// An address to which the proxy forwards clients. This value lives until the last connection to
+/// the address ends, even if its host name no longer has the address.
 #[derive(Debug)]
 pub(super) struct Upstream {
     /// The id of this upstream, unique in this process.
     id: usize,
-    /// The host name that has this address. `None` if the configuration gives the address itself.
+    /// The host name that has this address, or `None` if the configuration contains the address
+    /// itself.
     host: Option<Arc<HostPort>>,
     address: Address,
     label: Box<str>,
@@ -30,8 +31,8 @@ pub(super) struct Upstream {
     pub(super) out_until: AtomicU64,
     /// Whether the last health check of this upstream failed.
     pub(super) check_failed: AtomicBool,
-    /// Whether the log says that this upstream is unavailable. Cleared when the log says that the
-    /// upstream is available again.
+    /// Whether the log already says that this upstream is unavailable. Cleared when the log says
+    /// that the upstream is available again.
     pub(super) said: AtomicBool,
     pub(super) ejected: AtomicU64,
 }
@@ -69,8 +70,8 @@ impl Upstream {
     }
 
     /// Returns the name of this upstream in the log, in the counters and in messages to other
-    /// processes. It is the address, as in `127.0.0.1:9000`. With a host name, it is both, as in
-    /// `backend.example:9000/192.0.2.1:9000`.
+    /// processes. Without a host name, it is the address, as in `127.0.0.1:9000`. With a host name,
+    /// it contains both, as in `backend.example:9000/192.0.2.1:9000`.
     pub(super) const fn label(&self) -> &str {
         &self.label
     }

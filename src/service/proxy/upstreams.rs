@@ -1,9 +1,9 @@
-//! The upstreams of a proxy: load balancing, and ejection of failing upstreams, which the proxy
-//! then does not try for some time.
+//! The upstreams of a proxy: load balancing, and ejection of failing upstreams. The proxy does not
+//! try an ejected upstream for some time.
 //!
-//! All threads share the upstreams. A client whose first upstream accepts costs only a few atomic
-//! operations. Threads that choose an upstream at the same time may choose the same one, so the
-//! load is slightly uneven.
+//! All threads share the upstreams. If the first upstream accepts a client, the choice costs only a
+//! few atomic operations. Threads that choose an upstream at the same time may choose the same one,
+//! so the load is slightly uneven.
 
 #[cfg(test)]
 mod tests;
@@ -31,8 +31,8 @@ pub(super) struct UpstreamPool {
     turn: AtomicUsize,
     /// The start of the clock that ejection times use.
     epoch: Instant,
-    /// Whether the last client that needed an upstream got none. While this is true, the proxy logs
-    /// no further such clients.
+    /// Whether the last client that needed an upstream got none. While this is true, the proxy does
+    /// not log further clients without an upstream.
     deserted: AtomicBool,
 }
 
@@ -98,7 +98,7 @@ impl UpstreamPool {
         })
     }
 
-    /// Replaces the upstreams in use by the current addresses of the host names. Returns the
+    /// Replaces the upstreams in use with the current addresses of the host names. Returns the
     /// upstreams that are no longer in use.
     ///
     /// An upstream whose address is still in use keeps its health. An upstream in `known` keeps its
@@ -143,8 +143,8 @@ impl UpstreamPool {
         self.current().iter().find(|upstream| upstream.label() == label).map(Arc::clone)
     }
 
-    /// Returns whether the configuration contains the upstream with this label. This is so if its
-    /// address is in use or its host name is configured.
+    /// Returns whether the configuration contains the upstream with this label. This is the case if
+    /// its address is in use or its host name is configured.
     pub(super) fn is_configured(&self, label: &str) -> bool {
         let Some((host, address)) = read_label(label) else { return false };
         let is_named =
@@ -185,7 +185,7 @@ impl UpstreamPool {
 
     /// Returns the upstream to try next, or `None` if this pass has tried all of them.
     ///
-    /// The method skips ejected upstreams. If all upstreams are ejected, it returns first the
+    /// The method skips ejected upstreams. If all upstreams are ejected, it starts with the
     /// upstream whose ejection ends first.
     pub(super) fn choose(&self, round: &Round) -> Option<Arc<Upstream>> {
         let all = &round.all;
@@ -223,7 +223,7 @@ impl UpstreamPool {
     }
 
     /// Records that the upstream has not accepted a connection. After several failures in a row,
-    /// the proxy ejects the upstream: it does not try it for some time.
+    /// the proxy ejects the upstream and does not try it for some time.
     pub(super) fn failed(&self, upstream: &Upstream, listener: &str, reason: &std::io::Error) {
         tracing::debug!(
             event = "upstream.failed", listener, upstream = %upstream.label(), %reason,

@@ -1,5 +1,5 @@
 //! One direction of a relay. It moves bytes from one stream, the source, to another, the sink. When
-//! the source has half-closed, it half-closes the sink.
+//! the source has half-closed, the direction half-closes the sink.
 //!
 //! A direction reads only after it has written everything that it holds, so it holds at most one
 //! buffer or one pipe. At first it copies bytes. If several reads in a row fill the buffer, it
@@ -19,11 +19,11 @@ use crate::net::{Pipe, Stream};
 /// The largest number of bytes per read.
 const BUFFER: usize = 32 * 1024;
 /// How many reads in a row must fill the buffer before the direction uses splice(2). Only long
-/// transfers use it, because it has a higher fixed cost than copying a few bytes.
+/// transfers use splice(2), because it has a higher fixed cost than copying a few bytes.
 const LONG: u8 = 4;
 /// If a splice(2) moves fewer bytes than this, the direction copies again.
 const SHORT: usize = 8 * 1024;
-/// How many steps a direction may take before it lets other connections of the thread run.
+/// How many steps a direction may take before it lets other connections on the same thread run.
 const TURN: usize = 16;
 
 thread_local! {
@@ -39,7 +39,7 @@ pub(super) struct Direction {
     pub(super) streak: u8,
 }
 
-/// What a direction does to the sink when the source has half-closed.
+/// Whether a direction half-closes its sink after its source has half-closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
     /// The direction half-closes the sink.
@@ -55,7 +55,7 @@ pub(super) enum HeldBytes {
     Nothing,
     /// The unwritten bytes of one read.
     Bytes(Box<Rest>),
-    /// Unwritten bytes in a pipe, into which the direction has spliced them.
+    /// Unwritten bytes that the direction has spliced into a pipe.
     Piped(Pipe),
     /// No data. The source has half-closed, but the direction has not half-closed the sink yet.
     End,
@@ -86,12 +86,13 @@ impl Direction {
             }
             ready!(self.step(cx, source, sink))?;
         }
-        // Wake this task, because more bytes may be available. Other tasks run first.
+        // More bytes may be available. Let other tasks run first, and then wake this task again.
         cx.waker().wake_by_ref();
         Poll::Pending
     }
 
-    /// Performs one step: reads once, writes once, or half-closes the sink after the source.
+    /// Performs one step: reads once, writes once, or half-closes the sink because the source has
+    /// half-closed.
     fn step(
         &mut self,
         cx: &mut Context<'_>,
@@ -123,8 +124,8 @@ impl Direction {
         Poll::Ready(Ok(()))
     }
 
-    /// Writes the bytes that the direction has already read, but does not half-close the sink.
-    /// Completes when no bytes are left, or when the source or the sink has failed.
+    /// Moves the bytes that the source sent before its end or failure, but does not half-close the
+    /// sink. Completes when no bytes are left, or when the source or the sink has failed.
     pub(super) fn poll_rest(
         &mut self,
         cx: &mut Context<'_>,
@@ -154,8 +155,8 @@ impl Direction {
         matches!(self.held, HeldBytes::Bytes(_) | HeldBytes::Piped(_))
     }
 
-    /// Reads once into the buffer that all connections of the thread share. Then writes the bytes
-    /// at once.
+    /// Reads once into the buffer that all connections of the thread share, and immediately writes
+    /// the bytes.
     fn copy(
         &mut self,
         cx: &mut Context<'_>,
@@ -188,8 +189,8 @@ impl Direction {
     /// Moves bytes from the source into a pipe.
     fn splice(&mut self, cx: &mut Context<'_>, source: &mut Stream) -> Poll<Result<(), Broken>> {
         let Ok(mut pipe) = Pipe::take() else {
-            // Copy bytes instead, because no pipe could be created: the process has no file
-            // descriptors left, or its user has too many pipes.
+            // No pipe could be created: the process has no file descriptors left, or its user has
+            // too many pipes. Copy bytes instead.
             self.streak = 0;
             return Poll::Ready(Ok(()));
         };

@@ -2,8 +2,8 @@
 //! bytes are unwritten, and which sides have half-closed.
 //!
 //! Unwritten bytes in memory move to the other process as a part of the connection's state.
-//! Unwritten bytes in a pipe stay there, and the pipe moves. A snapshot does not record whether a
-//! direction was using splice(2), because the other process decides this itself.
+//! Unwritten bytes in a pipe stay there, and the pipe itself moves. A snapshot does not record
+//! whether a direction was using splice(2), because the other process makes this decision itself.
 
 use std::os::fd::OwnedFd;
 
@@ -60,7 +60,7 @@ impl Relay {
     }
 
     /// Restores a relay from a snapshot. The caller provides as many bytes and file descriptors as
-    /// [`RelaySnapshot::needs`] returns. The method ignores any others.
+    /// [`RelaySnapshot::needs`] returns. The method ignores extra bytes and descriptors.
     ///
     /// # Errors
     /// Fails if bytes or file descriptors are missing, or if the kernel refuses a pipe.

@@ -1,5 +1,5 @@
-//! The `doctor` command: reports which settings of the daemon's systemd unit would break a handoff,
-//! and why.
+//! The `doctor` command, which reports the settings of the daemon's systemd unit that would break a
+//! handoff, and why.
 //!
 //! The modules `rules`, `starts`, `paths` and `program` contain the rules and their reasons. The
 //! module `unit` reads the settings of the unit. The command changes nothing.

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use super::rules::{Daemon, Finding, Severity};
 use super::unit::Unit;
 
-/// The path of a Unix listener that the daemon has bound, not inherited from its parent.
+/// The path of a Unix listener that the daemon has bound itself, rather than inherited.
 #[derive(Debug)]
 pub(super) struct BoundPath {
     path: PathBuf,
@@ -24,12 +24,12 @@ impl BoundPath {
         Some(Self { path, is_open: mode.is_ok_and(|mode| mode & 0o022 != 0) })
     }
 
-    /// Returns whether systemd creates and removes the directory of this path for the unit.
+    /// Returns whether this path is in a directory that systemd creates and removes for the unit.
     fn lies_in_runtime_directory(&self, unit: &Unit) -> bool {
         let names = unit.get("RuntimeDirectory").split_whitespace();
         let mut names = names.map(|name| name.split(':').next().unwrap_or(name));
         let Ok(below) = self.path.strip_prefix("/run") else { return false };
-        // The service manager of a user creates the units' runtime directories in /run/user/UID.
+        // A user's service manager creates the runtime directories of its units in /run/user/UID.
         let of_user = below
             .strip_prefix("user")
             .ok()
@@ -88,7 +88,7 @@ mod tests {
     use super::super::unit::Manager;
     use super::*;
 
-    /// Returns the settings that the rules object to for a listener with this path.
+    /// Returns the settings that the rules report for a listener with this path.
     fn found(path: &str, is_open: bool, properties: &[(&str, &str)]) -> Vec<String> {
         let shipped = [
             ("RuntimeDirectory", "handoffd"),

@@ -3,7 +3,7 @@
 use super::rules::{Finding, Severity};
 use super::unit::{Manager, Unit};
 
-/// The argument that makes the first process stay as a small init, which starts the daemon.
+/// The argument that makes the first process fork the daemon and stay as its small init process.
 const INIT: &str = "--init";
 
 /// Applies the rules about the program, and adds the problems to `findings`.
@@ -13,7 +13,7 @@ pub(super) fn examine(unit: &Unit, findings: &mut Vec<Finding>) {
 }
 
 /// Returns whether the first process of the unit keeps running. If so, the main process never
-/// changes, and systemd need not learn of a new one.
+/// changes, and systemd need not be told about a new one.
 pub(super) fn keeps_first_process(unit: &Unit) -> bool {
     unit.has_argument(INIT)
 }
@@ -37,7 +37,7 @@ fn init(unit: &Unit) -> Option<Finding> {
 }
 
 /// Finds a reload command that uses `/proc` although the program has file capabilities. If a
-/// process gains capabilities by an exec, its `/proc` files belong to root (see proc_pid(5)).
+/// process gains capabilities in an exec, its files in `/proc` belong to root (see proc_pid(5)).
 fn capabilities(unit: &Unit) -> Option<Finding> {
     let reload = unit.get("ExecReload");
     let is_by_proc = reload.contains("/proc/") && reload.contains("/exe");

@@ -1,7 +1,6 @@
-//! The rules for a systemd unit. Each rule finds a setting that breaks a handoff, and gives the
-//! reason.
+//! The rules for a systemd unit. Each rule finds a setting that breaks a handoff, and explains why.
 //!
-//! Each rule was observed on a real systemd, or follows from the manual page that it names. A
+//! Each rule was confirmed on a real systemd, or follows from the manual page that it names. A
 //! property that the installed systemd does not know has an empty value, which no rule reports.
 
 #[cfg(test)]
@@ -22,7 +21,8 @@ pub(super) struct Daemon {
     /// The number of listeners that the daemon has bound. Sockets inherited from systemd do not
     /// count.
     pub(super) bound: usize,
-    /// The paths of the Unix listeners that the daemon has bound, not inherited from systemd.
+    /// The paths of the Unix listeners that the daemon has bound itself, rather than inherited from
+    /// systemd.
     pub(super) paths: Vec<BoundPath>,
 }
 
@@ -57,7 +57,7 @@ pub(super) enum Severity {
 }
 use Severity::{Breaks, Risks};
 
-/// The oldest version of systemd on which the handoff was tested.
+/// The oldest version of systemd with which handoffs were tested.
 const OLDEST: u32 = 252;
 
 /// The system calls that a generation needs to start its successor. A sandbox must allow them.
@@ -99,7 +99,7 @@ pub(super) fn examine(unit: &Unit, daemon: &Daemon) -> Vec<Finding> {
 }
 
 impl Unit {
-    /// Creates a finding that names a property of the unit and the value of the property.
+    /// Creates a finding that names a property of the unit and its value.
     fn finding(&self, severity: Severity, property: &str, why: &str) -> Finding {
         Finding {
             severity,

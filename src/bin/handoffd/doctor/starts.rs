@@ -3,8 +3,8 @@
 use super::rules::{Finding, Severity};
 use super::unit::Unit;
 
-/// Finds a command in `ExecStartPre=` that systemd would repeat forever if it failed, always after
-/// the same short wait.
+/// Finds a command in `ExecStartPre=` that systemd would retry forever if it failed, always after
+/// the same short delay.
 pub(super) fn failed_starts(unit: &Unit, findings: &mut Vec<Finding>) {
     let can_fail =
         unit.get("ExecStartPre").lines().any(|command| !command.contains("ignore_errors=yes"));

@@ -1,4 +1,4 @@
-//! The properties of a systemd unit. This module reads them with systemctl(1), because only that
+//! The properties of a systemd unit. This module reads them with systemctl(1), because no other
 //! interface is the same in all versions of systemd.
 
 use std::collections::BTreeMap;
@@ -29,7 +29,7 @@ impl Unit {
     /// Asks systemd for the properties of a unit.
     ///
     /// # Errors
-    /// Fails if systemd does not run, or if it has no unit with this name.
+    /// Fails if systemd is not running, or if it has no unit with this name.
     pub(super) fn read(Place { unit: name, manager }: &Place) -> Result<Self, Failure> {
         let manager = *manager;
         let version = systemctl(manager, &["--version"])?;
@@ -89,7 +89,7 @@ pub(super) struct Place {
     pub(super) manager: Manager,
 }
 
-/// A systemd service manager: the service manager of the system or that of a user.
+/// A systemd service manager: the one of the system, or the one of a user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Manager {
     System,
@@ -110,9 +110,9 @@ impl fmt::Display for Manager {
 }
 
 impl Place {
-    /// Returns the unit in which a daemon runs, found by the daemon's control group. The status of
-    /// a daemon normally contains the control group. If not, this function asks the kernel about
-    /// the daemon's process. A daemon in its own cgroup namespace sees only `/`.
+    /// Returns the unit in which a daemon runs, found by the daemon's control group. The daemon's
+    /// status normally contains its control group. But a daemon in its own cgroup namespace sees
+    /// only `/`. In that case this function asks the kernel about the daemon's process.
     pub(super) fn of_the_daemon(status: &Status) -> Result<Self, Failure> {
         let asking = nix::unistd::getuid().as_raw();
         let head = status.generations.iter().find(|report| report.generation == status.serving);
@@ -132,8 +132,8 @@ impl Place {
         })
     }
 
-    /// Returns the unit to which a control group belongs. The service manager of a user runs the
-    /// units below `user@UID.service`.
+    /// Returns the unit to which a control group belongs. The control groups of a user's units are
+    /// below `user@UID.service`.
     fn of_group(group: &str, asking: u32) -> Option<Self> {
         let parts: Vec<&str> = group.split('/').collect();
         let user =
@@ -153,7 +153,7 @@ impl Place {
         service(&parts).map(|unit| Self { unit, manager: Manager::System })
     }
 
-    /// Returns whether `name` means this unit. As in systemctl(1), the ending of the name may be
+    /// Returns whether `name` refers to this unit. As in systemctl(1), the suffix `.service` may be
     /// omitted.
     pub(super) fn is_named(&self, name: &str) -> bool {
         self.unit == name || self.unit.strip_suffix(".service") == Some(name)
@@ -164,8 +164,8 @@ fn show(manager: Manager, unit: &str) -> Result<BTreeMap<String, String>, Failur
     let text = systemctl(manager, &["show", "--no-pager", "--all", "--", unit])?;
     let mut properties = BTreeMap::<String, String>::new();
     for (key, value) in text.lines().filter_map(|line| line.split_once('=')) {
-        // Join the values with line breaks, because systemctl prints one line for each command of a
-        // setting.
+        // Join the values with line breaks, because systemctl prints a separate line for each
+        // command of a setting.
         let add = |before: &mut String| *before += &format!("\n{value}");
         properties.entry(key.to_owned()).and_modify(add).or_insert(value.to_owned());
     }

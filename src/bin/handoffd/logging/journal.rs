@@ -14,8 +14,8 @@ use super::{EVENT, MESSAGE};
 /// The prefix of the journal fields in which our log fields are stored.
 const PREFIX: &str = "HANDOFFD_";
 
-/// The maximum length of a field's value in bytes. A longer value is cut, because a record must fit
-/// into one datagram.
+/// The maximum length of a field's value in bytes. A longer value is truncated, because a record
+/// must fit into one datagram.
 const LONGEST: usize = 32 * 1024;
 
 /// A tracing layer that sends each log event to the journal as one record.
@@ -72,7 +72,7 @@ struct JournalFields<'a>(&'a mut Vec<u8>);
 impl Visit for JournalFields<'_> {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         let mut text = String::new();
-        // Ignore the result, because writing to a string does not fail.
+        // Ignore the result, because writing to a string cannot fail.
         let _ = write!(text, "{value:?}");
         self.record_str(field, &text);
     }
@@ -83,7 +83,8 @@ impl Visit for JournalFields<'_> {
         } else if field.name() == EVENT {
             put(self.0, "EVENT", value);
         } else {
-            // Convert the field's name to capital letters, because the journal accepts only these.
+            // Convert the field's name to upper case, because the journal accepts no lower-case
+            // letters in names.
             put(
                 self.0,
                 &format!("{PREFIX}{}", field.name().to_ascii_uppercase().replace('.', "_")),

@@ -1,6 +1,6 @@
 //! The JSON log format. Each record is one JSON object on one line of standard error.
 //!
-//! A record contains all fields, even if the message contains their value too. Characters that a
+//! A record contains all fields, even those whose value is also in the message. Characters that a
 //! terminal would interpret are escaped. Untrusted text therefore stays on one line in every
 //! viewer.
 
@@ -116,7 +116,7 @@ fn escape_invisible(line: &str) -> String {
             safe.push(character);
         } else {
             // Four hexadecimal digits are enough for each of these characters. The result is
-            // ignored, because writing to a string does not fail.
+            // ignored, because writing to a string cannot fail.
             let _ = write!(safe, "\\u{:04x}", u32::from(character));
         }
     }

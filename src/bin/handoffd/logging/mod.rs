@@ -3,11 +3,11 @@
 //!
 //! The journal stores the fields of a record: `listener` becomes `HANDOFFD_LISTENER`. But
 //! journalctl(1) shows only the message by default. The message therefore contains everything that
-//! people need to know, such as the reason of a failure.
+//! people need to know, such as the reason for a failure.
 //!
 //! On standard error, records are text or JSON. Every record begins with the time, the generation
 //! and the process id, because all generations write to the same stream. The reader of standard
-//! error may stall, for example a pager. Writing a record never waits for the reader, so the daemon
+//! error, such as a pager, may stall. Writing a record never waits for the reader, so the daemon
 //! keeps serving.
 
 mod journal;
@@ -76,8 +76,8 @@ pub(crate) fn start(
     let text = tracing_subscriber::fmt::layer()
         .with_writer(|| RecordWriter(outlet))
         .with_ansi(io::stderr().is_terminal())
-        // Off, because the layer would report a failed write to standard error there as well, and
-        // panic when that report fails too.
+        // Off, because the layer would report a failed write to standard error by writing to
+        // standard error, and panic when that fails too.
         .log_internal_errors(false)
         .fmt_fields(WhatIsNotSaid)
         .event_format(WithGeneration {
@@ -149,7 +149,7 @@ where
 }
 
 /// The name of the field that identifies the kind of an event. The ids in this field never change,
-/// although messages may. docs/operations.md lists all ids.
+/// even when messages do. docs/operations.md lists all ids.
 const EVENT: &str = "event";
 
 /// The name of the field that contains the message of a log record.

@@ -1,10 +1,10 @@
 //! A log outlet that never blocks. If the reader is slow, the outlet keeps records in a backlog. If
-//! the backlog is full, it drops records.
+//! the backlog is full, the outlet drops records.
 //!
 //! The outlet writes a record at once if the stream has room. If not, for example because the
 //! journal or a pager has stopped, the record joins a backlog in memory. A thread writes the
-//! backlog when the reader reads again. The outlet counts the records that it drops. It logs their
-//! number after the reader has taken the next record.
+//! backlog when the reader resumes. The outlet counts the records that it drops, and logs their
+//! number once the stream accepts records again.
 
 use std::collections::VecDeque;
 use std::io;
@@ -19,10 +19,10 @@ use super::stream::LogStream;
 /// 4,000 records at its start.
 const BACKLOG: usize = 512 * 1024;
 
-/// How long an exiting process waits for the reader to read the log records in the backlog.
+/// How long an exiting process waits for the reader to take the log records in the backlog.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
-/// How long to wait after poll(2) has reported room but the write has written nothing.
+/// How long to wait after poll(2) has reported room, but the write still wrote nothing.
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// The outlet to which this process writes all log records.
@@ -80,7 +80,7 @@ impl Outlet {
         }
     }
 
-    /// Waits a short time for the reader to read the backlog.
+    /// Waits a short time for the reader to take the backlog.
     pub(super) fn finish(&self) {
         let state = self.0.lock();
         let is_unread = |state: &mut OutletState| !state.waiting.is_empty();
@@ -110,7 +110,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes records of the backlog as long as the stream has room.
+    /// Writes records from the backlog as long as the stream has room.
     fn drain(&self, state: &mut OutletState) {
         while let Some(first) = state.waiting.front() {
             match self.stream.write(&first[state.written..]) {

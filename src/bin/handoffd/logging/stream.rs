@@ -31,7 +31,8 @@ pub(super) enum LogStream {
     Opened(File),
     /// Standard error, if it is a socket.
     Socket,
-    /// Standard error, if it is a pipe of another user. This process may not open it a second time.
+    /// Standard error, if it is a pipe of another user, which this process may not open a second
+    /// time.
     Pipe,
     /// Standard error, if it is a regular file or a terminal of another user, or if it is closed.
     Plain,
@@ -46,7 +47,7 @@ impl LogStream {
         Ok(Self::Journal(socket))
     }
 
-    /// Opens standard error in the way that fits its type.
+    /// Opens standard error in the non-blocking way that its file type allows.
     pub(super) fn standard_error() -> Self {
         let stderr = io::stderr();
         let mode = fstat(&stderr)
@@ -68,8 +69,8 @@ impl LogStream {
         }
     }
 
-    /// Writes a part of `bytes`, or all of `bytes` to the journal. Returns how many bytes were
-    /// written.
+    /// Writes `bytes`, and returns how many bytes were written. A write may be partial, except to
+    /// the journal.
     ///
     /// # Errors
     /// Returns `WouldBlock` if the stream has no room.
@@ -113,7 +114,7 @@ impl LogStream {
     }
 
     /// Waits until the stream may have room for a record, but at most for `patience`. Returns
-    /// whether it may have room.
+    /// whether the stream may have room.
     pub(super) fn has_room(&self, patience: PollTimeout) -> bool {
         let stderr = io::stderr();
         let descriptor: BorrowedFd<'_> = match self {

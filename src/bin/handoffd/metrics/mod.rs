@@ -1,5 +1,5 @@
-//! The metrics listener. It answers scrapes, that is, requests for the counters, with the counters
-//! of all generations in the OpenMetrics text format.
+//! The service of the metrics listener. It answers each scrape (a request for the counters) with
+//! the counters of all generations, in the OpenMetrics text format.
 //!
 //! The generation that accepts a scrape asks the active generation over the control socket, as
 //! `handoffd status` does. Every answer therefore contains the sums over all generations, and a
@@ -59,7 +59,7 @@ impl WithMetrics {
 impl Service for WithMetrics {
     async fn serve(&self, connection: &mut Connection) -> io::Result<()> {
         match &self.scrapes {
-            // Box this future, because it would otherwise enlarge the future of every connection.
+            // Box this future, because otherwise it would enlarge the future of every connection.
             Some(scrapes) if connection.listener() == METRICS_LISTENER => {
                 Box::pin(answer(scrapes, connection)).await
             }

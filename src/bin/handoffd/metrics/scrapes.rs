@@ -1,9 +1,9 @@
-//! Requests for the counters. One thread sends them, for all scrapes that are waiting.
+//! Requests for the counters. A single thread sends them on behalf of all waiting scrapes.
 //!
 //! A request waits for the answers of other generations, which takes seconds if a generation hangs.
-//! It must not block the runtime that serves clients, and one thread for each scrape would be too
-//! many. The thread sends one request at a time. It gives the answer to all scrapes that arrived
-//! before it sent the request.
+//! Such a request must not block the runtime that serves clients, and a thread per scrape would be
+//! too many threads. So one thread sends one request at a time, and gives the answer to all scrapes
+//! that arrived before it sent the request.
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, SendError, Sender};
@@ -32,8 +32,7 @@ pub(super) struct Scrapes {
 }
 
 impl Scrapes {
-    /// Creates a value that will request the counters over the control socket at the path
-    /// `control`.
+    /// Creates a value that requests the counters over the control socket at the path `control`.
     pub(super) const fn of(control: PathBuf) -> Self {
         Self { control, thread: Mutex::new(None) }
     }
@@ -48,7 +47,8 @@ impl Scrapes {
     }
 
     fn send(&self, scrape: oneshot::Sender<ScrapeResult>) -> Result<(), Unavailable> {
-        // Use the value even after a panic, because it is always replaced as a whole.
+        // Use the value even after a panic in another thread, because the value is always replaced
+        // as a whole.
         let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
         let sent = match &*thread {
             Some(thread) => thread.send(scrape),

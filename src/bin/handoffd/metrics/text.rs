@@ -223,7 +223,8 @@ fn encode_upstreams(
 }
 
 /// Splits the name of an upstream in the counters into a host name, if it has one, and an address.
-/// The entry for a host name's former addresses has no address, so the host name takes its place.
+/// The entry for a host name's former addresses has no address, so this function returns the host
+/// name in place of the address.
 fn host_and_address(upstream: &str) -> (Option<&str>, &str) {
     // The instance of a program has neither a slash nor a port.
     let is_name = |text: &str| {

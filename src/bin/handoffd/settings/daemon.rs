@@ -1,4 +1,4 @@
-//! The settings of the daemon: each is a flag and a key at the top of the configuration file.
+//! The settings of the daemon. Each is both a flag and a top-level key of the configuration file.
 
 use std::path::Path;
 
@@ -14,8 +14,9 @@ use super::value::{Given, set, value};
 
 /// The settings of the daemon. A field that is `None` was not given.
 ///
-/// A field is declared once: its name is the key, and with dashes the flag. Its comment is the help
-/// text, which ends with the default. `docs/handoffd.toml` gives the reasons.
+/// Each field declares both a key and a flag. The key has the field's name, and the flag has the
+/// same name with dashes. The field's comment is the help text, which ends with the default.
+/// `docs/handoffd.toml` explains each setting.
 #[derive(Clone, Debug, Default, Args, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct DaemonSettings {
@@ -85,7 +86,7 @@ pub(crate) struct DaemonSettings {
 }
 
 impl DaemonSettings {
-    /// Adds the settings of `file` that these flags do not give.
+    /// Fills in the settings that are not given by flags with those from `file`.
     pub(super) fn or(self, file: Self) -> Self {
         Self {
             ready_timeout: self.ready_timeout.or(file.ready_timeout),

@@ -31,7 +31,7 @@ use crate::failure::Failure;
 /// file.
 const LONGEST: u64 = 1024 * 1024;
 
-/// The file systems whose files have contents that the kernel generates on each read.
+/// The file systems whose contents the kernel generates on each read.
 const KERNEL_FILES: [FsType; 4] =
     [statfs::PROC_SUPER_MAGIC, statfs::SYSFS_MAGIC, statfs::DEBUGFS_MAGIC, statfs::TRACEFS_MAGIC];
 
@@ -68,9 +68,9 @@ pub(crate) enum ServiceConfig {
 impl ConfigFile {
     /// Reads the file at `path`.
     ///
-    /// Returns [`Failure::ConfigFileUnreadable`] if the file cannot be read or has more than 1 MiB.
-    /// Returns it also if `path` is not a regular file, because the next generation could not read
-    /// such a file again.
+    /// Returns [`Failure::ConfigFileUnreadable`] if the file cannot be read or is larger than 1
+    /// MiB. Returns the same error if `path` is not a regular file, because the next generation
+    /// could not read such a file again.
     pub(crate) fn open(path: PathBuf) -> Result<Self, Failure> {
         match read(&path) {
             Ok(bytes) => Ok(Self { path, bytes }),
@@ -78,7 +78,7 @@ impl ConfigFile {
         }
     }
 
-    /// Takes these contents for those of the file at `path`.
+    /// Creates a configuration file with these contents, without reading the file at `path`.
     #[cfg(any(fuzzing, test))]
     pub(super) fn of(path: PathBuf, bytes: Vec<u8>) -> Self {
         Self { path, bytes }
@@ -115,8 +115,8 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
     if !fs::metadata(path)?.is_file() {
         return Err(no_file());
     }
-    // Open with `O_NONBLOCK`, because someone may have replaced the file by a pipe in the
-    // meantime. Without this flag, opening a pipe waits for a writer.
+    // Open with `O_NONBLOCK`, because the file may have been replaced with a pipe in the meantime.
+    // Without this flag, opening a pipe would wait for a writer.
     let flags = (OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits();
     let file = File::options().read(true).custom_flags(flags).open(path)?;
     // Refuse files whose contents the kernel generates. They look like regular files, but
@@ -135,8 +135,8 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
 }
 
 fn parse(text: &str) -> Result<FileSettings, Mistake> {
-    // Report only the first error in the file. After an invalid value the parser misreads the
-    // following text, so later errors may be wrong.
+    // Report only the first error in the file. After an invalid value, the parser misreads the text
+    // that follows, so later errors may be wrong.
     let (mut file, errors) = DeTable::parse_recoverable(text);
     let first = errors.iter().min_by_key(|error| error.span().map_or(0, |span| span.start));
     if let Some(first) = first {
@@ -154,13 +154,13 @@ fn parse(text: &str) -> Result<FileSettings, Mistake> {
     let program = program.transpose()?;
     let (listeners, services): (Vec<_>, Vec<_>) =
         listeners.into_iter().map(CheckedListener::split).unzip();
-    // This call never fails, because the names and the addresses were checked above. Only there,
+    // This call never fails, because the names and the addresses were already checked above, where
     // their positions in the file are known.
     let listeners = Listeners::new(listeners).map_err(|error| Mistake::at(0, error.to_string()))?;
     Ok(FileSettings { daemon, listeners, services, program })
 }
 
-/// Removes the table of the program from the file, and reads it.
+/// Removes the table `[program]` from the file, and parses it.
 fn take_program(file: &mut DeTable<'_>, text: &str) -> Result<Option<ProgramSettings>, Mistake> {
     let Some(program) = file.remove("program") else { return Ok(None) };
     let span = program.span();
@@ -179,7 +179,7 @@ fn take_program(file: &mut DeTable<'_>, text: &str) -> Result<Option<ProgramSett
     Ok(Some(settings))
 }
 
-/// Checks that the metrics listener has a name and an address of its own.
+/// Checks that no listener in the file has the name or the address of the metrics listener.
 fn check_metrics(
     daemon: &DaemonSettings,
     listeners: &[CheckedListener],

@@ -1,9 +1,9 @@
-//! A parser for log filters. A filter has a level for all targets, levels for single targets, or
-//! both.
+//! A parser for log filters. A filter has a level for all targets, levels for individual targets,
+//! or both.
 //!
 //! The parser of `tracing-subscriber` reads a misspelled level as the name of a target, and then
-//! drops all other records. This parser reports such a word as an error. A target that matches no
-//! record has no effect on other records.
+//! drops all other records. This parser reports such a word as an error. But a target that matches
+//! no record is not an error, and has no effect on other records.
 
 use tracing_subscriber::filter::{LevelFilter, Targets};
 

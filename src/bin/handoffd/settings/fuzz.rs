@@ -1,12 +1,12 @@
-//! The fuzz target for the configuration file: any bytes are a configuration that can be served, or
-//! are refused in one line that names a place in them.
+//! The fuzz target for the configuration file. The parser must either return a configuration that
+//! can be served, or an error of one line that names a position in the file.
 
 use handoffd::listen::Listeners;
 
 use super::file::{ConfigFile, FileSettings, ServiceConfig};
 use crate::failure::Failure;
 
-/// Reads any bytes as a configuration file. Panics if the parser breaks its promise.
+/// Parses any bytes as a configuration file. Panics if the parser violates this rule.
 pub(crate) fn read(bytes: &[u8]) {
     match ConfigFile::of("a.toml".into(), bytes.to_vec()).parse() {
         Ok(file) => check_settings(&file),

@@ -19,7 +19,7 @@ const MOST_WORKERS: usize = 1024;
 
 /// A time from zero to a week.
 pub(super) enum Time {}
-/// A time of at most a week that is not zero.
+/// A time that is greater than zero and at most a week.
 pub(super) enum Wait {}
 /// A time that is valid for the socket option `TCP_KEEPIDLE`.
 pub(super) enum KeepAlive {}
@@ -52,7 +52,7 @@ times! {
     UserTimeout: user_timeout;
 }
 
-/// Implements [`Kind`] for types of the library that are written as text.
+/// Implements [`Kind`] for library types whose values are written as text.
 macro_rules! texts {
     ($($kind:ty: $noun:literal, $expected:literal;)*) => { $(
         impl Kind for $kind {
@@ -88,7 +88,7 @@ pub(super) fn why(error: Error) -> Expected {
     error.to_string().into()
 }
 
-/// The setting `carry`: `true` moves connections to the successor in a handoff, `false` drains
+/// The setting `carry`. `true` moves connections to the successor at a handoff, and `false` drains
 /// them.
 impl Kind for OnHandoff {
     type Value = Self;
@@ -105,7 +105,7 @@ impl Kind for OnHandoff {
 pub(super) enum ServiceName {
     Echo,
     Proxy,
-    /// The program of the table `[program]`. It has no name in the file.
+    /// The program in the table `[program]`. No value of the setting `service` selects it.
     Program,
 }
 
@@ -219,7 +219,8 @@ impl Kind for FilePath {
     const EXPECTED: &'static str = "a path";
 
     fn text(text: &str) -> Option<Result<PathBuf, Expected>> {
-        // Refuse empty paths and paths with a zero byte, as every system call would.
+        // Refuse empty paths and paths with a zero byte, because every system call would refuse
+        // them.
         let is_path = !text.is_empty() && !text.contains('\0');
         Some(is_path.then(|| text.into()).ok_or("expected a path that is not empty".into()))
     }

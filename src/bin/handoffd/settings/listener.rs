@@ -1,5 +1,5 @@
-//! The settings of a listener: each is a key of a table `[listener.NAME]`, and most are flags for
-//! all listeners of `--listen`.
+//! The settings of a listener. Each is a key of a table `[listener.NAME]`, and most are also flags
+//! that apply to all `--listen` addresses.
 
 use clap::Args;
 use handoffd::Error;
@@ -10,7 +10,8 @@ use super::kinds::{Count, ServiceName, UserOrGroup};
 use super::value::{Given, value};
 use crate::failure::Failure;
 
-/// The settings of a listener, whatever its service. A field that is `None` was not given.
+/// The settings of a listener that do not depend on its service. A field that is `None` was not
+/// given.
 #[derive(Clone, Debug, Default, Args, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct ListenerSettings {

@@ -24,7 +24,7 @@ const A_LISTENER: &str = "expected a table with the listener's name, as in [list
 /// The name of a listener in the file, and its table.
 type ListenerTable<'a> = (Spanned<DeString<'a>>, Spanned<DeTable<'a>>);
 
-/// The addresses that listeners already use. Each has the name of its listener, for error messages.
+/// The addresses that listeners already use, each with the name of its listener for error messages.
 pub(super) type TakenBy = TakenAddresses<(Address, ListenerName)>;
 
 /// A listener of the configuration file, and the service that it runs.
@@ -57,8 +57,8 @@ impl CheckedListener {
     }
 }
 
-/// Removes the tables of the listeners from the file, in the order of the file. Refuses anything
-/// else under the key `listener`, which is not a setting of the daemon.
+/// Removes the tables of the listeners from the file, in the order of the file. Refuses a value
+/// under the key `listener` that is not a table.
 pub(super) fn take_tables<'a>(file: &mut DeTable<'a>) -> Result<Vec<ListenerTable<'a>>, Mistake> {
     let no_table =
         |place: Range<usize>| Mistake::at(place.start, format!("not a table, {A_LISTENER}"));
@@ -77,7 +77,8 @@ pub(super) fn take_tables<'a>(file: &mut DeTable<'a>) -> Result<Vec<ListenerTabl
     Ok(tables)
 }
 
-/// Reads all listeners of the file, whose contents are `text`. Adds the address of each to `taken`.
+/// Reads all listeners of the file, whose contents are `text`. Adds each listener's address to
+/// `taken`.
 pub(super) fn read(
     tables: Vec<ListenerTable<'_>>,
     text: &str,
@@ -85,8 +86,8 @@ pub(super) fn read(
     taken: &mut TakenBy,
 ) -> Result<Vec<CheckedListener>, Mistake> {
     if tables.is_empty() {
-        // Refuse a file without listeners. It may be empty or half-written, and accepting it would
-        // close the sockets of the previous generation.
+        // Refuse a file without listeners. The file may be empty or half-written, and accepting it
+        // would close the sockets of the previous generation.
         let what = "there is no listener, expected at least one, as in [listener.web]";
         return Err(Mistake::at(0, what));
     }
@@ -186,7 +187,8 @@ fn one(
     Ok(CheckedListener { name: parsed, config, service, upstream_places })
 }
 
-/// Returns the service of a listener, which a program replaces.
+/// Returns the service of a listener. If the file has a program, the program serves every listener,
+/// and none may name a service.
 fn service_name(
     has_program: bool,
     settings: &ListenerSettings,
@@ -201,8 +203,8 @@ fn service_name(
     }
 }
 
-/// Reads the settings that every listener has, and returns the settings of a proxy unread. Values
-/// of both kinds stand in one table, and only the service says whether both may.
+/// Parses the settings that every listener has, and returns the proxy settings unparsed. Both kinds
+/// are keys of the same table, and the service decides later whether proxy settings are allowed.
 fn split<'a>(
     table: Spanned<DeTable<'a>>,
     keys: &ListenerKeys,
@@ -212,7 +214,7 @@ fn split<'a>(
     Ok((deserialize(other, text)?, proxy))
 }
 
-/// Checks that a listener without a proxy has no setting of a proxy.
+/// Checks that a listener without a proxy has no proxy settings.
 fn check_no_proxy_setting(table: &DeTable<'_>) -> Result<(), Mistake> {
     let first = table.iter().min_by_key(|(_, value)| value.span().start);
     let Some((setting, value)) = first else { return Ok(()) };

@@ -8,11 +8,11 @@ use handoffd::text::cut_line;
 use super::value::{Given, Kind};
 use crate::failure::Failure;
 
-/// The maximum length of an error message in bytes. A longer message is cut, so that it stays
+/// The maximum length of an error message in bytes. A longer message is truncated, so that it stays
 /// readable even if it quotes a large part of the file.
 const LONGEST: usize = 1000;
 
-/// Where settings are given, which decides how an error message names them.
+/// The place where settings are given. It decides how error messages write their names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SettingSource {
     Flags,
@@ -20,7 +20,7 @@ pub(super) enum SettingSource {
 }
 
 impl SettingSource {
-    /// Returns the name of a setting as it is written here, such as `--bake` or `bake`.
+    /// Returns the name of a setting as it is written in this source, such as `--bake` or `bake`.
     pub(super) fn name(self, setting: &str) -> String {
         match self {
             Self::Flags => format!("--{}", setting.replace('_', "-")),
@@ -47,12 +47,12 @@ pub(super) struct Mistake {
 }
 
 impl Mistake {
-    /// Creates a mistake at a position in the file, or in a flag.
+    /// Creates a mistake at a position in the file, or in a flag if `offset` is `None`.
     pub(super) fn at(offset: impl Into<Option<usize>>, what: impl Into<String>) -> Self {
         Self { offset: offset.into(), what: what.into() }
     }
 
-    /// Converts an error of the crate `toml`. The error may come from our own parsers of values.
+    /// Converts an error from the crate `toml`. The error may originate in our own value parsers.
     pub(super) fn of_toml(error: &toml::de::Error, text: &str) -> Self {
         let span = error.span().unwrap_or_default();
         if let Some(fault) = Self::of_value(error.message(), &span, text) {
@@ -68,9 +68,8 @@ impl Mistake {
         Self::at(span.start, what)
     }
 
-    /// Replaces an error message about an invalid value. The messages of the crate `toml` only
-    /// describe what the parser has tried, such as "invalid float, expected `nan`" for the value
-    /// `no`.
+    /// Replaces an error message about an invalid value. The crate `toml` only reports what its
+    /// parser has tried, such as "invalid float, expected `nan`" for the value `no`.
     fn of_value(message: &str, span: &Range<usize>, text: &str) -> Option<Self> {
         const OF_VALUES: [&str; 11] = [
             "string values must be quoted",
@@ -149,7 +148,7 @@ fn trimmed(text: &str, start: usize, end: usize) -> (usize, &str) {
 /// Returns the line and the column of an offset. Both begin with 1, and a column is one character.
 fn line_and_column(text: &str, offset: usize) -> (usize, usize) {
     let before = text.get(..offset).unwrap_or(text);
-    // Do not count a byte order mark as a character, because editors do not show it.
+    // Do not count a byte order mark as a character, because editors do not display it.
     let before = before.strip_prefix('\u{feff}').unwrap_or(before);
     let line = before.bytes().filter(|byte| *byte == b'\n').count() + 1;
     let column = before.chars().rev().take_while(|character| *character != '\n').count() + 1;

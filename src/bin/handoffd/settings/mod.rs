@@ -1,9 +1,9 @@
-//! The settings with which the daemon starts: its flags, merged with its configuration file. A flag
+//! The settings with which the daemon starts: its flags merged with its configuration file. A flag
 //! overrides the same setting in the file.
 //!
-//! `daemon`, `listener` and `proxy` declare the settings, each once for flag and file. `kinds` has
-//! the parsers of their values. `file` and `listeners` read the configuration file, and `mistake`
-//! reports what is wrong.
+//! `daemon`, `listener`, `program` and `proxy` declare each setting once, for both the flag and the
+//! file. `kinds` has the parsers for their values. `file` and `listeners` read the configuration
+//! file, and `mistake` reports errors.
 
 mod daemon;
 mod file;
@@ -110,7 +110,7 @@ struct InitFlag {
     init: bool,
 }
 
-/// Everything with which the daemon starts, merged from its flags and its file.
+/// All settings with which the daemon starts, merged from its flags and its configuration file.
 pub(crate) struct StartSettings {
     pub(crate) config: Config,
     pub(crate) served: Served,
@@ -124,7 +124,7 @@ pub(crate) struct StartSettings {
     pub(crate) watched: Watched,
 }
 
-/// What serves the clients of the listeners.
+/// The server for the listeners: either built-in services or a program.
 pub(crate) enum Served {
     /// The services of this daemon.
     Services(Routes),
@@ -136,7 +136,7 @@ pub(crate) enum Served {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Watched {
     /// The process of the active generation. The daemon tells systemd the pid of this process.
-    /// Other parents than systemd watch no process.
+    /// Parents other than systemd watch no process.
     ActiveGeneration,
     /// This process, which stays as a small init until the service ends.
     ThisProcess,
@@ -225,7 +225,7 @@ fn routes(services: &[(handoffd::listen::ListenerName, ServiceConfig)]) -> Route
     })
 }
 
-/// Puts everything together with which the daemon starts.
+/// Combines all settings with which the daemon starts.
 fn start(
     daemon: DaemonSettings,
     listeners: Listeners,

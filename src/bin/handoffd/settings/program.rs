@@ -1,5 +1,5 @@
-//! The settings of a program that serves the listeners: each is a key of the table `[program]`, and
-//! a flag of the command `run`.
+//! The settings of a program that serves the listeners. Each is both a key of the table `[program]`
+//! and a flag of the command `run`.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -18,8 +18,9 @@ use super::value::{Given, list, set, value};
 
 /// The settings of a program. A field that is `None` was not given.
 ///
-/// A field is declared once: its name is the key, and with dashes the flag. Its comment is the help
-/// text, which ends with the default. `docs/handoffd.toml` gives the reasons.
+/// Each field declares both a key and a flag. The key has the field's name, and the flag has the
+/// same name with dashes. The field's comment is the help text, which ends with the default.
+/// `docs/handoffd-run.toml` explains each setting.
 #[derive(Clone, Debug, Default, Args, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct ProgramSettings {

@@ -9,7 +9,7 @@ use super::kinds::why;
 use super::time::parse_time;
 use super::value::{Expected, Kind};
 
-/// A word of a command, which may be any text.
+/// A word of a command. Any text is valid.
 pub(super) enum ProgramArgument {}
 
 impl Kind for ProgramArgument {

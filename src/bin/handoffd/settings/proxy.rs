@@ -1,5 +1,5 @@
-//! The settings of a proxy: each is a key of a table `[listener.NAME]`, and a flag of the command
-//! `proxy`.
+//! The settings of a proxy. Each is both a key of a table `[listener.NAME]` and a flag of the
+//! command `proxy`.
 
 use std::collections::HashSet;
 
@@ -16,8 +16,9 @@ use super::value::{Given, list, set, value};
 /// The settings of a proxy. A field that is `None` was not given. `relay` and `health` are read
 /// apart from the others, because `serde(flatten)` loses the positions of the values.
 ///
-/// A field is declared once: its name is the key, and with dashes the flag. Its comment is the help
-/// text, which ends with the default. `docs/handoffd.toml` gives the reasons.
+/// Each field declares both a key and a flag. The key has the field's name, and the flag has the
+/// same name with dashes. The field's comment is the help text, which ends with the default.
+/// `docs/handoffd.toml` explains each setting.
 #[derive(Clone, Debug, Default, Args, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct ProxySettings {
@@ -42,7 +43,7 @@ pub(crate) struct ProxySettings {
     pub(super) health: HealthSettings,
 }
 
-/// The settings of a proxy that say how it finds out that an upstream fails.
+/// The settings of a proxy for the detection of failing upstreams.
 #[derive(Clone, Debug, Default, Args, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct HealthSettings {

@@ -13,8 +13,9 @@ use super::value::{Given, list, set, value};
 
 /// The settings of forwarded connections. A field that is `None` was not given.
 ///
-/// A field is declared once: its name is the key, and with dashes the flag. Its comment is the help
-/// text, which ends with the default. `docs/handoffd.toml` gives the reasons.
+/// Each field declares both a key and a flag. The key has the field's name, and the flag has the
+/// same name with dashes. The field's comment is the help text, which ends with the default.
+/// `docs/handoffd.toml` explains each setting.
 #[derive(Clone, Debug, Default, Args, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct RelaySettings {
@@ -114,8 +115,8 @@ impl RelaySettings {
     }
 }
 
-/// Checks that clients from at least one of the networks can reach one of the addresses. If none
-/// can, the setting is a mistake, and the proxy would forward PROXY headers to the upstream as
+/// Checks that clients from at least one of the networks can reach one of the addresses. If none of
+/// them can, the setting is a mistake, and the proxy would forward PROXY headers to the upstream as
 /// data.
 fn check_networks(networks: &[Given<Network>], addresses: &[&Address]) -> Result<(), Mistake> {
     let reach = |network: &Given<Network>| {

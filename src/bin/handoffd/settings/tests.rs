@@ -1,5 +1,5 @@
 //! Tests that flags, the configuration file and the documented example agree, and that every
-//! setting arrives.
+//! setting takes effect.
 
 mod program;
 
@@ -13,7 +13,7 @@ use clap::{Args, Command, Parser};
 /// The documented example of all settings.
 const EXAMPLE: &str = include_str!("../../../../docs/handoffd.toml");
 
-/// A file with every setting, and with another value than the default.
+/// A file that gives every setting a value other than its default.
 const ALL: &str = "\
 ready_timeout = 2
 bake = '3s'
@@ -53,23 +53,23 @@ check_interval = '9s'
 check_timeout = '10s'
 ";
 
-/// The settings that have no flag of the same meaning, because `--listen` gives the address, the
-/// command gives the service, and `--carry` is a setting of the daemon.
+/// The listener settings that have no equivalent flag. `--listen` gives the address, the command
+/// gives the service, and `--carry` is a setting of the daemon.
 const IN_FILE_ONLY: [&str; 3] = ["address", "service", "carry"];
 
 fn parse(text: &str) -> Result<FileSettings, Failure> {
     ConfigFile::of("a.toml".into(), text.into()).parse()
 }
 
-/// Returns everything that settings decide, as text.
+/// Formats everything that the settings determine as text.
 fn described(FileSettings { daemon, listeners, services, program }: FileSettings) -> String {
     let DaemonSettings { workers, log, log_format, metrics, .. } = daemon.clone();
     let config = daemon.into_config(listeners, None);
     format!("{workers:?} {log:?} {log_format:?} {metrics:?} {config:#?} {services:#?} {program:#?}")
 }
 
-/// Returns the example with its commented-out settings enabled: lines with `#` and no space after
-/// it.
+/// Returns the example with its commented-out settings enabled. Such a setting is a line with `#`
+/// and no space after it.
 fn with_all_settings() -> String {
     let uncomment = |line: &str| match line.strip_prefix('#') {
         Some(setting) if setting.starts_with(|letter: char| letter.is_ascii_lowercase()) => {
@@ -80,7 +80,7 @@ fn with_all_settings() -> String {
     EXAMPLE.lines().map(|line| uncomment(line) + "\n").collect()
 }
 
-/// The flags of a kind of settings: the key of each, the flag, and the help text.
+/// Returns the named flags that `T` declares: the key, the flag and the help text of each.
 fn flags<T: Args>() -> Vec<(String, String, String)> {
     let flags = T::augment_args(Command::default());
     let told = flags.get_arguments().map(|flag| {
@@ -102,7 +102,7 @@ fn values(value: &toml::Value) -> Vec<String> {
     }
 }
 
-/// Returns the flags that say the same as the keys of a table of the file.
+/// Converts the keys of a table in the file to the equivalent flags.
 fn as_flags<T: Args>(table: &toml::Table) -> Vec<String> {
     let flags = flags::<T>();
     let flag = |key: &str| flags.iter().find(|(known, ..)| known == key).map(|(_, flag, _)| flag);
@@ -118,7 +118,8 @@ struct ProxyLine {
     flags: ProxyFlags,
 }
 
-/// Every setting of the example arrives, and a flag says the same as the key of the same name.
+/// Every setting of the example takes effect, and a flag has the same effect as the key with the
+/// same name.
 #[test]
 fn flags_and_keys_say_the_same() {
     let table: toml::Table = ALL.parse().unwrap();
@@ -207,7 +208,7 @@ fn documents() -> Vec<(PathBuf, String)> {
     all.map(|path| (path.clone(), fs::read_to_string(path).unwrap())).collect()
 }
 
-/// Returns the blocks of a document in a language, such as `toml`.
+/// Returns the code blocks of a document that are in a given language, such as `toml`.
 fn blocks<'a>(document: &'a str, language: &str) -> Vec<&'a str> {
     let start = format!("```{language}\n");
     let blocks = document.split(start.as_str()).skip(1);

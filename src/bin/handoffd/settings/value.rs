@@ -1,7 +1,8 @@
 //! The value of a setting, from a flag or from a key of the configuration file.
 //!
-//! A kind of value has one parser, so a flag and a key accept the same values. The value also
-//! remembers where it was given, because some mistakes are found only when settings are combined.
+//! Each kind of value has one parser, so a flag and a key accept the same values. A value also
+//! stores the position where it was given, because some mistakes are found only when settings are
+//! combined.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -17,8 +18,8 @@ pub(super) trait Kind {
     /// The noun for such a value in an error message.
     const NOUN: &'static str;
 
-    /// A description of valid values in a file. It is part of the error about a value of another
-    /// type.
+    /// A description of valid values in a file. The error about a value of another type contains
+    /// it.
     const EXPECTED: &'static str;
 
     /// Parses a value that is written as text. Returns `None` if `Self` is not written as text.
@@ -33,13 +34,13 @@ pub(super) trait Kind {
     }
 
     /// Converts a value that is written as true or false. Returns `None` if `Self` is not written
-    /// like this.
+    /// as true or false.
     fn truth(_: bool) -> Option<Self::Value> {
         None
     }
 }
 
-/// What is wrong with a value: a description of the values that are valid.
+/// Error returned for an invalid value. It describes the values that are valid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct Expected(String);
@@ -63,19 +64,19 @@ pub(super) struct Given<K: Kind> {
     pub(super) offset: Option<usize>,
 }
 
-/// Replaces `setting`, usually a default, by the value that is given, if there is one.
+/// Replaces `setting`, usually a default, with the given value, if there is one.
 pub(super) fn set<K: Kind>(setting: &mut K::Value, given: Option<Given<K>>) {
     if let Some(given) = given {
         *setting = given.value;
     }
 }
 
-/// Returns the value that is given, if there is one.
+/// Returns the given value without its position, if there is one.
 pub(super) fn value<K: Kind>(given: Option<Given<K>>) -> Option<K::Value> {
     given.map(|given| given.value)
 }
 
-// These two are not derived, because a derive would require the same of `K`.
+// `Clone` and `Debug` are not derived, because a derive would require that `K` implements them too.
 impl<K: Kind> Clone for Given<K> {
     fn clone(&self) -> Self {
         Self { value: self.value.clone(), offset: self.offset }

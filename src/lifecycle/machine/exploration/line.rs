@@ -15,8 +15,8 @@ use crate::lifecycle::machine::{Birth, Commit, State};
 /// because a failed successor and the next successor have the same generation number.
 pub(super) type Id = usize;
 
-/// The state of the simulated service: all processes that ever lived, the contents of the pid file,
-/// and the process that the service manager regards as the main process.
+/// The state of the simulated service. It consists of all processes that ever lived, the contents
+/// of the pid file, and the process that the service manager regards as the main process.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct ModelLineage {
     pub(super) processes: Vec<ModelProcess>,
@@ -30,17 +30,17 @@ pub(super) struct ModelLineage {
     pub(super) breach: Option<Breach>,
 }
 
-/// How many signals of each kind the exploration sends. It tries every process and every moment for
-/// each of them.
+/// How many signals of each kind the exploration sends. It tries to send each signal to every
+/// process at every moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Fates {
-    /// The number of SIGHUPs, each a reload request.
+    /// How many SIGHUPs to send. Each requests a reload.
     pub(super) hangups: u8,
-    /// The number of SIGTERMs, each a request to stop.
+    /// How many SIGTERMs to send. Each requests a stop.
     pub(super) stops: u8,
-    /// The number of SIGQUITs, each a request to cut all connections.
+    /// How many SIGQUITs to send. Each requests a cut of all connections.
     pub(super) cuts: u8,
-    /// The number of SIGKILLs, each of which kills a process at once.
+    /// How many SIGKILLs to send. Each kills a process at once.
     pub(super) crashes: u8,
 }
 
@@ -67,18 +67,18 @@ pub(super) struct ModelProcess {
     /// How the handoff to this process ended, as its predecessor recorded it. `None` while the
     /// handoff is in progress.
     pub(super) outcome: Option<ModelOutcome>,
-    /// The process that started this process, or `None` for the first process.
+    /// The process that started this one, or `None` for the first process.
     pub(super) parent: Option<Id>,
     /// The predecessor. `None` once it has committed the handoff or has died, or once this process
     /// has released the channel to it.
     pub(super) predecessor: Option<Id>,
-    /// The channels through which this process can send messages to older generations, oldest
+    /// The channels through which this process can send messages to older generations, the oldest
     /// first.
     pub(super) older: Vec<Id>,
     pub(super) successor: Option<ModelSuccessor>,
     pub(super) failure: Option<ModelFailure>,
-    /// The unread messages on the channel of this process. `down` has the messages from the
-    /// predecessor. `up` has the messages to the predecessor, from this process and from later
+    /// The unread messages on the channel of this process. `down` holds messages from the
+    /// predecessor. `up` holds messages to the predecessor, sent by this process or by later
     /// processes with a copy of the channel.
     pub(super) down: VecDeque<Word>,
     pub(super) up: VecDeque<Word>,
@@ -112,8 +112,8 @@ pub(super) enum ModelOutcome {
 pub(super) struct ModelSuccessor {
     pub(super) id: Id,
     pub(super) ready: bool,
-    /// Whether the predecessor has released the successor. It then ignores every message of the
-    /// successor, except a request to cut all connections.
+    /// Whether the predecessor has released the successor. If so, the predecessor ignores every
+    /// message from the successor except a request to cut all connections.
     pub(super) released: bool,
 }
 
@@ -136,8 +136,7 @@ pub(super) enum Word {
     End,
 }
 
-/// A message that a process has received, with its direction: from the predecessor or from the
-/// successor.
+/// A message that a process has received, and where the message came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Heard {
     /// The predecessor has sent the message.
@@ -184,8 +183,8 @@ impl ModelLineage {
         self.processes.iter().enumerate().filter(|(_, process)| process.alive)
     }
 
-    /// Returns whether the parent still holds the far end of `channel`, so that messages on the
-    /// channel are read.
+    /// Returns whether the parent still holds the far end of `channel`, so that it can read
+    /// messages from the channel.
     fn is_open(&self, channel: Id) -> bool {
         let Some(parent) = self.processes[channel].parent else { return false };
         let parent = &self.processes[parent];
@@ -200,7 +199,7 @@ impl ModelLineage {
             .filter(move |process| process.older.contains(&channel))
     }
 
-    /// Returns the next unread message to process `id`, from its predecessor or its successor.
+    /// Returns the next unread message for process `id`, from its predecessor or its successor.
     pub(super) fn next_word(&self, id: Id) -> Option<Heard> {
         let process = &self.processes[id];
         if let Some(&word) = process.down.front() {
@@ -254,8 +253,8 @@ impl ModelLineage {
         self.forget_the_unheard();
     }
 
-    /// Deletes the messages to parents that no longer hold their end of the channel, because no
-    /// process will read these messages.
+    /// Deletes messages to parents that no longer hold their end of the channel, because no process
+    /// will read them.
     pub(super) fn forget_the_unheard(&mut self) {
         for channel in 0..self.processes.len() {
             if !self.is_open(channel) {

@@ -1,10 +1,10 @@
-//! The turns of the model. In a turn, one process handles one event: the model passes the event to
+//! The turns of the model. In a turn, one process handles one event. The model passes the event to
 //! the state machine's function `step`, and performs the actions that `step` returns.
 //!
-//! A signal, a deadline or the start of the accept loops may be handled before an unread message,
-//! because the message may arrive a moment later. The end of a drain is handled only when no
-//! message is unread. Testing the other order would find nothing new, because a process sends no
-//! message when its drain ends.
+//! A process may handle a signal, a deadline or the start of its accept loops before an unread
+//! message. This covers the case that the message arrives a moment later. The end of a drain is
+//! handled only when no message is unread. Testing the other order would find nothing new, because
+//! a process sends no message when its drain ends.
 //!
 //! The model may kill a process between two turns, or between two actions of a turn.
 
@@ -23,8 +23,8 @@ pub(super) enum Cause {
     Hears(Heard),
     /// The process receives a signal that asks for a reload, a stop or a cut.
     Signal(Event),
-    /// The process has an event of its own: its accept loops run, a deadline has passed, or its
-    /// last connection has ended.
+    /// An event inside the process: its accept loops run, a deadline has passed, or its last
+    /// connection has ended.
     Own(Event),
     /// The process cannot start to serve clients. It reports this failure to its predecessor, and
     /// ends.
@@ -50,7 +50,7 @@ impl fmt::Debug for Turn {
 }
 
 impl ModelLineage {
-    /// Returns every step of the simulation that could come next, for all living processes.
+    /// Returns every turn that could come next in the model, for all living processes.
     pub(super) fn turns(&self, setting: &Setting) -> Vec<Turn> {
         let mut turns = Vec::new();
         for (of, _) in self.living() {
@@ -129,8 +129,8 @@ impl ModelLineage {
         line
     }
 
-    /// Returns after how many actions of a turn to test a crash. It leaves out a crash that has the
-    /// same effect as a crash before or after the turn.
+    /// Returns the points in a turn at which to test a crash, each as the number of actions before
+    /// it. Leaves out points where a crash has the same effect as a crash before or after the turn.
     fn fatal_counts(&self, setting: &Setting, of: Id, cause: Cause) -> Vec<usize> {
         let speaks = |action: &Action| match action {
             Action::TellReady

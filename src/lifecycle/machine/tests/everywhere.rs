@@ -61,7 +61,7 @@ fn accepting_begins_and_ends_only_with_an_action() {
     }
 }
 
-/// Returns `states`, and all states that can follow from them after any events.
+/// Returns `states`, and all states that can be reached from them by any sequence of events.
 fn closure(states: &[State]) -> HashSet<State> {
     let mut known: HashSet<State> = states.iter().copied().collect();
     let mut left = states.to_vec();

@@ -1,4 +1,4 @@
-//! Tests of the parser of PROXY headers, and of the headers that the proxy writes.
+//! Tests of the PROXY header parser, and of the headers that the proxy writes.
 
 use super::*;
 
@@ -106,7 +106,8 @@ fn additions_may_fill_the_whole_length() {
     }
 }
 
-/// A header from Nginx is valid although its family is that of the client's address only.
+/// A header is valid if its address family fits at least one of its two addresses, as in headers
+/// from Nginx.
 #[test]
 fn the_two_addresses_of_a_line_may_be_of_two_families() {
     for (line, source, destination) in [
@@ -123,7 +124,7 @@ fn the_two_addresses_of_a_line_may_be_of_two_families() {
     }
 }
 
-/// A malformed header is an error. The parser does not wait for more bytes of it.
+/// The parser rejects a malformed header at once, without waiting for more bytes.
 #[test]
 fn a_malformed_header_is_refused_at_once() {
     let long = [b"PROXY UNKNOWN ".as_slice(), &[b'x'; LONGEST_V1]].concat();

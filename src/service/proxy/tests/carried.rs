@@ -1,5 +1,5 @@
-//! Tests of connections that move from one process to another. Time that a connection uses in one
-//! process counts in the next process. A connection that cannot move does not delay a drain.
+//! Tests of connections that move from one process to another. The time that a connection uses in
+//! one process counts in the next one. A connection that cannot move does not delay a drain.
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -19,8 +19,8 @@ struct Asker {
 }
 
 impl Asker {
-    /// Creates a stand-in for the server, a connection, and the client of the connection. The
-    /// client has a small receive buffer.
+    /// Creates a stand-in for the server, a connection, and the connection's client. The client has
+    /// a small receive buffer.
     async fn new() -> (Self, Connection, TcpStream) {
         let listener = listen().await;
         let client = TcpSocket::new_v4().unwrap();
@@ -53,8 +53,8 @@ async fn poll<F: Future>(future: &mut Pin<&mut F>) -> Poll<F::Output> {
     poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await
 }
 
-/// If a client has used up its waiting time in the old process, it times out in the new process at
-/// once.
+/// If a client has used up its waiting time in the old process, it times out immediately in the new
+/// process.
 #[tokio::test]
 async fn a_carried_client_does_not_get_extra_time() {
     let hour = Duration::from_secs(3600);
@@ -97,7 +97,7 @@ async fn a_carry_does_not_wait_for_a_broken_conversation() {
         _ = &mut serving => panic!("the connection ended early"),
         server = accept(&upstream) => server,
     };
-    // The kernel cannot buffer so many bytes for a client that does not read.
+    // The kernel cannot buffer this many bytes for a client that does not read.
     let all = vec![7; 32_000_000];
     tokio::select! {
         _ = &mut serving => panic!("the connection ended early"),
@@ -130,7 +130,7 @@ async fn a_carry_does_not_wait_for_a_broken_conversation() {
 }
 
 /// If a client moves to a new process while one upstream does not answer, the new process connects
-/// it to the next upstream.
+/// the client to the next upstream.
 #[tokio::test]
 async fn a_client_carried_during_an_attempt_tries_the_next_upstream() {
     let (hole, _queue) = black_hole();
@@ -157,8 +157,8 @@ async fn a_client_carried_during_an_attempt_tries_the_next_upstream() {
     }
 }
 
-/// After a conversation with a half-closed upstream has moved, the upstream notices the end of the
-/// client. This is so even while the old process still has a copy of the upstream's socket.
+/// A conversation moves after its upstream has half-closed. When the client then half-closes, the
+/// upstream notices, even while the old process holds a copy of the upstream's socket.
 #[tokio::test]
 async fn a_half_closed_upstream_receives_the_end_after_a_carry() {
     let upstream = listen().await;

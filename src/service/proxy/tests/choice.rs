@@ -1,5 +1,5 @@
-//! Tests of the choice of an upstream for a client, and of the time that a client waits while no
-//! upstream accepts.
+//! Tests of how the proxy chooses an upstream, and of how long a client waits while no upstream
+//! accepts.
 
 use socket2::SockRef;
 
@@ -19,7 +19,7 @@ async fn round_robin_alternates_between_upstreams() {
     }
 }
 
-/// With the balance least-connections, a new client is connected to the upstream with fewer
+/// With `least-connections` balancing, a new client is connected to the upstream with fewer
 /// connections.
 #[tokio::test]
 async fn the_least_busy_upstream_gets_the_next_client() {
@@ -59,7 +59,7 @@ async fn a_standby_serves_while_the_first_upstream_is_down() {
         (2, 1, 0),
         "it was to be passed over after two"
     );
-    // After its ejection time, the first upstream is again the first that the proxy tries.
+    // After the ejection time, the proxy tries the first upstream first again.
     let back = timeout(DEADLINE, async {
         loop {
             let client = front.connect().await;

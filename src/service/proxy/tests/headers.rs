@@ -70,8 +70,8 @@ async fn a_proxy_that_speaks_for_itself_is_the_client() {
     assert_eq!(read(&mut server, expected.len()).await, expected);
 }
 
-/// The proxy disconnects a trusted sender that sends no valid PROXY header, and connects it to no
-/// upstream.
+/// The proxy disconnects a trusted sender that sends no valid PROXY header, without connecting it
+/// to an upstream.
 #[tokio::test]
 async fn a_trusted_sender_without_a_header_is_disconnected() {
     let upstream = listen().await;
@@ -141,8 +141,8 @@ async fn the_longest_header_is_removed_exactly() {
     }
 }
 
-/// The proxy counts clients with a wrong or a missing PROXY header. It does not count a client that
-/// disconnects without sending a byte.
+/// The proxy counts clients with an invalid or missing PROXY header. It does not count a client
+/// that disconnects without sending a byte.
 #[tokio::test]
 async fn invalid_headers_are_counted() {
     let upstream = listen().await;

@@ -1,5 +1,5 @@
-//! Tests of the proxy's settings with real sockets. The directory `tests/` has the tests of the
-//! whole daemon, with default settings.
+//! Tests of the proxy's settings with real sockets. The directory `tests/` contains the tests of
+//! the whole daemon, with default settings.
 //!
 //! This file contains the common setup: a running proxy, its clients and its upstreams. The
 //! submodules contain the tests.
@@ -65,7 +65,7 @@ struct Front {
 }
 
 impl Front {
-    /// Starts a proxy with these upstreams. `set` changes its default settings first.
+    /// Starts a proxy with these upstreams. `set` changes the default settings first.
     async fn new(upstreams: &[&TcpListener], set: impl FnOnce(&mut ProxyConfig)) -> Self {
         let addresses =
             upstreams.iter().map(|upstream| Address::Tcp(upstream.local_addr().unwrap()));
@@ -78,7 +78,7 @@ impl Front {
         Self::of(Arc::new(Proxy::new(config))).await
     }
 
-    /// Starts to accept clients and to serve them with `proxy`.
+    /// Starts accepting clients and serves them with `proxy`.
     async fn of(proxy: Arc<Proxy>) -> Self {
         let listener = listen().await;
         let address = listener.local_addr().unwrap();
@@ -133,7 +133,7 @@ async fn accept(upstream: &TcpListener) -> TcpStream {
     timeout(DEADLINE, upstream.accept()).await.expect("no connection arrived in time").unwrap().0
 }
 
-/// Returns an address on which nothing listens at present, but on which a test can listen later.
+/// Returns an address on which nothing listens yet. A test can listen on it later.
 async fn nobody() -> SocketAddr {
     listen().await.local_addr().unwrap()
 }
@@ -147,7 +147,8 @@ fn listen_again(address: SocketAddr) -> TcpListener {
     TcpListener::from_std(socket.into()).unwrap()
 }
 
-/// Returns a listener whose backlog is full and that accepts no connection. Connections to it hang.
+/// Returns a listener that accepts nothing, and the sockets that fill its backlog. Further
+/// connection attempts hang.
 fn black_hole() -> (std::net::TcpListener, Vec<Socket>) {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     nix::sys::socket::listen(&listener, Backlog::new(0).unwrap()).unwrap();

@@ -1,4 +1,4 @@
-//! Tests of upstreams that the configuration gives by host name. The tests control the DNS answers.
+//! Tests of upstreams that are configured by host name. The tests control the DNS answers.
 
 use std::sync::Mutex;
 
@@ -23,7 +23,7 @@ impl Answers {
         *self.0.lock().unwrap() = None;
     }
 
-    /// Creates a proxy whose upstream is [`NAME`]. It resolves the name every 5 ms.
+    /// Creates a proxy whose upstream is [`NAME`]. The proxy resolves this name every 5 ms.
     fn proxy(&self, set: impl FnOnce(&mut ProxyConfig)) -> Arc<Proxy> {
         let mut config =
             ProxyConfig::to(crate::config::Upstreams::new(vec![NAME.parse().unwrap()]).unwrap());
@@ -52,7 +52,8 @@ fn watch(proxy: &Arc<Proxy>) -> JoinSet<()> {
     tasks
 }
 
-/// After a DNS change, new clients are connected to the new address. Existing connections stay.
+/// After a DNS change, new clients are connected to the new address. Existing connections stay
+/// open.
 #[tokio::test]
 async fn new_clients_go_where_the_name_leads_and_old_ones_stay() {
     let (old, new, answers) = (listen().await, listen().await, Answers::default());
@@ -99,7 +100,7 @@ async fn a_name_that_does_not_resolve_any_more_keeps_its_addresses() {
     assert_eq!(counters(&front, NAME).unwrap().resolve_failures, 5);
 }
 
-/// An address that is in the old and the new answer keeps its position and its ejection.
+/// An address that is in both the old and the new answer keeps its position and its ejection.
 #[tokio::test]
 async fn an_address_that_stays_keeps_its_place_and_its_failures() {
     let (away, stays, comes, answers) =
@@ -131,7 +132,7 @@ async fn an_address_that_stays_keeps_its_place_and_its_failures() {
     assert_eq!((sums.failed, sums.ejected), (1, 1));
 }
 
-/// If the configuration gives an address that a host name also has, the proxy uses the address only
+/// If a configured address also belongs to a configured host name, the proxy uses the address only
 /// once.
 #[tokio::test]
 async fn an_address_that_is_configured_is_there_once() {

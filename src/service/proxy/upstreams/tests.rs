@@ -10,7 +10,7 @@ fn upstreams(count: usize, balance: Balance, ejection: Ejection) -> UpstreamPool
     UpstreamPool::new(&ProxyConfig { balance, ejection, ..ProxyConfig::to(addresses) })
 }
 
-/// Returns the indexes of the upstreams in the order in which one client would try them.
+/// Returns the indices of the upstreams in the order in which one client would try them.
 fn offered(upstreams: &UpstreamPool) -> Vec<usize> {
     let mut round = upstreams.round();
     while let Some(upstream) = upstreams.choose(&round) {
@@ -56,7 +56,7 @@ fn the_upstream_with_the_fewest_connections_is_first() {
     assert_ne!(first[1], first[2]);
 }
 
-/// With the balance in-order, later upstreams are standbys. The proxy tries a standby first only
+/// With `in-order` balancing, later upstreams are standbys. The proxy tries a standby first only
 /// while all earlier upstreams are ejected.
 #[test]
 fn standbys_are_first_only_while_others_are_ejected() {
@@ -93,7 +93,7 @@ fn consecutive_failures_eject_an_upstream_for_a_while() {
     assert_eq!((offered(&upstreams), at(&upstreams, 0).ejected()), (vec![1], 2));
 }
 
-/// If all upstreams are ejected, the proxy tries first the upstream whose ejection ends first.
+/// If all upstreams are ejected, the proxy starts with the upstream whose ejection ends first.
 #[test]
 fn ejected_upstreams_are_tried_in_order_of_their_return() {
     let upstreams = upstreams(3, Balance::RoundRobin, LONG);

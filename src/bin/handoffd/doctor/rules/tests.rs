@@ -34,7 +34,7 @@ const SHIPPED: [(&str, &str); 20] = [
     ),
 ];
 
-/// Replaces the properties in `changed` in handoffd's own unit file, and returns the problems that
+/// Applies the properties in `changed` to handoffd's own unit file, and returns the problems that
 /// the rules find.
 fn found(systemd: u32, changed: &[(&str, &str)]) -> Vec<(Severity, String)> {
     let properties =
