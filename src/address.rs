@@ -83,7 +83,7 @@ impl FromStr for Address {
         let unix = text.strip_prefix("unix:").unwrap_or(text);
         if unix.starts_with('/') || unix.starts_with('@') {
             if unix.chars().any(char::is_control) {
-                return Err(refuse("a Unix socket's name may not hold control characters"));
+                return Err(refuse("a Unix socket's name may not contain control characters"));
             }
             if unix.len() == 1 {
                 return Err(refuse("a Unix socket needs a name"));

@@ -52,8 +52,8 @@ pub enum Error {
     },
     /// Two listeners cannot listen at the same time, because one address includes the other.
     #[error(
-        "two listeners have overlapping addresses: {address} and {other} ([::] takes IPv4 as \
-        well, tcp6:[::] does not)"
+        "two listeners have overlapping addresses: {address} and {other} ([::] also accepts IPv4, \
+        tcp6:[::] does not)"
     )]
     OverlappingAddresses {
         /// The address of one of the two listeners.
@@ -90,8 +90,8 @@ pub enum Error {
     /// safely change the environment (see getenv(3), "ATTRIBUTES") or fork an init process (see
     /// fork(2)). Either the program called [`crate::Inheritance::take`] too late, or a library has
     /// started a thread.
-    #[error("{threads} threads are running ({}){}, but only one is \
-        allowed", escaped(names), preloaded_by(preloaded.as_ref()))]
+    #[error("the process has {threads} threads ({}){}, but may have only one at \
+        startup", escaped(names), preloaded_by(preloaded.as_ref()))]
     ThreadsRunning {
         /// The number of threads in the process.
         threads: usize,
@@ -103,7 +103,7 @@ pub enum Error {
     },
     /// The program has called [`crate::Inheritance::take`] a second time. A process can take its
     /// inheritance from its parent or predecessor only once.
-    #[error("the inheritance has been taken already")]
+    #[error("the inherited sockets have already been taken: a process can take them only once")]
     AlreadyTaken,
     /// An environment variable of the handoff protocol has an invalid value.
     #[error("bad {variable}={value:?}: {why}")]
@@ -164,7 +164,7 @@ pub enum Error {
         reason: String,
     },
     /// The accept loops were started, but did not begin to accept before the time limit.
-    #[error("the accept loops did not begin to accept within {}", Seconds(*limit))]
+    #[error("the server did not start accepting connections within {}", Seconds(*limit))]
     NotAccepting {
         /// The time limit, as set by `--ready-timeout`.
         limit: Duration,
@@ -270,7 +270,7 @@ pub(crate) enum HandoffFailure {
         source: io::Error,
     },
     /// The successor has reported that it cannot serve.
-    #[error("the successor says: {reason}")]
+    #[error("the successor reported an error: {reason}")]
     Refused {
         /// The reason that the successor has given.
         reason: String,
@@ -295,7 +295,11 @@ pub(crate) enum HandoffFailure {
     },
     /// No successor was started, because the maximum number of generations was already running. The
     /// oldest generation still had connections at the end of the time limit.
-    #[error("an older generation's connections were not taken over within {}", Seconds(*limit))]
+    #[error(
+        "no successor was started: an older generation did not finish moving its connections \
+        within {}",
+        Seconds(*limit)
+    )]
     NotStarted {
         /// The time limit, as set by `--drain-timeout`.
         limit: Duration,
@@ -307,7 +311,7 @@ pub(crate) enum HandoffFailure {
         status: EndStatus,
     },
     /// The successor received a request to stop while it could still be rolled back.
-    #[error("the successor received a stop request while on probation")]
+    #[error("the successor received a stop request before it had taken over")]
     ToldToStop,
     /// The successor has sent an invalid message.
     #[error("the successor sent an invalid message: {why}")]

@@ -118,7 +118,7 @@ impl Notifier {
             Err(error) => {
                 tracing::warn!(
                     event = "notify.failed", reason = %error,
-                    "cannot tell the service manager of the reload: {error}"
+                    "cannot report the reload to the service manager: {error}"
                 )
             }
         }
@@ -191,7 +191,7 @@ impl Notifier {
             Err(error) if delivery == Delivery::Dropped => {
                 tracing::debug!(
                     event = "notify.unheard", %error, text,
-                    "dropped a notification, cannot send it to the service manager: {error}"
+                    "dropped a notification to the service manager: {error}"
                 )
             }
             Err(error) => {

@@ -160,7 +160,9 @@ fn a_carry_refuses_connections_without_free_descriptors() {
     let going = hand_over_in_the_middle(&line, 2, &limit, clients(&line, "web", 60));
     let (taken, refused) = (going.len(), 60 - going.len());
     assert!(taken > 0 && refused > 0, "{taken} were taken");
-    let refusals = line.count(Event::CarryConnectionRefused.mentioning("no descriptors are left"));
+    let refusals = line.count(
+        Event::CarryConnectionRefused.mentioning("the successor has no free file descriptor"),
+    );
     assert_eq!(refusals, refused);
     drop(going);
     // No descriptor of a refused connection is left behind.
@@ -286,10 +288,13 @@ fn a_carry_refuses_connections_with_changed_settings() {
     for (now, why) in [
         (
             format!("{}carry = false\n", echo("web")),
-            "no listener \"web\" takes connections over here",
+            "the successor has no listener \"web\" that takes over connections",
         ),
-        (String::new(), "no listener \"web\" takes connections over here"),
-        (proxy("web", "127.0.0.1:9"), "the format echo/1 is unknown"),
+        (String::new(), "the successor has no listener \"web\" that takes over connections"),
+        (
+            proxy("web", "127.0.0.1:9"),
+            "the proxy cannot read a connection state of the format echo/1",
+        ),
     ] {
         let line = serve(&format!("{CARRY}{}{other}", echo("web")), &[]);
         let (leaving, staying) = (clients(&line, "web", 5), clients(&line, "other", 3));
@@ -312,7 +317,7 @@ fn a_carry_refuses_connections_with_a_changed_upstream() {
             proxy("web", &another.address()),
             format!("{} is no longer an upstream", upstream.address()),
         ),
-        (echo("web"), "the format proxy/1 with 1 descriptors is unknown".to_owned()),
+        (echo("web"), "the echo service cannot read a connection state of the format proxy/1 with 1 descriptors".to_owned()),
     ] {
         let line = serve(&format!("{CARRY}{}", proxy("web", &upstream.address())), &[]);
         let mut pairs: Vec<_> = (0..5).map(|_| pair(&line, &upstream)).collect();

@@ -314,7 +314,7 @@ fn a_packet_with_too_many_descriptors_is_refused() {
     let says = format!("\"peer\":\"{}\",{PLAIN}", ours.peer_addr().unwrap());
     let many: Vec<&dyn AsRawFd> = (0..TOO_MANY).map(|_| &ours as &dyn AsRawFd).collect();
     for _ in 0..10 {
-        predecessor.assert_refused(&says, "no descriptors are left", &many);
+        predecessor.assert_refused(&says, "the successor has no free file descriptor", &many);
     }
     // The successor has closed the descriptors that did arrive.
     assert_eq!(kinds(pid), before);

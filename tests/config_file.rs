@@ -167,12 +167,14 @@ fn a_broken_file_fails_the_reload() {
             "handoffd.toml:2:11: bad address \"nowhere\"",
         ),
         ("[listener.web\n", "handoffd.toml:1:14: "),
-        ("", "handoffd.toml:1:1: there is no listener"),
+        ("", "handoffd.toml:1:1: no listener is configured"),
         ("bake = '8d'", "handoffd.toml:1:8: bad time \"8d\": expected at most 7 days"),
     ] {
         put(line.folder(), broken);
-        line.asked(&["reload"])
-            .names(70, &["the new generation did not take over: the successor says: ", place]);
+        line.asked(&["reload"]).names(
+            70,
+            &["the new generation did not take over: the successor reported an error: ", place],
+        );
         echo(&line.address_of("web"));
     }
     fs::remove_file(line.folder().join("handoffd.toml")).unwrap();
@@ -180,7 +182,7 @@ fn a_broken_file_fails_the_reload() {
     line.wait_for(
         1,
         Event::HandoffFailed.mentioning(
-            "the successor says: handoffd.toml: cannot read the configuration: No such file",
+            "the successor reported an error: handoffd.toml: cannot read the configuration: No such file",
         ),
     );
     echo(&line.address_of("web"));

@@ -19,7 +19,7 @@ fn every_error_has_a_line_and_a_column() {
         // Invalid TOML.
         ("bake", "1:5: key with no value, expected `=`"),
         ("# one\n\nbake = '1s", "3:11: invalid literal string"),
-        ("bake = 1\nbake = 2", "2:1: bake is given twice, expected each once"),
+        ("bake = 1\nbake = 2", "2:1: bake is given twice, expected only once"),
         ("bake = 1\n\n[listener.web]\n[listener.web]\n", "4:11: web is given twice"),
         // Invalid TOML values.
         ("bake = no", "1:8: bad value no: expected text in quotes, a number, true or false"),
@@ -38,7 +38,7 @@ fn every_error_has_a_line_and_a_column() {
             "1:8: invalid value: integer `99999999999999999999`, expected a time",
         ),
         ("bake = “1s”", "1:8: bad value “1s”: expected text in quotes"),
-        ("bake = ", "1:7: there is no value: expected text in quotes"),
+        ("bake = ", "1:7: the value is missing: expected text in quotes"),
         ("bake = \"1s\nready_timeout = 2", "1:11: invalid basic string, expected `\"`"),
         ("bake = \"1\ns\"", "1:10: invalid basic string, expected `\"`"),
         (
@@ -80,18 +80,21 @@ fn every_error_has_a_line_and_a_column() {
         ("metrics = 9100", "1:11: invalid type: integer `9100`, expected an address"),
         (
             &format!("metrics = '@b'\n{}", echo("").replace("web", "metrics")),
-            "1:11: the metrics listener is named",
+            "1:11: another listener is named",
         ),
         (
             &format!("metrics = '@a'\n{}", echo("")),
-            "1:11: the listener \"web\" has the address @a already, expected another",
+            "1:11: the listener \"web\" already has the address @a, expected another",
         ),
         (
             "metrics = '127.0.0.1:80'\n[listener.web]\naddress = '[::]:80'\nservice = 'echo'",
             "1:11: the address 127.0.0.1:80 overlaps with [::]:80 of the listener \"web\", expected another",
         ),
         // Listeners.
-        ("bake = 1\n", "1:1: there is no listener, expected at least one, as in [listener.web]"),
+        (
+            "bake = 1\n",
+            "1:1: no listener is configured, expected at least one, as in [listener.web]",
+        ),
         ("listener = 5", "1:12: not a table, expected a table with the listener's name"),
         (
             "[listener]\naddress = '@a'",
@@ -113,7 +116,7 @@ fn every_error_has_a_line_and_a_column() {
         ),
         (
             "[listener.'ä b']\naddress = '@a'",
-            "1:11: bad listener name \"ä b\": a name is printable ASCII",
+            "1:11: bad listener name \"ä b\": a name may have only printable ASCII",
         ),
         (
             "[listener.control]\n",
@@ -126,13 +129,13 @@ fn every_error_has_a_line_and_a_column() {
         (&echo("max_connections = 0"), "4:19: bad count 0: expected a whole number, 1 or higher"),
         (
             &echo("  balance = 'in-order'"),
-            "4:13: balance is a setting of a proxy, expected service = \"proxy\"",
+            "4:13: balance is a setting of a proxy, allowed only with service = \"proxy\"",
         ),
         (&echo("\neject_for = 1\nlifetime = 1"), "5:13: eject_for is a setting of a proxy"),
         (&echo("upstream = ['@b']"), "4:1: unknown field `upstream`, expected one of `address`"),
         (
             &echo("[listener.api]\naddress = '@a'\nservice = 'echo'"),
-            "5:11: the listener \"web\" has the address @a already, expected another",
+            "5:11: the listener \"web\" already has the address @a, expected another",
         ),
         (
             "[listener.web]\naddress = '0.0.0.0:80'\nservice = 'echo'\n[listener.api]\naddress = '127.0.0.1:80'",
@@ -141,12 +144,12 @@ fn every_error_has_a_line_and_a_column() {
         // Proxies.
         (
             "[listener.web]\naddress = '[::]:80'\nservice = 'proxy'\nupstreams = ['@b', '127.0.0.1:80']",
-            "4:20: the upstream 127.0.0.1:80 leads back to the listener \"web\", expected another upstream",
+            "4:20: the upstream 127.0.0.1:80 leads back to the listener \"web\": connections would loop forever",
         ),
         (
             "[listener.web]\naddress = '@a'\nservice = 'proxy'\nupstreams = ['@b']\n\
              [listener.api]\naddress = '@b'\nservice = 'proxy'\nupstreams = ['@a']",
-            "8:14: the upstream @a leads back to the listener \"web\", expected another upstream",
+            "8:14: the upstream @a leads back to the listener \"web\": connections would loop forever",
         ),
         (
             "[listener.web]\naddress = '@a'\nservice = 'proxy'\n",
@@ -170,11 +173,11 @@ fn every_error_has_a_line_and_a_column() {
         ),
         (
             "[listener.web]\naddress = '@a'\nservice = 'proxy'\nupstreams = ['tcp6:[::1]:1']",
-            "4:14: bad address \"tcp6:[::1]:1\": tcp6: is for listeners",
+            "4:14: bad address \"tcp6:[::1]:1\": tcp6: is only for listeners",
         ),
         (
             "[listener.web]\naddress = '@a'\nservice = 'proxy'\nupstreams = ['@b', '@c', '@b']",
-            "4:26: the upstream @b is given twice, expected each once",
+            "4:26: the upstream @b is given twice, expected only once",
         ),
         (
             &proxied("balance = 'fair'"),
@@ -197,7 +200,7 @@ fn every_error_has_a_line_and_a_column() {
         ),
         (
             &proxied("proxy_header_timeout = 1"),
-            "5:24: proxy_header_timeout has no effect alone, expected accept_proxy",
+            "5:24: proxy_header_timeout has no effect on its own, expected accept_proxy",
         ),
         (
             &proxied("keep_alive = '10h'"),
@@ -210,7 +213,7 @@ fn every_error_has_a_line_and_a_column() {
         ),
         (
             &proxied("check_timeout = 1"),
-            "5:17: check_timeout has no effect alone, expected check_interval",
+            "5:17: check_timeout has no effect on its own, expected check_interval",
         ),
     ];
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();

@@ -65,7 +65,7 @@ fn a_successor_that_dies_in_the_bake_is_a_rollback() {
         })
         .pid;
     signal(second, Signal::SIGTERM);
-    reload.wait().names(76, &["stop request while on probation"]);
+    reload.wait().names(76, &["stop request before it had taken over"]);
     line.assert_serves();
 }
 
@@ -75,7 +75,7 @@ fn a_second_reload_is_told_to_try_again() {
     let mut gate = Gate::before_successor(&line, "\"$@\"");
     let first = line.ask(&["reload"]);
     gate.wait(&line);
-    line.asked(&["reload"]).names(75, &["a handoff is under way"]);
+    line.asked(&["reload"]).names(75, &["another handoff is in progress"]);
     gate.open();
     first.wait().well();
     assert_eq!(line.count(Event::HandoffStarted), 1);

@@ -33,7 +33,8 @@ fn an_abandoned_reload_is_not_carried_out_later() {
     let line = Line::serve_controlled(&["--bake", "0"]);
     freeze(line.first_pid());
     let began = Instant::now();
-    line.asked(&["reload", "--timeout", "1s"]).names(75, &[OUT_OF_TIME, "no answer in time on"]);
+    line.asked(&["reload", "--timeout", "1s"])
+        .names(75, &[OUT_OF_TIME, "the daemon did not answer in time on"]);
     assert!(
         began.elapsed() < Duration::from_secs(8),
         "the client did not time out by its own clock: {:?}",
@@ -94,7 +95,7 @@ fn a_slow_daemon_does_not_delay_the_client_beyond_its_timeout() {
             let _ = (&client).read(&mut [0; 1024]);
         }
     });
-    reload.wait().names(75, &[OUT_OF_TIME, "no answer in time on"]);
+    reload.wait().names(75, &[OUT_OF_TIME, "the daemon did not answer in time on"]);
     dripping.join().unwrap();
 }
 

@@ -136,9 +136,9 @@ fn only_listening_stream_sockets_are_adopted() {
         ("a datagram socket", UnixDatagram::unbound().unwrap().into()),
         ("does not listen", socket(AddressFamily::Inet, SockType::Stream, ours, None).unwrap()),
         ("does not listen", socket(AddressFamily::Unix, SockType::Stream, ours, None).unwrap()),
-        ("a socket of another type", packets()),
+        ("a socket of an unsupported type", packets()),
         (
-            "a socket of another type",
+            "a socket of an unsupported type",
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, ours).unwrap().0,
         ),
     ];
@@ -157,7 +157,9 @@ fn a_listening_seqpacket_socket_is_refused() {
         socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
     bind(std::os::fd::AsRawFd::as_raw_fd(&packets), &UnixAddr::new_unnamed()).unwrap();
     listen(&packets, Backlog::MAXCONN).unwrap();
-    Parent::passing([packets]).refused(&[]).names(78, &["descriptor 3", "unnamed", "another type"]);
+    Parent::passing([packets])
+        .refused(&[])
+        .names(78, &["descriptor 3", "unnamed", "unsupported type"]);
 }
 
 #[test]
@@ -165,7 +167,7 @@ fn too_few_or_too_many_names_are_refused() {
     for (names, count) in [("one", "1"), ("", "1"), ("one:two:three", "3"), ("one:two:", "3")] {
         let (first, second) = (listener().0, listener().0);
         let parent = Parent::passing([first.into(), second.into()]).saying("LISTEN_FDNAMES", names);
-        let expected = format!("it names {count} descriptors, and LISTEN_FDS says 2");
+        let expected = format!("it names {count} descriptors, but LISTEN_FDS says 2");
         parent.refused(&[]).names(78, &["LISTEN_FDNAMES", &format!("{names:?}"), &expected]);
     }
 }

@@ -84,20 +84,23 @@ fn a_successor_reports_its_configuration_error() {
         &line,
         &[
             (
-                "the successor says: unexpected argument '--bad-flag'",
+                "the successor reported an error: unexpected argument '--bad-flag'",
                 &script(r#"exec "$REAL" "$@" --bad-flag"#),
             ),
-            ("the successor says: bad address", &script(r#"exec "$REAL" --listen here"#)),
             (
-                "the successor says: cannot listen on 203.0.113.1:9 (far): Cannot assign requested address",
+                "the successor reported an error: bad address",
+                &script(r#"exec "$REAL" --listen here"#),
+            ),
+            (
+                "the successor reported an error: cannot listen on 203.0.113.1:9 (far): Cannot assign requested address",
                 &script(r#"exec "$REAL" "$@" --listen far=203.0.113.1:9"#),
             ),
-            ("the successor says: cannot write the pid file", &|line| {
+            ("the successor reported an error: cannot write the pid file", &|line| {
                 fs::rename(run(line), line.folder().join("away")).unwrap();
                 line.put_real();
             }),
             // The old generation still finds the file at its path once the file is restored.
-            ("the successor says: inherited descriptor 3", &|line| {
+            ("the successor reported an error: inherited descriptor 3", &|line| {
                 fs::rename(line.folder().join("away"), run(line)).unwrap();
                 line.put_script(r#"exec "$REAL" "$@" 3</dev/null"#);
             }),

@@ -98,7 +98,7 @@ fn an_init_with_a_library_thread_is_rejected() {
         command.args(arguments).env("LD_PRELOAD", &library);
         Refusal::of(command)
     };
-    let words = ["2 threads are running", "of-the-library", "LD_PRELOAD=", "library.so"];
+    let words = ["the process has 2 threads", "of-the-library", "LD_PRELOAD=", "library.so"];
     run(&["--init", "--listen", "127.0.0.1:0"]).names(78, &words);
     run(&["check", "--init", "--listen", "127.0.0.1:0"]).names(78, &words);
     // Without an init the threads are allowed, and `check` succeeds.

@@ -26,7 +26,7 @@ fn a_program_that_stops_answering_is_started_again() {
     let line = run_watched(&manager, 4000);
     signal(started(&line, 1), Signal::SIGSTOP);
     line.wait_for(1, Event::ProgramRestarting);
-    assert!(line.text().contains("the program stopped answering its watchdog"), "{}", line.text());
+    assert!(line.text().contains("it stopped answering its watchdog"), "{}", line.text());
     started(&line, 2);
     line.assert_serves();
 }
@@ -59,7 +59,7 @@ fn a_wrapper_may_name_the_main_process() {
     assert_eq!(shown, main.to_string(), "{table}");
     signal(main, Signal::SIGKILL);
     line.wait_for(1, Event::ProgramRestarting);
-    assert!(line.text().contains("the program ended, with SIGKILL"), "{}", line.text());
+    assert!(line.text().contains("it ended with SIGKILL"), "{}", line.text());
     line.wait_for_count(2, Event::ProgramMainProcess);
     line.assert_serves();
     line.signal(1, Signal::SIGTERM);

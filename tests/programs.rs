@@ -108,7 +108,7 @@ fn a_program_that_fails_to_start_fails_the_reload() {
     for (script, reason) in [
         (
             "echo no database >&2; exit 3",
-            "ended before it was ready, with exit code 3; it wrote: no database",
+            "ended before it was ready, with exit code 3; last output: no database",
         ),
         ("kill -SEGV $$", "ended before it was ready, with SIGSEGV"),
     ] {
@@ -136,7 +136,7 @@ fn a_program_that_dies_in_the_bake_is_rolled_back() {
         line.folder(),
         &format!("{REAL} \"$@\" & sleep 0.5; echo out of memory >&2; kill $!; exit 9"),
     );
-    line.asked(&["reload"]).names(76, &["ended, with exit code 9; it wrote: out of memory"]);
+    line.asked(&["reload"]).names(76, &["ended with exit code 9; last output: out of memory"]);
     line.assert_serves();
 }
 
@@ -158,7 +158,7 @@ fn without_restart_the_generation_ends_with_its_program() {
     let line = run_app(&good(), &["--restart", "never"], &PRIVATE);
     signal(started(&line, 1), Signal::SIGKILL);
     assert_eq!(line.exit_code(1), 128 + 9);
-    assert!(line.text().contains("the program ended, with SIGKILL"), "{}", line.text());
+    assert!(line.text().contains("ended with SIGKILL"), "{}", line.text());
 }
 
 /// A program that ignores the stop signal is killed with all its children.
@@ -261,7 +261,7 @@ fn a_ready_program_is_checked_again() {
     let reload = line.ask(&["reload"]);
     line.wait_for(2, Event::ProgramReady);
     fs::remove_file(line.folder().join("well")).unwrap();
-    reload.wait().names(76, &["the program failed its check"]);
+    reload.wait().names(76, &["the program failed its health check"]);
     line.assert_serves();
 }
 

@@ -208,7 +208,7 @@ fn a_client_that_leaves_while_waiting_is_released() {
     client.reset();
     let (ending, error) = ending(&line);
     assert_eq!(ending, "broken");
-    assert!(line.text().contains("went away"), "{error}");
+    assert!(line.text().contains("the client disconnected"), "{error}");
     assert!(
         since.elapsed() < Duration::from_secs(5),
         "the proxy kept waiting for a client that had left"

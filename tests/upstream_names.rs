@@ -190,7 +190,7 @@ fn check_needs_no_name_server() {
     for (upstream, code, said) in [
         ("no-such-host.invalid:9000", 0, ""),
         ("no-such-host.invalid", 78, "expected IP:PORT, [IPV6]:PORT, HOST:PORT, /PATH or @NAME"),
-        ("127.0.0:9000", 78, "a host name does not end in a number"),
+        ("127.0.0:9000", 78, "a host name may not end in a number"),
     ] {
         let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         put(folder.path(), &configuration(&format!("['{upstream}']")));

@@ -84,7 +84,8 @@ impl Incoming {
         tracing::warn!(
             event = "carry.message_invalid",
             reason = why,
-            "invalid packet from the predecessor, accepting no more connections: {why}"
+            "received an invalid packet from the predecessor, which must drain its remaining \
+            connections itself: {why}"
         );
         Arrival::End
     }
@@ -116,13 +117,13 @@ fn arrived(head: PacketHead, bytes: Vec<u8>, rights: Rights) -> Arrival {
     let damaged = |why: &str| Arrival::Damaged { id: head.id, why: why.to_owned() };
     let mut descriptors = match rights {
         Rights::All(descriptors) => descriptors,
-        Rights::Truncated => return damaged("no descriptors are left"),
+        Rights::Truncated => return damaged("the successor has no free file descriptor"),
     };
     // A reserved descriptor number means that this process is short of file descriptors. Refuse the
     // connection, because the reserve is for other purposes. The predecessor then drains the
     // connection.
     if descriptors.iter().any(sys::reserve::is_reserved) {
-        return damaged("no descriptors are left");
+        return damaged("the successor has no free file descriptor");
     }
     if descriptors.is_empty() {
         return damaged("the packet has no socket");

@@ -154,7 +154,8 @@ impl Outgoing {
                 let OutgoingConnection { listener, peer, .. } = outgoing_connection;
                 tracing::warn!(
                     event = "carry.send_failed", listener, %peer, reason = %error,
-                    "cannot send a connection to the successor: {error}"
+                    "cannot move a client connection to the successor, draining it here instead: \
+                    {error}"
                 );
                 Verdict::Refused(error.to_string())
             }
@@ -205,7 +206,8 @@ impl Outgoing {
                 Err(error) => {
                     tracing::error!(
                         event = "carry.answer_failed", reason = %error,
-                        "cannot read the successor's answers: {error}"
+                        "cannot read which client connections the successor has taken over, \
+                        moving no more to it: {error}"
                     );
                     // Stop sending connections. Tasks that wait for an answer continue to wait,
                     // because the successor may already serve their connections.
@@ -217,7 +219,7 @@ impl Outgoing {
             tracing::warn!(
                 event = "carry.answer_invalid",
                 reason = why,
-                "invalid answer from the successor: {why}"
+                "ignored an invalid answer from the successor about a client connection: {why}"
             );
         }
         // Close first, so that later calls to `hand_over` return at once. The next line then wakes

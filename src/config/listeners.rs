@@ -195,7 +195,9 @@ impl FromStr for ListenerName {
             return refuse("this name is reserved for the control socket");
         }
         if !text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b':' && byte != b'=') {
-            return refuse("a name is printable ASCII without spaces, colons and equals signs");
+            return refuse(
+                "a name may have only printable ASCII without spaces, colons and equals signs",
+            );
         }
         Ok(Self(text.to_owned()))
     }

@@ -86,7 +86,7 @@ impl FromStr for UpstreamTarget {
                 Err(refuse("an upstream cannot have port 0"))
             }
             Ok(Address::Tcp6Only(_)) => {
-                Err(refuse("tcp6: is for listeners; an upstream is [IPV6]:PORT"))
+                Err(refuse("tcp6: is only for listeners; write an upstream as [IPV6]:PORT"))
             }
             Ok(address) => Ok(Self::Address(address)),
             Err(error) if is_address && !text.starts_with('[') => Err(error),
@@ -117,14 +117,14 @@ fn host(text: &str) -> Result<HostPort, &'static str> {
         is_plain && !label.is_empty() && !label.starts_with('-') && !label.ends_with('-')
     };
     if !labels.split('.').all(is_label) {
-        return Err("a host name has letters, digits, hyphens and dots (others as xn--)");
+        return Err("a host name has only letters, digits, hyphens and dots (others as xn--)");
     }
     // Refuse numbers such as `127.1` and `0x7f000001`. A resolver would read them as addresses, but
     // they are probably typing mistakes.
     let last = labels.rsplit('.').next().unwrap_or_default();
     if last.bytes().all(|byte| byte.is_ascii_digit()) || last.to_ascii_lowercase().starts_with("0x")
     {
-        return Err("a host name does not end in a number");
+        return Err("a host name may not end in a number");
     }
     Ok(HostPort { name: name.to_ascii_lowercase(), port })
 }

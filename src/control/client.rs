@@ -97,7 +97,9 @@ impl Control {
             }
             if Instant::now() >= deadline {
                 return Err(ControlError::TryAgain {
-                    reason: "the active generation changes too often to answer".into(),
+                    reason:
+                        "another generation became active each time before the request was answered"
+                            .into(),
                 });
             }
         }
@@ -139,7 +141,7 @@ impl Control {
     }
 
     pub(super) fn no_answer(&self) -> String {
-        format!("no answer in time on {}", printable(&self.path))
+        format!("the daemon did not answer in time on {}", printable(&self.path))
     }
 
     pub(super) fn broke_off(&self) -> ControlError {
@@ -152,7 +154,7 @@ impl Control {
     pub(super) fn unexpected(&self, reply: &Reply) -> ControlError {
         let Reply::Refused { why, reason } = reply else {
             let reason = format!(
-                "{} sent an answer that does not fit the request: {reply:?}",
+                "the daemon on {} sent an answer that does not match the request: {reply:?}",
                 printable(&self.path)
             );
             return ControlError::Denied { reason: one_line(&reason) };

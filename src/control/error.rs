@@ -11,7 +11,7 @@ use crate::text::printable;
 #[non_exhaustive]
 pub enum ControlError {
     /// No daemon answers on the control socket, or the control socket does not exist.
-    #[error("no daemon answers on {}: {source}", printable(path))]
+    #[error("no daemon answers on the control socket {}: {source}", printable(path))]
     NobodyAnswers {
         /// The path of the control socket.
         path: PathBuf,
@@ -33,13 +33,13 @@ pub enum ControlError {
         reason: String,
     },
     /// The daemon cannot carry out the request now, or did not finish it within the given time.
-    #[error("try again: {reason}")]
+    #[error("temporary failure, try again: {reason}")]
     TryAgain {
         /// Why the daemon cannot carry out the request now.
         reason: String,
     },
     /// The daemon refuses this request, or refuses all requests of this user.
-    #[error("refused: {reason}")]
+    #[error("the request failed: {reason}")]
     Denied {
         /// The reason for the refusal.
         reason: String,

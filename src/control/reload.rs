@@ -185,7 +185,7 @@ impl Control {
                 }
                 Ok(status) => {
                     let reason = format!(
-                        "{died}, and generation {} serves, not {successor}",
+                        "{died}, and generation {} serves instead of {successor}",
                         status.serving
                     );
                     return Err(ControlError::HandoffFailed { reason });

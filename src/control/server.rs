@@ -75,7 +75,7 @@ impl Answer {
         if self.replies.try_send(reply).is_err() {
             tracing::debug!(
                 event = "control.client_gone",
-                "cannot reply to a control request: the client has gone"
+                "cannot reply to a control request: the client has disconnected"
             );
         }
     }
@@ -151,7 +151,7 @@ async fn accept(listener: Listener, ask: mpsc::Sender<(Request, Answer)>, client
             Err(error) => {
                 tracing::debug!(
                     event = "control.peer_unknown", %error,
-                    "cannot determine the user of a control connection"
+                    "cannot determine the user of a control client, closing its connection: {error}"
                 );
                 continue;
             }
@@ -173,7 +173,7 @@ async fn accept(listener: Listener, ask: mpsc::Sender<(Request, Answer)>, client
                 if let Err(error) = converse(stream, user, seat, ask).await {
                     tracing::debug!(
                         event = "control.conversation_failed", %error,
-                        "a control connection failed"
+                        "cannot read from or write to a control client: {error}"
                     );
                 }
             });
@@ -181,7 +181,7 @@ async fn accept(listener: Listener, ask: mpsc::Sender<(Request, Answer)>, client
             let (why, reason) = match user {
                 User::Stranger(user) => (Refusal::Denied, denied(user)),
                 User::Root | User::Owner => {
-                    (Refusal::TryAgain, "too many control requests are under way".to_owned())
+                    (Refusal::TryAgain, "too many control requests are in progress".to_owned())
                 }
             };
             refuse_at_once(&stream, &Reply::Refused { why, reason });
@@ -200,7 +200,10 @@ async fn watch(listener: Listener) -> WatchedListener {
         match WatchedListener::new(listener.clone()) {
             Ok(acceptor) => {
                 if has_failed {
-                    tracing::info!(event = "control.open", "the control socket is open");
+                    tracing::info!(
+                        event = "control.open",
+                        "opened the control socket after earlier failures"
+                    );
                 }
                 return acceptor;
             }

@@ -119,7 +119,8 @@ impl Channel {
             Err(error) => {
                 tracing::warn!(
                     event = "process.unwatched", pid, reason = %error,
-                    "cannot watch the peer process: {error}"
+                    "cannot watch the process of another generation, so it cannot be signalled: \
+                    {error}"
                 );
                 ChannelPeer::Unknown
             }
@@ -225,7 +226,7 @@ impl Channel {
                     event = "message.unknown",
                     version,
                     kind,
-                    "received a message of an unknown kind or version: answered unknown"
+                    "ignored a message of an unknown kind or version from another generation"
                 );
                 let _ = self.send(&Message::Unknown { kind });
                 continue;

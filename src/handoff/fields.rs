@@ -29,12 +29,13 @@ pub(super) struct Fields<'a>(VecDeque<(&'a str, &'a str)>);
 
 impl<'a> Fields<'a> {
     pub(super) fn read(text: &'a str) -> Result<Self, Malformed> {
-        let whole = text
-            .strip_suffix('\n')
-            .ok_or_else(|| Malformed::from(format!("an incomplete message: {}", excerpt(text))))?;
+        let whole = text.strip_suffix('\n').ok_or_else(|| {
+            Malformed::from(format!("the message is incomplete: {}", excerpt(text)))
+        })?;
         let fields = whole.split('\n').map(|line| {
-            line.split_once('=')
-                .ok_or_else(|| Malformed::from(format!("no equals sign: {}", excerpt(line))))
+            line.split_once('=').ok_or_else(|| {
+                Malformed::from(format!("a line has no equals sign: {}", excerpt(line)))
+            })
         });
         fields.collect::<Result<_, _>>().map(Self)
     }
@@ -45,7 +46,7 @@ impl<'a> Fields<'a> {
     }
 
     pub(super) fn text(&mut self, key: &str) -> Result<&'a str, Malformed> {
-        self.take(key).ok_or_else(|| Malformed::from(format!("no {key}")))
+        self.take(key).ok_or_else(|| Malformed::from(format!("the line {key}= is missing")))
     }
 
     pub(super) fn number<N: std::str::FromStr>(&mut self, key: &str) -> Result<N, Malformed> {

@@ -240,13 +240,13 @@ fn take_from_predecessor(
         Ok(Received::Message(Message::Hello(hello))) => hello,
         Ok(Received::Message(Message::Unrecognised { version, .. })) => {
             return Err(wrong(format!(
-                "it uses version {version} of the protocol, and this program uses {VERSION}"
+                "it uses version {version} of the handoff protocol, this program uses {VERSION}"
             )));
         }
         Ok(other) => {
-            return Err(wrong(format!("expected a hello on the channel, found {other:?}")));
+            return Err(wrong(format!("expected a hello message, received {other:?}")));
         }
-        Err(error) => return Err(wrong(format!("no hello on the channel: {error}"))),
+        Err(error) => return Err(wrong(format!("cannot receive its hello message: {error}"))),
     };
     let generation = ordinal(environment)?;
     check_descriptors(&hello, descriptors.len(), sys::fd::number(channel))?;
@@ -276,7 +276,7 @@ pub(super) fn check_descriptors(hello: &Hello, count: usize, channel: RawFd) -> 
     for descriptor in hello.draining.iter().map(|(_, descriptor)| *descriptor).chain(hello.init) {
         if is_passed(count, descriptor) || !taken.insert(descriptor) {
             return Err(Error::Predecessor {
-                why: format!("descriptor {descriptor} is passed twice"),
+                why: format!("file descriptor {descriptor} is passed twice"),
             });
         }
     }

@@ -217,7 +217,7 @@ impl Message {
     /// Returns a text that says why the packet is not a valid message.
     pub(crate) fn decode(packet: &[u8]) -> Result<Self, Malformed> {
         let text = std::str::from_utf8(packet)
-            .map_err(|_| format!("{} bytes that are not text", packet.len()))?;
+            .map_err(|_| format!("its {} bytes are not valid text", packet.len()))?;
         let mut fields = Fields::read(text)?;
         let version = fields.number("VERSION")?;
         let kind = fields.text("KIND")?;

@@ -78,7 +78,8 @@ impl Older {
                 let why = one_line(&why);
                 tracing::warn!(
                     event = "message.invalid", from = %self.generation, why,
-                    "an older generation sent an invalid message: ignoring it from now on"
+                    "an older generation sent an invalid message, ignoring that generation from \
+                    now on: {why}"
                 );
                 Taken::End(self.role)
             }
@@ -119,7 +120,7 @@ impl Older {
         if let Err(error) = self.channel.send(message) {
             tracing::debug!(
                 event = "generation.unreachable", to = %self.generation, ?message, %error,
-                "cannot send a message to an older generation"
+                "cannot send a message to an older generation: {error}"
             );
         }
     }

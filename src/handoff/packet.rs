@@ -48,7 +48,9 @@ pub(super) fn take_packet(
     let Attached { rights, sender } = attached;
     let received = match packet {
         Packet::End => Received::End,
-        Packet::Truncated => Received::Garbage(format!("a packet of more than {PACKET_MAX} bytes")),
+        Packet::Truncated => {
+            Received::Garbage(format!("the packet has more than {PACKET_MAX} bytes"))
+        }
         Packet::Whole(length) => match (Message::decode(&buffer[..length]), rights) {
             (Ok(Message::File), rights) => read_file(rights),
             (Ok(message), Rights::All(mut descriptors)) if descriptors.len() == 1 => {
@@ -68,17 +70,20 @@ pub(super) fn take_packet(
 /// and passed the descriptor of that file.
 fn read_file(rights: Rights) -> Received {
     let Rights::All(mut descriptors) = rights else {
-        return Received::Garbage("no room for the descriptor of a long message".to_owned());
+        return Received::Garbage("no free file descriptor to receive a long message".to_owned());
     };
     if descriptors.len() != 1 {
-        return Received::Garbage(format!("a long message with {} descriptors", descriptors.len()));
+        return Received::Garbage(format!(
+            "a long message came with {} descriptors, not one",
+            descriptors.len()
+        ));
     }
     let read = sys::memory_file::read(descriptors.remove(0), FILE_MAX);
     match read
-        .map_err(|error| Malformed::from(format!("a long message: {error}")))
+        .map_err(|error| Malformed::from(format!("cannot read a long message: {error}")))
         .and_then(|text| Message::decode(&text))
     {
-        Ok(Message::File) => Received::Garbage("a long message within a long message".to_owned()),
+        Ok(Message::File) => Received::Garbage("a long message contains a long message".to_owned()),
         Ok(message) => Received::Message(message),
         Err(why) => Received::Garbage(why.to_string()),
     }

@@ -103,7 +103,7 @@ pub(super) fn identities(
         0 => names(environment, count)?,
         named if named == count => hello.names.iter().cloned().map(Some).collect(),
         named => {
-            let why = format!("it names {named} descriptors, and {LISTEN_FDS} says {count}");
+            let why = format!("it names {named} descriptors, but {LISTEN_FDS} says {count}");
             return Err(Error::Predecessor { why });
         }
     };
@@ -129,7 +129,7 @@ fn names(environment: &Environment, count: usize) -> Result<Vec<Option<String>>,
     let Some(value) = environment.get(LISTEN_FDNAMES) else { return Ok(vec![None; count]) };
     let text = value.to_str().ok_or_else(|| bad(LISTEN_FDNAMES, value, "expected text"))?;
     if text.chars().any(char::is_control) {
-        return Err(bad(LISTEN_FDNAMES, value, "a name may not hold control characters"));
+        return Err(bad(LISTEN_FDNAMES, value, "a name may not contain control characters"));
     }
     let names: Vec<_> = text
         .split(':')
@@ -141,7 +141,7 @@ fn names(environment: &Environment, count: usize) -> Result<Vec<Option<String>>,
         Err(bad(
             LISTEN_FDNAMES,
             value,
-            format!("it names {} descriptors, and {LISTEN_FDS} says {count}", names.len()),
+            format!("it names {} descriptors, but {LISTEN_FDS} says {count}", names.len()),
         ))
     }
 }

@@ -181,7 +181,8 @@ impl Predecessors {
         for older in &left[..excess] {
             tracing::warn!(
                 event = "drain.cut_short", generation_cut = %older.generation,
-                "told the oldest generation to cut its drain short: too many generations"
+                "told the oldest generation to cut its remaining connections: max_generations is \
+                exceeded"
             );
             older.tell(&Message::Cut);
         }

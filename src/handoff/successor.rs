@@ -105,7 +105,7 @@ impl Successor {
         if let Err(error) = spec.slot.clear() {
             tracing::warn!(
                 event = "successor.close_failed", reason = %error,
-                "cannot close the successor's end of the channel: {error}"
+                "cannot close this process's copy of the successor's socket, continuing: {error}"
             );
         }
         started?;
@@ -201,7 +201,8 @@ impl Successor {
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
                 tracing::error!(
                     event = "carry.unavailable", reason = %error,
-                    "cannot carry connections: {error}"
+                    "cannot offer client connections to the successor, draining them here \
+                    instead: {error}"
                 );
                 None
             }
@@ -231,13 +232,13 @@ impl Successor {
             Some(Ok(())) => {
                 tracing::debug!(
                     event = "successor.signalled", successor_pid = pid, %signal,
-                    "sent a signal to the successor"
+                    "sent {signal} to the successor"
                 )
             }
             Some(Err(error)) => {
                 tracing::debug!(
                     event = "successor.ended", successor_pid = pid, %signal, %error,
-                    "cannot send a signal to the successor: it has already ended"
+                    "cannot send {signal} to the successor: {error}"
                 );
             }
             None => {}
@@ -262,7 +263,7 @@ impl Successor {
         if let Err(error) = self.channel.send(message) {
             tracing::debug!(
                 event = "successor.unreachable", ?message, %error,
-                "cannot send a message to the successor"
+                "cannot send a message to the successor: {error}"
             );
         }
     }

@@ -143,8 +143,8 @@ impl<P: DataPlane> Driver<P> {
                 None => tracing::warn!(
                     event = "store.refused", listener = %listener.name(),
                     address = listener.address(),
-                    "cannot store a socket with the service manager: its name and address are too \
-                    long"
+                    "the service manager cannot keep a listening socket across a crash: its name \
+                    and address are too long"
                 ),
             }
         }

@@ -105,7 +105,8 @@ impl<P: DataPlane> Driver<P> {
                     if !has_failed {
                         tracing::error!(
                             event = "accept.resume_failed", reason = %error,
-                            "cannot accept again, retrying: {error}"
+                            "the successor died, but this generation cannot accept connections \
+                            again yet, retrying: {error}"
                         );
                     }
                     has_failed = true;
@@ -116,7 +117,7 @@ impl<P: DataPlane> Driver<P> {
                     accepted?;
                     tracing::warn!(
                         event = "generation.resumed",
-                        "generation {} is accepting again",
+                        "the successor died, so generation {} accepts connections again",
                         self.process.generation
                     );
                     return Ok(());
@@ -146,7 +147,8 @@ impl<P: DataPlane> Driver<P> {
                 event = "drain.outlived",
                 connections,
                 generations,
-                "connections or older generations remain after the cut: timed out waiting for them"
+                "stopped waiting for connections or older generations that did not end after they \
+                were cut"
             );
         }
     }

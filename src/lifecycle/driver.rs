@@ -194,7 +194,7 @@ impl<P: DataPlane> Driver<P> {
             tracing::debug!(
                 event = "generation.step", input = ?event, from = before.name(),
                 to = state.name(), ?actions,
-                "state machine step"
+                "handled the lifecycle event {event:?}"
             );
             if event == Event::ReloadRequested && actions.is_empty() {
                 log_reload_without_effect(state);

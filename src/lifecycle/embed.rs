@@ -186,7 +186,7 @@ impl Serving {
     /// socket cannot be registered for events.
     pub fn acceptor(&self, name: &str) -> Result<Acceptor, Error> {
         let acceptor = net::WatchedListener::new(self.listeners.get(name)?.clone())
-            .map_err(Error::system("watch a listener"))?;
+            .map_err(Error::system("register a listener for events"))?;
         let (awaiting_first_byte, open) =
             (self.handle.awaiting_first_byte.clone(), self.handle.open.clone());
         let accepting = Some(awaiting_first_byte.token());
@@ -207,7 +207,8 @@ impl Serving {
     /// process has no file descriptor left.
     pub fn listener(&self, name: &str) -> Result<TcpListener, Error> {
         let copy = self.listeners.get(name)?.try_clone();
-        copy.map(TcpListener::from).map_err(Error::system("copy a listener's descriptor"))
+        copy.map(TcpListener::from)
+            .map_err(Error::system("duplicate the file descriptor of a listener"))
     }
 
     /// Waits until the server must stop accepting connections, because a successor has taken over

@@ -104,8 +104,8 @@ impl<P: DataPlane> Driver<P> {
             self.handoff.get_or_insert_default().stage = Stage::Delayed(until);
             tracing::info!(
                 event = "handoff.delayed",
-                "handoff delayed: connections are still being carried and max_generations is \
-                reached"
+                "the handoff is delayed: an older generation is still moving connections here, \
+                and max_generations is reached"
             );
         } else {
             self.launch_successor();
@@ -200,7 +200,11 @@ impl<P: DataPlane> Driver<P> {
         let Some(mut handoff) = self.handoff.take() else { return };
         let successor = self.process.generation.next();
         // If this generation is no longer the active one, the successor had already taken over.
-        let when = if self.head.is_some() { "failed" } else { "failed after the commit" };
+        let when = if self.head.is_some() {
+            "failed"
+        } else {
+            "failed after the successor had taken over"
+        };
         tracing::error!(
             event = "handoff.failed", %successor, reason = %failure,
             "the handoff {when}: {failure}"
@@ -265,7 +269,7 @@ impl<P: DataPlane> Driver<P> {
         if lost > 0 {
             tracing::error!(
                 event = "carry.lost", %successor, lost,
-                "up to {lost} connections that the successor had taken over are lost"
+                "lost up to {lost} client connections that the successor had taken over"
             );
         }
     }

@@ -99,7 +99,8 @@ impl<P: DataPlane> Driver<P> {
                 tracing::warn!(
                     event = "carry.unknown_format",
                     version,
-                    "the predecessor keeps its connections: it carries them in an unknown format"
+                    "cannot take over client connections, which the predecessor drains instead: \
+                    it uses the unknown format version {version}"
                 );
                 None
             }
@@ -107,7 +108,8 @@ impl<P: DataPlane> Driver<P> {
                 if let Err(error) = self.plane.take_over(channel) {
                     tracing::error!(
                         event = "carry.unavailable", reason = %error,
-                        "the predecessor keeps its connections: cannot take them over: {error}"
+                        "cannot take over client connections, which the predecessor drains \
+                        instead: {error}"
                     );
                 }
                 None
@@ -162,7 +164,7 @@ impl<P: DataPlane> Driver<P> {
             // Treat `Cut` as a protocol violation if the successor has not taken over yet. If this
             // generation ended now, no active generation would be left.
             SuccessorEvent::Cut => {
-                let why = "it asked to cut a drain before it had taken over".to_owned();
+                let why = "it asked this generation to cut, but had not taken over".to_owned();
                 Some(HandoffFailure::Garbage { why }.into())
             }
             SuccessorEvent::Asked => {
@@ -186,7 +188,7 @@ impl<P: DataPlane> Driver<P> {
     /// successor was the main process, so the service manager ends the whole service and starts it
     /// again.
     async fn leave_restart_to_manager(&mut self, failure: HandoffFailure) {
-        let what = "the successor died; leaving the restart to the service manager";
+        let what = "the successor died, and the service manager restarts the service";
         tracing::error!(
             event = "successor.died", reason = %failure,
             "{what}: {failure}"

@@ -102,7 +102,7 @@ impl PidFile {
             Ok(()) => tracing::info!(
                 event = "pid_file.written",
                 failures,
-                "wrote the pid file after failures: it names process {pid}"
+                "wrote the pid file after {failures} failed attempts: it now contains {pid}"
             ),
             Err(error) if error.to_string() != reason => log_failure(&error),
             Err(_) => {}
@@ -202,7 +202,7 @@ fn named(path: &Path) -> io::Result<Option<u32>> {
     }
     if kind.is_symlink() {
         return Err(io::Error::other(
-            "not a regular file, but a symbolic link: name the file itself",
+            "not a regular file but a symbolic link; give the path of the file itself",
         ));
     }
     // Refuse devices and other special files, because a rename over /dev/null would remove it for
@@ -218,7 +218,7 @@ fn named(path: &Path) -> io::Result<Option<u32>> {
     let is_number = bytes.len() as u64 <= LONGEST && text.iter().all(u8::is_ascii_digit);
     if !is_number {
         return Err(io::Error::other(
-            "it contains something other than a pid, and is not replaced",
+            "it contains something other than a pid, so it is not replaced",
         ));
     }
     Ok(std::str::from_utf8(text).ok().and_then(|text| text.parse().ok()))
@@ -238,7 +238,7 @@ fn remove_stale_drafts(pid_file: &Path) {
             let removed = fs::remove_file(&path).is_ok();
             tracing::debug!(
                 event = "pid_file.draft_removed", path = %path.display(), removed,
-                "found a temporary pid file: its process has ended"
+                "found a temporary pid file of a process that has ended"
             );
         }
     }

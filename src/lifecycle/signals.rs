@@ -82,7 +82,7 @@ impl Signals {
             never = std::future::poll_fn(|context| log_strays(stray, context)) => match never {},
             else => std::future::pending().await,
         };
-        tracing::debug!(event = "signal.received", signal, "signal received");
+        tracing::debug!(event = "signal.received", signal, "received {signal}");
         event
     }
 }
@@ -102,7 +102,7 @@ fn log_strays(
             tracing::warn!(
                 event = "signal.ignored",
                 signal,
-                "signal ignored: {signal} has no effect"
+                "ignored {signal}: the daemon does not use this signal"
             );
         }
     }
@@ -123,14 +123,20 @@ pub(super) fn log_reload_without_effect(state: State) {
         | State::Baking { .. } => {
             tracing::info!(
                 event = "reload.pending",
-                "reload delayed: waiting for the current start or handoff"
+                "the reload is delayed: waiting for the current start or handoff to finish"
             );
         }
         State::Retiring { .. } => {
-            tracing::warn!(event = "reload.ignored", "reload ignored: a newer generation serves")
+            tracing::warn!(
+                event = "reload.ignored",
+                "ignored a reload request: a newer generation is serving"
+            )
         }
         State::Stopping => {
-            tracing::warn!(event = "reload.ignored", "reload ignored: the service is stopping")
+            tracing::warn!(
+                event = "reload.ignored",
+                "ignored a reload request: the service is stopping"
+            )
         }
         State::Serving | State::Stopped => {}
     }

@@ -75,7 +75,7 @@ impl<P: DataPlane> Driver<P> {
             tracing::info!(
                 event = "generation.accepting",
                 listeners,
-                "generation {} is accepting",
+                "generation {} is accepting connections",
                 self.process.generation
             );
             Event::Live.into()
@@ -107,7 +107,7 @@ impl<P: DataPlane> Driver<P> {
             State::Retiring { .. } | State::Stopping | State::Stopped => {
                 tracing::error!(
                     event = "worker.died", reason = %error,
-                    "connections were lost with a worker: {error}"
+                    "lost the connections of a worker thread, draining all others: {error}"
                 );
                 self.liveness.death = Some(error);
                 return Ok(());

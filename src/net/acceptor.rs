@@ -89,7 +89,7 @@ impl WatchedListener {
                 Err(error) if is_the_peers_affair(&error) => {
                     tracing::debug!(
                         event = "connection.aborted", listener = %self.listener.name(), %error,
-                        "a connection was aborted before it was accepted: {error}"
+                        "a client aborted its connection before it was accepted: {error}"
                     );
                 }
                 Err(error) => {
@@ -132,7 +132,8 @@ pub(crate) fn pending(listener: &Listener) -> impl Iterator<Item = (Stream, Peer
             let listener = listener.name();
             tracing::error!(
                 event = "listener.backlog_lost", %listener, reason = %error,
-                "lost the remaining connections in the backlog of {listener}: {error}"
+                "cannot accept the last clients in the backlog of {listener}, resetting them: \
+                {error}"
             );
             None
         }

@@ -87,7 +87,8 @@ impl Drop for SharedPort<'_> {
             if let Err(error) = socket.share_port(false) {
                 tracing::warn!(
                     event = "socket.port_shared", reason = %error,
-                    "cannot clear SO_REUSEPORT ({socket}): {error}"
+                    "cannot clear SO_REUSEPORT of {socket}, so other sockets may share its port: \
+                    {error}"
                 );
             }
         }

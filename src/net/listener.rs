@@ -69,7 +69,8 @@ impl Accepted {
                 let listener = listener.name();
                 tracing::error!(
                     event = "connection.unwatched", %listener, reason = %error,
-                    "lost a connection on {listener}, cannot register it with the runtime: {error}"
+                    "closed a new client connection on {listener}, because it cannot be watched \
+                    for events: {error}"
                 );
                 None
             }
@@ -154,7 +155,8 @@ impl Listener {
             self.socket.set_nonblocking(true)?;
             tracing::warn!(
                 event = "listener.blocking", listener = %self.name,
-                "another process made the listener blocking: made it non-blocking again"
+                "another process set the listening socket to blocking mode: it is non-blocking \
+                again"
             );
         }
         Ok(())
@@ -189,7 +191,8 @@ impl Listener {
             let (listener, address) = (self.name(), self.address());
             tracing::warn!(
                 event = "listener.divert_failed", %listener, address, reason = %error,
-                "cannot divert new clients from {address}, handshakes may be reset: {error}"
+                "cannot keep new clients away from the closing socket on {address}, so some may \
+                be reset: {error}"
             );
         }
     }
@@ -199,7 +202,7 @@ impl Listener {
         if let Err(error) = self.socket.set_reuse_port(false) {
             tracing::debug!(
                 event = "listener.port_shared", listener = %self.name, %error,
-                "cannot clear SO_REUSEPORT: {error}"
+                "cannot clear SO_REUSEPORT, so other sockets may share the port: {error}"
             );
         }
     }
@@ -217,7 +220,7 @@ impl Listener {
                     tracing::warn!(
                         event = "socket.unlink_failed", listener = %self.name,
                         path = %path.display(), reason = %error,
-                        "cannot unlink the socket: {error}"
+                        "cannot remove the path of a Unix socket: {error}"
                     );
                 }
                 Ok(()) | Err(_) => {}

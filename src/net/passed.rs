@@ -60,7 +60,7 @@ impl Passed {
             (Ok(_), Ok(Type::STREAM)) => {
                 return refuse(name, "a stream socket of an unsupported address family");
             }
-            _ => return refuse(name, "a socket of another type"),
+            _ => return refuse(name, "a socket of an unsupported type"),
         }
         match socket.is_listener() {
             Ok(true) => {}
@@ -152,11 +152,7 @@ impl Passed {
 impl fmt::Display for Passed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (name, address) = (self.name.as_deref().unwrap_or("unnamed"), self.address());
-        write!(
-            f,
-            "the passed socket {name:?} (descriptor {}) listens on {address}",
-            self.descriptor
-        )
+        write!(f, "the passed socket {name:?} on {address} (descriptor {})", self.descriptor)
     }
 }
 

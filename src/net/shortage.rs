@@ -38,13 +38,13 @@ impl Shortage {
         if *state == ShortageState::Reported {
             tracing::error!(
                 event = "accept.failed", listener, reason = %error,
-                "cannot accept on {listener}, retrying: {error}"
+                "cannot accept clients on {listener}, retrying: {error}"
             );
         } else {
             tracing::debug!(
                 event = "accept.failed_too",
                 listener,
-                "cannot accept on this listener either: {error}"
+                "cannot accept clients on {listener} either: {error}"
             );
         }
         true
@@ -55,7 +55,11 @@ impl Shortage {
     pub(super) fn end(&self, listener: &str) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if std::mem::take(&mut *state) == ShortageState::Reported {
-            tracing::info!(event = "accept.resumed", listener, "accepting again");
+            tracing::info!(
+                event = "accept.resumed",
+                listener,
+                "accepting clients on {listener} again"
+            );
         }
     }
 }

@@ -94,7 +94,7 @@ fn lock_folder(path: &Path) -> Option<Flock<File>> {
     let say = |error: &io::Error| {
         tracing::warn!(
             event = "socket.lock_failed", %folder, reason = %error,
-            "cannot lock {folder}, continuing without the lock: {error}"
+            "cannot lock the directory {folder}, continuing without the lock: {error}"
         )
     };
     locked.inspect_err(say).ok()

@@ -102,7 +102,7 @@ impl Stream {
         if socket.r#type()? != Type::STREAM || (peer == Peer::Unix && !is_unix) {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
-                "it is not a stream socket of its address family",
+                "the passed descriptor is not a stream socket of the expected address family",
             ));
         }
         // Make the socket non-blocking, because the other process may have made it blocking. A

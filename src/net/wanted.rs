@@ -72,9 +72,9 @@ pub(super) fn name_obstacle(error: Error, want: &Address, unclaimed: &[Passed]) 
     let source = match unclaimed.iter().find(in_the_way) {
         // Return an error without an errno, which marks it as a configuration error. Only a change
         // to the configuration can help.
-        Some(socket) if source.kind() == io::ErrorKind::AddrInUse => {
-            io::Error::other(format!("{source}: {socket}, but no listener uses it"))
-        }
+        Some(socket) if source.kind() == io::ErrorKind::AddrInUse => io::Error::other(format!(
+            "{source}: {socket} uses it, but no listener is configured for it"
+        )),
         _ => source,
     };
     Error::Bind { name, address, source }

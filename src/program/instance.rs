@@ -128,7 +128,7 @@ impl Instance {
                         event = "program.ended",
                         instance = self.number,
                         reason = what,
-                        "the program {what}"
+                        "not starting the program again, because its generation drains: it {what}"
                     ),
                 }
             }
@@ -162,7 +162,7 @@ impl Instance {
             instance = self.number,
             pause = seconds,
             reason,
-            "the program {reason}; starting it again in {seconds} s"
+            "starting the program again in {seconds} s: it {reason}"
         );
         self.state.send_replace(InstanceState::Restarting);
         let _ = timeout(pause, self.orders.wait_for(|order| !order.runs())).await;
@@ -250,7 +250,7 @@ impl Instance {
                 }
                 () = &mut failed_check, if is_ready => {
                     running.kill().await;
-                    return Lived::failed("failed its check".to_owned());
+                    return Lived::failed("failed its health check and was killed".to_owned());
                 }
                 () = until(silent_at) => {
                     return self.abort(running).await;
@@ -271,14 +271,14 @@ impl Instance {
         let how = running.described(status).await;
         // Nothing that the program leaves behind may accept clients or hold its port.
         running.kill().await;
-        let when = if is_ready { "" } else { " before it was ready" };
+        let when = if is_ready { "" } else { " before it was ready," };
         let hint = match status {
             Some(status) if status.success() && !is_ready => {
                 "; it must stay in the foreground, or name its process with MAINPID="
             }
             Some(_) | None => "",
         };
-        let what = format!("ended{when}, {how}{hint}");
+        let what = format!("ended{when} {how}{hint}");
         Lived::Failed(ProgramFailure { what, code: status.and_then(exit_code) })
     }
 
@@ -306,8 +306,8 @@ impl Instance {
             tracing::warn!(
                 event = "program.ready_guessed",
                 instance = self.number,
-                "the program has not said that it is ready: this is a guess, because it is alive. \
-                Let it send READY=1, or choose another sign with --ready"
+                "the program has not reported that it is ready, assuming so because it is still \
+                running: make it send READY=1, or set --ready"
             );
         }
         self.state.send_replace(InstanceState::Ready(by));
@@ -318,7 +318,7 @@ impl Instance {
         let (pid, signal) = (running.pid(), self.config.stop_signal);
         tracing::info!(
             event = "program.stopping", instance = self.number, program_pid = pid, %signal,
-            "telling the program to stop: {signal}"
+            "stopping the program with {signal}"
         );
         self.state.send_replace(InstanceState::Stopping);
         self.facts().forget_watchdog();

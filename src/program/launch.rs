@@ -175,7 +175,7 @@ impl ProgramLaunch<'_> {
 /// Returns the variables of the environment file, if there is one.
 fn of_file(config: &ProgramConfig) -> Result<ProgramEnvironment, Error> {
     let Some(file) = &config.environment_file else { return Ok(ProgramEnvironment::new()) };
-    let what = || format!("its environment file {}", file.display());
+    let what = || format!("the program with the environment file {}", file.display());
     let read = environment::read(file).map_err(|source| not_started(what(), source))?;
     Ok(read.into_iter().map(|(name, value)| (name.into(), value.into())).collect())
 }
@@ -186,8 +186,8 @@ fn check_ready_descriptor(config: &ProgramConfig, listeners: usize) -> Result<()
     let first_free = usize::from(FIRST_LISTENER) + listeners;
     if config.attach.inherits() && usize::from(number) < first_free {
         let value = format!("descriptor:{number}");
-        let why = "expected a number above those of the listeners, which begin with 3";
-        return Err(Error::Setting { setting: "sign", value, why });
+        let why = "expected a number above the descriptors of the listeners, which begin with 3";
+        return Err(Error::Setting { setting: "ready condition", value, why });
     }
     Ok(())
 }
@@ -205,7 +205,8 @@ pub fn check(config: &ProgramConfig, listeners: &Listeners) -> Result<(), Error>
     let directory = config.working_directory.as_deref();
     if let Some(directory) = directory {
         let entered = eaccess(directory, AccessFlags::X_OK).map_err(io::Error::from);
-        entered.map_err(|source| not_started(directory.display().to_string(), source))?;
+        let what = || format!("the program in the directory {}", directory.display());
+        entered.map_err(|source| not_started(what(), source))?;
     }
     let asked = if let Some(Ready::Command(command)) = &config.ready { &command[..] } else { &[] };
     for program in config.command.iter().take(1).chain(asked.iter().take(1)) {

@@ -75,7 +75,7 @@ impl NotifySocket {
                     }
                     tracing::debug!(
                         event = "program.notification_ignored",
-                        "ignored a notification of a process that does not belong to the program"
+                        "ignored a notification from a process that does not belong to the program"
                     );
                 }
                 Ok(_) => {}

@@ -31,7 +31,11 @@ impl LastWords {
     pub(super) fn quoted(&self) -> String {
         let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let lines: Vec<_> = lines.iter().map(String::as_str).collect();
-        if lines.is_empty() { String::new() } else { format!("; it wrote: {}", lines.join(" | ")) }
+        if lines.is_empty() {
+            String::new()
+        } else {
+            format!("; last output: {}", lines.join(" | "))
+        }
     }
 
     /// Passes on everything that arrives on `pipe`. Uses a separate thread, because writing to
@@ -123,7 +127,7 @@ mod tests {
         assert_eq!(
             words.quoted(),
             format!(
-                "; it wrote: line 4{escaped} | line 5{escaped} | line 6{escaped} | \
+                "; last output: line 4{escaped} | line 5{escaped} | line 6{escaped} | \
                  line 7{escaped} | no end"
             )
         );

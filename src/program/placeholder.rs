@@ -80,13 +80,13 @@ impl<'a> Placeholder<'a> {
         };
         let name = match self {
             Self::Fd(_) if !attach.inherits() => {
-                return refuse("fd", "expected a program that inherits the listeners");
+                return refuse("fd", "available only for a program that inherits the listeners");
             }
             Self::Port if !matches!(attach, Attach::PrivatePort | Attach::Detect) => {
-                return refuse("port", "expected a program with a private port");
+                return refuse("port", "available only for a program with a private port");
             }
             Self::Socket if attach != Attach::PrivateSocket => {
-                return refuse("socket", "expected a program with a private socket");
+                return refuse("socket", "available only for a program with a private socket");
             }
             Self::Port | Self::Socket | Self::Generation | Self::Instance => return Ok(0),
             Self::Fd(name) | Self::Address(name) => name,
@@ -99,7 +99,10 @@ impl<'a> Placeholder<'a> {
             None if names.len() == 1 => Ok(0),
             None => {
                 let word = if matches!(self, Self::Fd(_)) { "fd" } else { "address" };
-                refuse(word, "expected a name, as in {fd:web}: there is not exactly one listener")
+                refuse(
+                    word,
+                    "expected a name, as in {fd:web}, unless there is exactly one listener",
+                )
             }
         }
     }

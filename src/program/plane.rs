@@ -105,10 +105,10 @@ impl<S: Service> ProgramPlane<S> {
         (service, other_names): (S, Vec<ListenerName>),
     ) -> Result<Self, Error> {
         let folder = Folder::create(host.runtime_directory)
-            .map_err(Error::system("create a folder for the program's sockets"))?;
+            .map_err(Error::system("create a directory for the program's sockets"))?;
         let address = |instance| private::address(program.attach, &folder, instance);
         let private = (0..program.instances.get()).map(address).collect::<Result<Vec<_>, _>>();
-        let private = private.map_err(Error::system("find a private address"))?;
+        let private = private.map_err(Error::system("find a private address for the program"))?;
         let proxy =
             if program.attach.is_private() { Some(proxy(&program, &private)?) } else { None };
         let service = ProgramService::new(proxy, service, other_names.clone(), private.clone());

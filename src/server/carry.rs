@@ -27,7 +27,8 @@ pub(super) fn outgoing(channel: OwnedFd) -> Option<Arc<Outgoing>> {
         Err(error) => {
             tracing::error!(
                 event = "carry.unavailable", reason = %error,
-                "cannot carry connections to the successor: {error}"
+                "cannot move client connections to the successor, draining them here instead: \
+                {error}"
             );
             None
         }
@@ -65,8 +66,8 @@ impl<S: Service> CarryPlane for Server<S> {
     }
 
     fn take_over(&mut self, channel: OwnedFd) -> Result<(), Error> {
-        let incoming =
-            Incoming::new(channel).map_err(Error::system("watch the predecessor's connections"))?;
+        let incoming = Incoming::new(channel)
+            .map_err(Error::system("receive connections from the predecessor"))?;
         let names = self.names.iter().filter(|name| self.on_drain(name) == OnDrain::Carry);
         let names: Vec<_> = names.cloned().collect();
         let slots = names.iter().map(|name| (name.to_string(), self.slot(name, OnDrain::Carry)));

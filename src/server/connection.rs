@@ -144,7 +144,7 @@ impl<S: Service> ConnectionTask<S> {
         let carry = carry.as_mut().and_then(|carry| carry.request().was_asked().then_some(carry));
         let (Some(carry), Some(parcel)) = (carry, connection.detached_state()) else {
             return Some(ConnectionEnd::Broken(io::Error::other(
-                "the service detached the connection without a request to carry it",
+                "the service detached a connection that it was not asked to move",
             )));
         };
         let leaving = context.leaving.token();
@@ -165,7 +165,8 @@ impl<S: Service> ConnectionTask<S> {
                 let (listener, peer) = (connection.listener(), connection.peer());
                 tracing::debug!(
                     event = "carry.connection_declined", listener, %peer, reason = why,
-                    "the successor refused a connection, which stays here: {why}"
+                    "the successor did not take over a client connection, draining it here \
+                    instead: {why}"
                 );
                 entry.count(|events| events.counters.refused += 1);
                 carry.refused();
@@ -199,6 +200,6 @@ fn report(connection: &Connection, slot: &ConnectionSlot, end: &ConnectionEnd) {
         event = "connection.ended", listener = connection.listener(), peer = %connection.peer(),
         received = connection.stream.received(), sent = connection.stream.sent(), late,
         seconds = slot.age().as_secs_f64(), ending, error = error.map(tracing::field::display),
-        "connection ended"
+        "a client connection ended"
     );
 }

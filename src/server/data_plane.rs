@@ -56,7 +56,7 @@ impl<S: Service> DataPlane for Server<S> {
             let (mut loops, stop) = (Vec::new(), CancellationToken::new());
             for (listener, slot) in listeners.iter().zip(&slots) {
                 let acceptor = WatchedListener::new(listener.clone())
-                    .map_err(Error::system("watch a listener"))?;
+                    .map_err(Error::system("register a listener for events"))?;
                 // Make room for two heartbeats: the first one, which `started` waits for, and one
                 // that the watchdog requests.
                 let (heart, beats) = mpsc::channel(2);
@@ -107,7 +107,8 @@ impl<S: Service> DataPlane for Server<S> {
             tracing::error!(
                 event = "worker.hung",
                 workers,
-                "{workers} workers hang and have not stopped accepting: continuing without them"
+                "{workers} worker threads hang and have not stopped accepting: continuing without \
+                them"
             );
             self.loops.detach_all();
         }

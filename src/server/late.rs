@@ -46,7 +46,8 @@ impl<S: Service> Latecomers<S> {
                 let listener = self.listener.name();
                 tracing::warn!(
                     event = "listener.backlog_unwatched", %listener, reason = %error,
-                    "cannot wait for the last clients of {listener}: {error}"
+                    "cannot wait for the last clients of {listener}, accepting them when it \
+                    closes: {error}"
                 );
                 tokio::select! {
                     () = self.stop.cancelled() => {}

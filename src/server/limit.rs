@@ -130,7 +130,7 @@ impl ConnectionLimit {
         drop(permits);
         tracing::debug!(
             event = "listener.full", listener = %self.listener,
-            "the listener is full: new clients wait until a connection ends"
+            "max_connections is reached: new clients wait until a connection ends"
         );
     }
 

@@ -82,7 +82,8 @@ impl<S: Service> TakingOver<S> {
                 // process did not take the connection.
                 tracing::error!(
                     event = "carry.answer_failed", reason = %error,
-                    "cannot answer the predecessor, accepting no more connections: {error}"
+                    "cannot reply to the predecessor, which must drain its remaining connections \
+                    itself: {error}"
                 );
                 break;
             }
@@ -118,7 +119,8 @@ impl<S: Service> TakingOver<S> {
                 tracing::debug!(
                     event = "carry.connection_refused",
                     reason = %why,
-                    "refused a connection from the predecessor: {why}"
+                    "did not take over a client connection, which the predecessor drains instead: \
+                    {why}"
                 );
                 self.incoming.answer(id, CarryAnswer::Refused(why.to_string())).await
             }
@@ -142,7 +144,7 @@ impl<S: Service> TakingOver<S> {
     ) -> Result<PreparedConnection<'_, S>, Declined> {
         let slot = self.slots.get(&head.listener);
         let slot = slot.ok_or_else(|| {
-            format!("no listener {:?} takes connections over here", head.listener)
+            format!("the successor has no listener {:?} that takes over connections", head.listener)
         })?;
         self.context.service.accepts(&slot.name, &parcel)?;
         let permit = match &slot.limit {

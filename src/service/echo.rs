@@ -70,7 +70,8 @@ impl Service for Echo {
             Ok(())
         } else {
             Err(format!(
-                "the format {} with {} descriptors is unknown",
+                "the echo service cannot read a connection state of the format {} with {} \
+                descriptors",
                 parcel.format,
                 parcel.descriptors.len()
             )

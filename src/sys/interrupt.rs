@@ -81,7 +81,7 @@ fn register() -> io::Result<Arc<Mark>> {
 fn not_watched(error: io::Error) {
     tracing::warn!(
         event = "accept.uninterruptible", reason = %error,
-        "cannot watch for a blocking accept: {error}"
+        "cannot interrupt accept calls that block, so a blocking socket may stop a worker: {error}"
     );
 }
 
@@ -126,7 +126,7 @@ fn interrupt(thread: libc::pid_t) {
     if let Err(error) = Errno::result(done) {
         tracing::debug!(
             event = "accept.interrupt_failed", thread, %error,
-            "cannot interrupt a blocked thread: {error}"
+            "cannot interrupt a blocked accept call in thread {thread}: {error}"
         );
     }
 }

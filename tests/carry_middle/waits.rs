@@ -48,7 +48,7 @@ fn a_handoff_stops_waiting_for_a_hanging_generation() {
         Scene::set(Kind::Echo, SOME, &["--max-generations", "2", "--drain-timeout", "1s"]);
     let successor = scene.take();
     scene.line.put_real();
-    scene.line.asked(&["reload"]).names(75, &["connections were not taken over within 1 s"]);
+    scene.line.asked(&["reload"]).names(75, &["did not finish moving its connections within 1 s"]);
     let status = scene.line.asked(&["status"]).well();
     assert!(status.contains("last handoff: generation 3 timed out"), "{status}");
     assert_eq!(scene.line.count(Event::HandoffStarted), 1);

@@ -31,6 +31,7 @@ use nix::sys::signal::Signal;
 use support::{Event, Line, free_port};
 
 /// Returns how many times each program is replaced.
+#[expect(clippy::disallowed_methods, reason = "the caller of the tests chooses it")]
 fn handoffs() -> u64 {
     std::env::var("HANDOFFS").map_or(50, |count| count.parse().unwrap())
 }

@@ -20,7 +20,7 @@ const ILLS: [(&str, &str, i32); 16] = [
     ("TimeoutStopSec=20", "risks   TimeoutStopSec=20s: ", 0),
     (
         "ExecStartPre=true\nExecStartPre=-true",
-        "risks   ExecStartPre=: systemd repeats a command that fails here",
+        "risks   ExecStartPre=: if this command fails, systemd runs it again",
         0,
     ),
     ("OOMPolicy=stop", "risks   OOMPolicy=stop: ", 0),
@@ -30,7 +30,11 @@ const ILLS: [(&str, &str, i32); 16] = [
         "breaks  RestrictAddressFamilies=AF_INET: ",
         78,
     ),
-    ("SystemCallFilter=~execve", "breaks  SystemCallFilter=: a generation needs execve ", 78),
+    (
+        "SystemCallFilter=~execve",
+        "breaks  SystemCallFilter=: a generation cannot start its successor without execve; ",
+        78,
+    ),
     ("PrivateUsers=yes", "risks   PrivateUsers=yes: ", 0),
     (
         "ExecStart=\nExecStart=/usr/local/bin/handoffd --init",
@@ -46,7 +50,7 @@ pub(crate) fn the_doctor_names_what_breaks_a_handoff(system: System) {
         let said = lab.run(words).well();
         assert!(said.starts_with("handoffd.service under systemd 2"), "{said}");
         assert!(
-            said.trim_end().ends_with(": 0 settings that break a handoff, 0 that risk one"),
+            said.trim_end().ends_with(": 0 settings that break a handoff, 0 that might break one"),
             "{said}"
         );
     }

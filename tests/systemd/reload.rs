@@ -150,7 +150,7 @@ pub(crate) fn the_second_of_two_concurrent_reloads_must_be_retried(system: Syste
     lab.systemctl(&["start", "handoffd.socket", "handoffd.service"]).well();
     let first = lab.start(&[PROGRAM, "reload"]);
     lab.wait("a successor", |lab| lab.status()["generations"].as_array().unwrap().len() == 2);
-    lab.run(&[PROGRAM, "reload"]).names(75, &["a handoff is under way"]);
+    lab.run(&[PROGRAM, "reload"]).names(75, &["another handoff is in progress"]);
     // systemd's own reload fails as well: the running handoff notifies only the first caller.
     let reload = lab.systemctl(&["reload", "handoffd.service"]);
     assert_eq!(reload.code, 1, "{reload:?}");

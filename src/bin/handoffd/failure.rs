@@ -45,7 +45,7 @@ pub(crate) enum Failure {
     },
     /// All upstreams of a proxy are host names, and none of these names resolves. If there is a
     /// predecessor, it keeps serving with the addresses that it knows.
-    #[error("a proxy has no upstream address: none of its host names resolves")]
+    #[error("a proxy has no upstream to connect to: none of its host names resolves")]
     Unresolved,
     /// A systemd unit has settings that break a handoff. The `doctor` command has already printed
     /// each of these settings.

@@ -175,7 +175,7 @@ fn raise_descriptor_limit() {
                 event = "limit.unchanged",
                 soft,
                 hard,
-                "cannot raise the soft limit of open files to the hard limit"
+                "cannot raise the soft limit on open files to the hard limit, keeping it at {soft}"
             );
         }
     }
@@ -202,7 +202,7 @@ fn make_room_for_descriptors() {
 fn fail(error: &Failure) -> ExitCode {
     if tracing::enabled!(tracing::Level::ERROR) {
         let why = one_line(&error.to_string());
-        tracing::error!(event = "process.failed", reason = why, "cannot serve: {why}");
+        tracing::error!(event = "process.failed", reason = why, "exiting with an error: {why}");
         return error.exit_code();
     }
     complain(error, error.exit_code())

@@ -45,7 +45,9 @@ impl<P: DataPlane> Driver<P> {
         let generation = self.process.generation;
         let why_not = match self.state {
             State::Serving => None,
-            State::HandingOff { .. } | State::Baking { .. } => Some("a handoff is under way"),
+            State::HandingOff { .. } | State::Baking { .. } => {
+                Some("another handoff is in progress")
+            }
             State::Stopping | State::Stopped => Some("the service is stopping"),
             State::Starting { .. } | State::Probation { .. } | State::Retiring { .. } => {
                 answer.send(Reply::Moved {});
@@ -53,8 +55,9 @@ impl<P: DataPlane> Driver<P> {
             }
         };
         let expected = options.expect_generation.filter(|expected| *expected != generation);
-        let unexpected = expected
-            .map(|expected| format!("generation {generation} serves, not {expected} as expected"));
+        let unexpected = expected.map(|expected| {
+            format!("generation {generation} serves, not {expected} as the request expects")
+        });
         if let Some(reason) = why_not.map(str::to_owned).or(unexpected) {
             answer.refuse(Refusal::TryAgain, reason);
             return None;

@@ -116,7 +116,7 @@ fn log_unclaimed(socket: &Passed) {
         listener,
         address,
         descriptor = socket.descriptor,
-        "closed a passed socket: no listener in the configuration uses it"
+        "closed the inherited socket {address}: no configured listener uses it"
     );
 }
 
@@ -161,7 +161,7 @@ fn adopt_or_bind(
                 let (name, address) = (listener.name(), listener.address());
                 tracing::info!(
                     event = "listener.bound", listener = %name, address,
-                    "bound a listener"
+                    "bound the listener {name} to {address}"
                 );
                 bound.push(listeners.len());
                 listeners.push(listener);
@@ -198,7 +198,7 @@ fn adopt(socket: Passed, name: &str) -> Listener {
                 before,
                 address,
                 descriptor,
-                "adopted a passed socket under a new name"
+                "the listener {name} uses the inherited socket that was named {before}"
             )
         }
         None => tracing::debug!(
@@ -206,7 +206,7 @@ fn adopt(socket: Passed, name: &str) -> Listener {
             listener = name,
             address,
             descriptor,
-            "adopted a passed socket"
+            "the listener {name} uses the inherited socket on {address}"
         ),
     }
     listener

@@ -79,7 +79,7 @@ impl Pipe {
         } else {
             Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
-                "the descriptors are not the ends of a pipe",
+                "the passed descriptors are not the two ends of a pipe",
             ))
         }
     }

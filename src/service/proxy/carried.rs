@@ -150,7 +150,7 @@ pub(super) fn check(parcel: &CarriedState, upstreams: &UpstreamPool) -> Result<(
         CarriedStage::Conversing(Conversing { upstream, .. })
             if !upstreams.is_configured(&upstream) =>
         {
-            Err(format!("{upstream} is no longer an upstream").into())
+            Err(format!("{upstream} is no longer an upstream in the new configuration").into())
         }
         CarriedStage::Arriving { .. } | CarriedStage::Conversing(_) => Ok(()),
     }
@@ -203,7 +203,9 @@ pub(super) fn take_up(
 /// connection, and the offset at which the unwritten bytes begin.
 fn whole(parcel: &CarriedState) -> Result<(CarriedStage, usize), Declined> {
     if parcel.format != FORMAT {
-        return Err(format!("the format {} is unknown", parcel.format).into());
+        let why =
+            format!("the proxy cannot read a connection state of the format {}", parcel.format);
+        return Err(why.into());
     }
     let (stage, owed) = read(&parcel.bytes)?;
     let (bytes, descriptors) = match &stage {
@@ -217,7 +219,7 @@ fn whole(parcel: &CarriedState) -> Result<(CarriedStage, usize), Declined> {
         Ok((stage, parcel.bytes.len() - owed.len()))
     } else {
         Err(format!(
-            "its {} bytes and {} descriptors do not match its header",
+            "the {} bytes and {} descriptors of the connection state do not match its header",
             owed.len(),
             parcel.descriptors.len()
         )
@@ -234,7 +236,8 @@ const fn peer(address: &Address) -> Peer {
 }
 
 pub(super) fn read(bytes: &[u8]) -> Result<(CarriedStage, &[u8]), Declined> {
-    let end = bytes.iter().position(|byte| *byte == b'\n').ok_or("the state has no header")?;
+    let end =
+        bytes.iter().position(|byte| *byte == b'\n').ok_or("the connection state has no header")?;
     let stage = serde_json::from_slice(&bytes[..end]).map_err(|error| error.to_string())?;
     Ok((stage, &bytes[end + 1..]))
 }

@@ -100,7 +100,8 @@ impl Watch {
                     tracing::debug!(
                         event = "upstream.check_impossible", listener = %listeners,
                         upstream = %upstream.label(), %reason,
-                        "skipped the health check of an upstream: {reason}"
+                        "cannot run the health check of an upstream, which keeps its state: \
+                        {reason}"
                     );
                 }
                 Err(reason) => upstreams.check_failed(&upstream, &listeners, &reason),

@@ -140,7 +140,7 @@ impl Proxy {
         if round.is_empty() {
             last = Some(io::Error::new(
                 io::ErrorKind::NotConnected,
-                "no upstream's host name has an address yet",
+                "no upstream host name has been resolved yet",
             ));
         }
         while let Some(upstream) = self.upstreams.choose(&round) {
@@ -213,7 +213,7 @@ impl Proxy {
 fn client_gone() -> io::Error {
     io::Error::new(
         io::ErrorKind::ConnectionAborted,
-        "the client went away before an upstream accepted it",
+        "the client disconnected before an upstream accepted its connection",
     )
 }
 

@@ -68,7 +68,7 @@ pub(super) async fn receive(
     };
     let ended = |error: io::Error| {
         let is_end = error.kind() == io::ErrorKind::UnexpectedEof;
-        if is_end { invalid("the connection ended within its PROXY header") } else { error }
+        if is_end { invalid("the connection ended during its PROXY header") } else { error }
     };
     let head = match stream.read_head(&mut buffer, look).await {
         Err(error) if is_silent => return Err(error),
@@ -129,7 +129,7 @@ fn line(bytes: &[u8]) -> io::Result<Option<HeaderStart>> {
     let (source, destination) = (address(next())?, address(next())?);
     let (source_port, destination_port) = (port(next())?, port(next())?);
     if words.next().is_some() {
-        return Err(wrong("it has too many words"));
+        return Err(wrong("it has too many fields"));
     }
     // Accept addresses of different families. Nginx takes the family from the client's address
     // only, so the server's address may be of the other family. HAProxy writes both addresses as
@@ -145,7 +145,7 @@ fn line(bytes: &[u8]) -> io::Result<Option<HeaderStart>> {
 }
 
 fn address(word: &str) -> io::Result<IpAddr> {
-    IpAddr::from_str(word).map_err(|_| wrong("expected an address"))
+    IpAddr::from_str(word).map_err(|_| wrong("expected an IP address"))
 }
 
 /// Parses a port number in the form that the specification requires: digits only, without leading
@@ -175,15 +175,15 @@ fn binary(bytes: &[u8]) -> io::Result<Option<HeaderStart>> {
     let (family, transport) = (fixed[13] >> 4, fixed[13] & 0xf);
     match transport {
         0 | 1 => {}
-        2 => return Err(invalid("the PROXY header is for datagrams")),
-        _ => return Err(wrong("its transport is not known")),
+        2 => return Err(invalid("the PROXY header is for datagrams, not for a stream")),
+        _ => return Err(wrong("its transport protocol is unknown")),
     }
     let addresses = match family {
         0 => return head(0, None),
         1 => 12,
         2 => 36,
         3 => LONGEST_ADDRESSES,
-        _ => return Err(wrong("its family is not known")),
+        _ => return Err(wrong("its address family is unknown")),
     };
     if after_fixed < addresses {
         return Err(wrong("it is too short for its addresses"));

@@ -39,8 +39,10 @@ pub(super) enum Expired {
 impl From<Expired> for io::Error {
     fn from(expired: Expired) -> Self {
         let why = match expired {
-            Expired::Idle => "idle_timeout: no byte has moved, and a peer left bytes unread",
-            Expired::Lifetime => "lifetime: the connection is too old",
+            Expired::Idle => {
+                "idle_timeout has passed: no data has moved, and a peer left data unread"
+            }
+            Expired::Lifetime => "lifetime has passed: the connection is too old",
         };
         Self::new(io::ErrorKind::TimedOut, why)
     }

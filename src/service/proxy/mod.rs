@@ -133,7 +133,8 @@ impl Proxy {
                     let (listener, peer) = (connection.listener(), connection.peer());
                     tracing::error!(
                         event = "connection.lost", listener, %peer, reason = %error,
-                        "a carried connection is lost: {error}"
+                        "cannot restore a client connection from the predecessor, resetting it: \
+                        {error}"
                     );
                 })?
             }

@@ -108,7 +108,7 @@ impl Refresh {
                 if name.said.swap(false, Ordering::Relaxed) {
                     tracing::info!(
                         event = "name.resolved_again", %listener, %host,
-                        "an upstream's host name resolves again"
+                        "the upstream host name {host} resolves again"
                     );
                 }
                 if has_changed {
@@ -116,7 +116,7 @@ impl Refresh {
                     let addresses = listed(&name.addresses());
                     tracing::info!(
                         event = "name.changed", %listener, %host, addresses,
-                        "the addresses of an upstream's host name have changed"
+                        "the upstream host name {host} now resolves to {addresses}"
                     );
                 }
                 has_changed
@@ -127,17 +127,18 @@ impl Refresh {
                 if name.said.swap(true, Ordering::Relaxed) {
                     tracing::debug!(
                         event = "name.failed_again", %listener, %host, %reason,
-                        "an upstream's host name still does not resolve: {reason}"
+                        "the upstream host name {host} still does not resolve: {reason}"
                     );
                 } else if addresses.is_empty() {
                     tracing::warn!(
                         event = "name.failed", %listener, %host, %reason,
-                        "an upstream's host name does not resolve: {reason}"
+                        "the upstream host name {host} does not resolve: {reason}"
                     );
                 } else {
                     tracing::warn!(
                         event = "name.failed", %listener, %host, addresses, %reason,
-                        "an upstream's host name does not resolve, keeping its addresses: {reason}"
+                        "the upstream host name {host} does not resolve, keeping {addresses}: \
+                        {reason}"
                     );
                 }
                 false

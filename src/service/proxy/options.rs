@@ -71,6 +71,6 @@ fn report(setting: &str, error: &io::Error, was_reported: &AtomicBool, side: Sid
     };
     tracing::warn!(
         event = "connection.option_failed", listener, setting, reason = %error,
-        "cannot set {setting} on connections of {side}, serving them without it: {error}"
+        "cannot set {setting} on connections with {side}, serving them without it: {error}"
     );
 }

@@ -102,7 +102,8 @@ impl Lookup {
         };
         let answer = pending.await;
         self.pending = None;
-        answer.unwrap_or_else(|_| Err(io::Error::other("the thread that resolves it has died")))
+        answer
+            .unwrap_or_else(|_| Err(io::Error::other("the thread that resolves the name has died")))
     }
 }
 

@@ -92,7 +92,7 @@ impl Upstream {
         if !self.said.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 event = "upstream.unavailable", listener, upstream = %self.label, %reason,
-                "ejected an upstream: {reason}"
+                "an upstream was ejected and gets no new connections for now: {reason}"
             );
         }
     }

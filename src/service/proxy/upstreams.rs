@@ -217,7 +217,7 @@ impl UpstreamPool {
         if self.deserted.load(Ordering::Relaxed) && self.deserted.swap(false, Ordering::Relaxed) {
             tracing::info!(
                 event = "upstream.any_available", listener, upstream = %upstream.label(),
-                "an upstream accepts connections again: clients are served"
+                "an upstream accepts connections again: clients are served again"
             );
         }
     }

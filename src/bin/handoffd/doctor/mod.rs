@@ -72,7 +72,8 @@ fn report(findings: &[Finding], place: Place, systemd: u32) -> Result<(), Failur
     let breaks = findings.iter().filter(|finding| finding.severity == Severity::Breaks).count();
     let risks = findings.len() - breaks;
     text += &format!(
-        "{} under {} {systemd}: {breaks} settings that break a handoff, {risks} that risk one\n",
+        "{} under {} {systemd}: {breaks} settings that break a handoff, {risks} that might break \
+        one\n",
         place.unit, place.manager
     );
     print("the findings", &text)?;

@@ -51,7 +51,7 @@ pub(super) fn paths(unit: &Unit, daemon: &Daemon, findings: &mut Vec<Finding>) {
         if bound.lies_in_runtime_directory(unit) {
             if !is_kept {
                 let why = format!(
-                    "a restart removes {path}, and clients are refused in the meantime; use restart"
+                    "a restart removes {path}, so clients are refused until it is back; use restart"
                 );
                 add(
                     format!("RuntimeDirectoryPreserve={}", unit.get("RuntimeDirectoryPreserve")),
@@ -61,7 +61,7 @@ pub(super) fn paths(unit: &Unit, daemon: &Daemon, findings: &mut Vec<Finding>) {
             let is_private = is_kept && unit.is_yes("DynamicUser");
             if bound.is_open && is_private {
                 let why = "systemd keeps the preserved directory of a dynamic user in \
-                    /run/private, which only root enters";
+                    /run/private, which only root can enter";
                 add(
                     "DynamicUser=yes".to_owned(),
                     format!("other users cannot connect to {path}: {why}; use User="),
@@ -77,7 +77,9 @@ pub(super) fn paths(unit: &Unit, daemon: &Daemon, findings: &mut Vec<Finding>) {
         if temporary && !matches!(unit.get("PrivateTmp"), "no" | "") {
             add(
                 format!("PrivateTmp={}", unit.get("PrivateTmp")),
-                format!("no other service sees {path}; use /run"),
+                format!(
+                    "other services do not see {path}, because the unit has its own /tmp; use /run"
+                ),
             );
         }
     }

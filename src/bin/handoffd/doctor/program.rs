@@ -27,10 +27,10 @@ fn init(unit: &Unit) -> Option<Finding> {
     let (severity, why) = match unit.get("NotifyAccess") {
         "main" | "" => (
             Severity::Breaks,
-            "systemd ignores the ready message, because a child of the main process sends it: the \
-            start times out",
+            "systemd ignores the ready message, because a child of the main process sends it, so \
+            the start times out",
         ),
-        _ => (Severity::Risks, "systemd watches a process that does not serve"),
+        _ => (Severity::Risks, "systemd watches the init process, which serves no clients"),
     };
     let why = format!("{why}; remove {INIT}, which is meant for other supervisors");
     Some(Finding { severity, setting: format!("Type={} with {INIT}", unit.get("Type")), why })

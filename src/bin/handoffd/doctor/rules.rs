@@ -91,7 +91,7 @@ pub(super) fn examine(unit: &Unit, daemon: &Daemon) -> Vec<Finding> {
         findings.push(Finding {
             severity: Risks,
             setting,
-            why: format!("handoffs are not tested with systemd older than {OLDEST}"),
+            why: format!("handoffd is not tested with systemd versions before {OLDEST}"),
         });
     }
     findings.sort_by_key(|finding| finding.severity == Risks);
@@ -115,27 +115,31 @@ fn main_process(unit: &Unit, findings: &mut Vec<Finding>) {
         |severity, property, why: &str| findings.push(unit.finding(severity, property, why));
     match unit.get("Type") {
         "notify" => {}
-        "notify-reload" if unit.systemd < 253 => {
-            add(Breaks, "Type", "systemd before 253 does not know this type and uses simple")
-        }
+        "notify-reload" if unit.systemd < 253 => add(
+            Breaks,
+            "Type",
+            "systemd before version 253 does not know this type and uses simple; use notify",
+        ),
         "notify-reload" if unit.systemd < 259 => {
             add(
                 Breaks,
                 "Type",
-                "before systemd 259, a reload hangs forever if the daemon does not report its end",
+                "before version 259, systemd waits forever if the daemon cannot report the end of \
+                a reload; use notify",
             );
         }
         "notify-reload" => add(
             Risks,
             "Type",
-            "systemctl reload exits with 0 even if the reload failed: only the status line says so",
+            "systemctl reload exits with 0 even if the reload failed, as only the status text \
+            shows; use notify",
         ),
         "simple" | "exec" if program::keeps_first_process(unit) => {}
         _ => add(
             Breaks,
             "Type",
-            "systemd does not learn of a new main process, and stops the service when the first \
-            one exits; use notify",
+            "systemd does not learn that a new process has taken over, and stops the service when \
+            the old one exits; use notify",
         ),
     }
     match unit.get("NotifyAccess") {
@@ -143,12 +147,12 @@ fn main_process(unit: &Unit, findings: &mut Vec<Finding>) {
         "none" => add(
             Breaks,
             "NotifyAccess",
-            "systemd ignores all messages of the daemon, and the start times out; use main",
+            "systemd ignores all notifications from the daemon, so the start times out; use main",
         ),
         _ => add(
             Risks,
             "NotifyAccess",
-            "systemd also accepts messages of other processes, which may stop the unit; use main",
+            "other processes of the unit can send notifications that stop it; use main",
         ),
     }
 }
@@ -161,31 +165,38 @@ fn end_of_main_process(unit: &Unit, findings: &mut Vec<Finding>) {
         add(
             Breaks,
             "ExitType",
-            "while an old generation drains, systemd does not notice a dead main process; use main",
+            "while an old generation drains, systemd does not notice that the main process died; \
+            use main",
         );
     }
     if unit.is_yes("RemainAfterExit") {
-        add(Risks, "RemainAfterExit", "systemd shows a service that has ended as active");
+        add(
+            Risks,
+            "RemainAfterExit",
+            "systemd shows the service as active even after it has ended; use no",
+        );
     }
     if matches!(unit.get("Restart"), "no" | "on-success" | "on-watchdog") {
         add(
             Risks,
             "Restart",
-            "when all generations die, nothing starts the service again; use on-failure",
+            "if all generations die, systemd does not start the service again; use on-failure",
         );
     }
     if matches!(unit.get("OOMPolicy"), "stop" | "kill") {
         add(
             Risks,
             "OOMPolicy",
-            "if an old generation runs out of memory, systemd stops the new one too; use continue",
+            "if an old generation is killed for lack of memory, systemd stops the new one too; \
+            use continue",
         );
     }
     if unit.is_yes("NeedDaemonReload") {
         add(
             Risks,
             "NeedDaemonReload",
-            "the unit file has changed: this takes effect only after daemon-reload and a restart",
+            "the unit file has changed: run systemctl daemon-reload and restart the service to \
+            apply it",
         );
     }
 }
@@ -201,35 +212,48 @@ fn reload(unit: &Unit, findings: &mut Vec<Finding>) {
         add(
             Risks,
             "ExecReload=",
-            "systemctl reload is refused; use `/usr/bin/env /proc/${MAINPID}/exe reload`".into(),
+            "systemctl reload fails without a command; use `/usr/bin/env /proc/${MAINPID}/exe \
+            reload`"
+                .into(),
         );
     }
     if !command.is_empty() && by_signal {
         add(
             Breaks,
             "ExecReload=",
-            "with Type=notify-reload, systemd sends the signal as well, even if this command fails"
+            "with Type=notify-reload, systemd also sends a reload signal, even if this command \
+            fails; use Type=notify"
                 .into(),
         );
     }
     if command.contains("kill ") || command.contains("/kill") {
-        let why = "the command returns at once and always succeeds, even if the handoff fails; \
-            use `handoffd reload`";
+        let why = "the command returns at once and succeeds even if the handoff fails; use \
+            `handoffd reload`";
         add(Breaks, "ExecReload=", why.into());
     }
     if command.contains("ignore_errors=yes") {
-        add(Breaks, "ExecReload=-", "systemd reports a failed reload as a success".into());
+        add(
+            Breaks,
+            "ExecReload=-",
+            "the - makes systemd report a failed reload as a success; remove it".into(),
+        );
     }
     if command.contains(" reload")
         && unit.get("RuntimeDirectory").is_empty()
         && !unit.get("ExecStart").contains("--control")
     {
         let why =
-            "`handoffd reload` finds no control socket; set it, or --control on both sides".into();
+            "`handoffd reload` finds no control socket; set it, or give --control to the daemon \
+            and to this command"
+                .into();
         add(Breaks, "RuntimeDirectory=", why);
     }
     if by_signal && !matches!(unit.get("ReloadSignal"), "" | "1") {
-        add(Breaks, "ReloadSignal", "only SIGHUP asks for a handoff".into());
+        add(
+            Breaks,
+            "ReloadSignal",
+            "the daemon expects SIGHUP as a request for a handoff; use SIGHUP".into(),
+        );
     }
 }
 
@@ -240,8 +264,8 @@ fn reload_timeout(unit: &Unit, daemon: &Daemon, findings: &mut Vec<Finding>) {
     );
     if let Some(limit) = unit.time("TimeoutStartUSec").filter(|limit| *limit <= handoff) {
         let why = format!(
-            "this also limits a reload, and --ready-timeout and --bake together are {}: systemd \
-            reports a reload that would succeed as a failure",
+            "this also limits a reload, which may take {} (--ready-timeout plus --bake), so \
+            systemd may report a successful reload as failed; use a longer time",
             humantime::format_duration(handoff)
         );
         let setting = format!("TimeoutStartSec={}", humantime::format_duration(limit));
@@ -258,27 +282,33 @@ fn stop(unit: &Unit, daemon: &Daemon, findings: &mut Vec<Finding>) {
         "mixed" => add(
             Breaks,
             "KillMode",
-            "old generations are killed as soon as the main process has ended; use control-group",
+            "systemd kills old generations as soon as the main process has ended; use \
+            control-group",
         ),
         _ => add(
             Breaks,
             "KillMode",
-            "systemd does not stop old generations, and leaves them running; use control-group",
+            "a stop does not end old generations, which keep running; use control-group",
         ),
     }
     match unit.get("KillSignal") {
         "15" | "2" | "" => {}
         "1" => add(Breaks, "KillSignal", "SIGHUP requests a handoff, not a stop; use SIGTERM"),
-        "3" => add(Breaks, "KillSignal", "SIGQUIT cuts every connection; use SIGTERM"),
+        "3" => add(Breaks, "KillSignal", "SIGQUIT closes every connection at once; use SIGTERM"),
         _ => add(Breaks, "KillSignal", "the daemon does not drain on this signal; use SIGTERM"),
     }
     if unit.is_yes("SendSIGHUP") {
-        add(Risks, "SendSIGHUP", "systemd also sends SIGHUP on a stop, which requests a handoff");
+        add(
+            Risks,
+            "SendSIGHUP",
+            "on a stop, systemd also sends SIGHUP, which requests a handoff; use no",
+        );
     }
     let drain = Duration::from_millis(daemon.settings.drain_timeout_ms);
     if let Some(limit) = unit.time("TimeoutStopUSec").filter(|limit| *limit <= drain) {
         let why = format!(
-            "--drain-timeout is {}: systemd kills a stop without progress before that time is over",
+            "--drain-timeout is {}, but systemd may kill the daemon before that time is over; use \
+            a longer time",
             humantime::format_duration(drain)
         );
         let setting = format!("TimeoutStopSec={}", humantime::format_duration(limit));
@@ -291,14 +321,14 @@ fn stop(unit: &Unit, daemon: &Daemon, findings: &mut Vec<Finding>) {
 fn sockets(unit: &Unit, daemon: &Daemon, findings: &mut Vec<Finding>) {
     if !unit.sockets.is_empty() && unit.get("NonBlocking") == "no" {
         let why =
-            "another process that starts on the socket makes it blocking for the daemon; use true";
+            "systemd makes the socket blocking when it starts another process with it; use true";
         findings.push(unit.finding(Risks, "NonBlocking", why));
     }
     for (name, socket) in &unit.sockets {
         if socket.get("Accept").is_some_and(|accept| accept == "yes") {
             let (setting, why) = (
                 format!("Accept=yes in {name}"),
-                "systemd passes connections, not a listening socket; use no".into(),
+                "systemd passes single connections instead of the listening socket; use no".into(),
             );
             findings.push(Finding { severity: Breaks, setting, why });
         }
@@ -306,7 +336,8 @@ fn sockets(unit: &Unit, daemon: &Daemon, findings: &mut Vec<Finding>) {
     let room: usize = unit.get("FileDescriptorStoreMax").parse().unwrap_or(usize::MAX);
     if room < daemon.bound {
         let why = format!(
-            "the daemon has bound {} sockets, more than this: after a crash, clients are refused",
+            "systemd cannot keep all {0} sockets of the daemon, so clients are refused after a \
+            crash; use {0} or more",
             daemon.bound
         );
         findings.push(Finding { why, ..unit.finding(Risks, "FileDescriptorStoreMax", "") });
@@ -322,14 +353,15 @@ fn sandbox(unit: &Unit, findings: &mut Vec<Finding>) {
         add(
             Breaks,
             "PrivatePIDs",
-            "the main process is process 1 of a pid namespace, so all generations end with it",
+            "the first process is process 1 of its pid namespace, so all generations end with it; \
+            use no",
         );
     }
     if !matches!(unit.get("PrivateUsers"), "no" | "") {
         add(
             Risks,
             "PrivateUsers",
-            "root is mapped to nobody in the unit, so `handoffd status` as root is refused",
+            "the daemon sees root as nobody, so it refuses `handoffd status` from root; use no",
         );
     }
     let families = unit.get("RestrictAddressFamilies");
@@ -340,7 +372,8 @@ fn sandbox(unit: &Unit, findings: &mut Vec<Finding>) {
         add(
             Breaks,
             "RestrictAddressFamilies",
-            "without AF_UNIX the daemon cannot notify systemd: the start times out",
+            "without AF_UNIX the daemon cannot notify systemd, so the start times out; allow \
+            AF_UNIX",
         );
     }
     let filter = unit.get("SystemCallFilter");
@@ -353,7 +386,10 @@ fn sandbox(unit: &Unit, findings: &mut Vec<Finding>) {
     let missing: Vec<_> =
         NEEDED_CALLS.into_iter().filter(|call| named.contains(call) == denies).collect();
     if !filter.is_empty() && !missing.is_empty() {
-        let why = format!("a generation needs {} to start its successor", missing.join(", "));
+        let why = format!(
+            "a generation cannot start its successor without {}; allow these system calls",
+            missing.join(", ")
+        );
         findings.push(Finding { severity: Breaks, setting: "SystemCallFilter=".to_owned(), why });
     }
 }

@@ -15,7 +15,7 @@ pub(super) fn failed_starts(unit: &Unit, findings: &mut Vec<Finding>) {
     let is_bounded =
         unit.get("StartLimitIntervalUSec") != "0" || !matches!(unit.get("RestartSteps"), "" | "0");
     if !unit.get("ExecStartPre").is_empty() && can_fail && is_restarted && !is_bounded {
-        let why = "systemd repeats a command that fails here forever, after each RestartSec=, \
+        let why = "if this command fails, systemd runs it again every RestartSec= forever, \
                    because RestartPreventExitStatus= does not apply to it; remove the command, or \
                    set RestartSteps=";
         findings.push(Finding {

@@ -104,13 +104,16 @@ async fn respond<B>(scrapes: &Scrapes, request: &Request<B>) -> Response<Text> {
         response
     };
     if request.method() != Method::GET {
-        let mut response =
-            answered(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "only GET is answered\n".into());
+        let mut response = answered(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "text/plain",
+            "only GET is supported\n".into(),
+        );
         response.headers_mut().insert(ALLOW, hyper::header::HeaderValue::from_static("GET"));
         return response;
     }
     if request.uri().path() != "/metrics" {
-        return answered(StatusCode::NOT_FOUND, "text/plain", "there is only /metrics\n".into());
+        return answered(StatusCode::NOT_FOUND, "text/plain", "not found: use /metrics\n".into());
     }
     match scrapes.counters().await {
         Ok(text) => answered(StatusCode::OK, OPEN_METRICS, text),

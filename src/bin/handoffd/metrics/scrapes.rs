@@ -42,7 +42,7 @@ impl Scrapes {
         let (scrape, answer) = oneshot::channel();
         self.send(scrape)?;
         answer.await.unwrap_or_else(|_| {
-            Err(Unavailable("the thread that asks for the counters has died".to_owned()))
+            Err(Unavailable("the thread that collects the counters has died".to_owned()))
         })
     }
 
@@ -80,8 +80,8 @@ fn answer_all(control: &Control, scrapes: &Receiver<oneshot::Sender<ScrapeResult
         let all: Vec<_> = std::iter::once(first).chain(scrapes.try_iter()).collect();
         let answer = ask(control);
         if let Err(why) = &answer {
-            tracing::warn!(event = "metrics.failed", reason = %why, "cannot collect metrics: \
-                {why}");
+            tracing::warn!(event = "metrics.failed", reason = %why, "cannot answer a metrics \
+                request: {why}");
         }
         for scrape in all {
             // Ignore the result. Sending fails only if the metrics collector has disconnected.

@@ -109,7 +109,8 @@ impl ConfigFile {
 }
 
 fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let no_file = || io::Error::other("not a regular file, but each generation must read it again");
+    let no_file =
+        || io::Error::other("not a regular file, which every new generation can read again");
     // Check the type of the file before opening it, because opening a device may have side
     // effects.
     if !fs::metadata(path)?.is_file() {
@@ -165,7 +166,7 @@ fn take_program(file: &mut DeTable<'_>, text: &str) -> Result<Option<ProgramSett
     let Some(program) = file.remove("program") else { return Ok(None) };
     let span = program.span();
     let DeValue::Table(table) = program.into_inner() else {
-        let what = "this is no table, expected the settings of a program, as in [program]";
+        let what = "not a table, expected the settings of a program, as in [program]";
         return Err(Mistake::at(span.start, what));
     };
     let (relay, other) = Keys::of::<RelaySettings>().partition(Spanned::new(span.clone(), table));
@@ -191,7 +192,8 @@ fn check_metrics(
     listeners::take(taken, metrics, &name)?;
     if listeners.iter().any(|listener| *listener.name() == name) {
         let what = format!(
-            "the metrics listener is named {METRICS_LISTENER:?}, expected no other of that name"
+            "another listener is named {METRICS_LISTENER:?}, which is reserved for the metrics \
+            listener"
         );
         return Err(Mistake::at(metrics.offset, what));
     }

@@ -38,7 +38,7 @@ pub(super) fn parse_log_filter(text: &str) -> Result<Targets, Expected> {
             );
         }
         if targets.iter().any(|(other, _)| *other == target) {
-            return Err(format!("the target {target:?} is given twice, expected each once").into());
+            return Err(format!("the target {target:?} is given twice, expected only once").into());
         }
         targets.push((target, level));
     }

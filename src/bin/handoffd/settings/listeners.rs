@@ -88,7 +88,7 @@ pub(super) fn read(
     if tables.is_empty() {
         // Refuse a file without listeners. The file may be empty or half-written, and accepting it
         // would close the sockets of the previous generation.
-        let what = "there is no listener, expected at least one, as in [listener.web]";
+        let what = "no listener is configured, expected at least one, as in [listener.web]";
         return Err(Mistake::at(0, what));
     }
     let keys = ListenerKeys::all();
@@ -107,7 +107,7 @@ fn check_loops(listeners: &[CheckedListener]) -> Result<(), Mistake> {
         return Ok(());
     };
     let what = format!(
-        "the upstream {} leads back to the listener {:?}, expected another upstream",
+        "the upstream {} leads back to the listener {:?}: connections would loop forever",
         listeners[listener].upstreams()[upstream],
         listeners[leads_to].name.as_str()
     );
@@ -124,7 +124,7 @@ pub(super) fn take(
     taken.take(address, (address.clone(), name.clone())).map_err(|(other, owner)| {
         let owner = owner.as_str();
         let what = if other == *address {
-            format!("the listener {owner:?} has the address {address} already, expected another")
+            format!("the listener {owner:?} already has the address {address}, expected another")
         } else {
             format!(
                 "the address {address} overlaps with {other} of the listener {owner:?}, expected \
@@ -195,7 +195,7 @@ fn service_name(
 ) -> Result<Option<ServiceName>, Mistake> {
     match &settings.service {
         Some(service) if has_program => {
-            let what = "the program serves this listener, expected no service beside [program]";
+            let what = "the program in [program] serves this listener, expected no service";
             Err(Mistake::at(service.offset, what))
         }
         Some(service) => Ok(Some(service.value)),
@@ -219,7 +219,7 @@ fn check_no_proxy_setting(table: &DeTable<'_>) -> Result<(), Mistake> {
     let first = table.iter().min_by_key(|(_, value)| value.span().start);
     let Some((setting, value)) = first else { return Ok(()) };
     let what = format!(
-        "{} is a setting of a proxy, expected service = \"proxy\" and not \"echo\"",
+        "{} is a setting of a proxy, allowed only with service = \"proxy\"",
         setting.get_ref()
     );
     Err(Mistake::at(value.span().start, what))

@@ -33,7 +33,7 @@ impl SettingSource {
         let (setting, other) = (self.name(setting), self.name(other));
         Mistake::at(
             given.offset,
-            format!("{setting} has no effect alone, expected {other} as well"),
+            format!("{setting} has no effect on its own, expected {other} as well"),
         )
     }
 }
@@ -61,7 +61,7 @@ impl Mistake {
         let what = match error.message() {
             "duplicate key" => {
                 let key = text.get(span.clone()).unwrap_or_default();
-                format!("{key} is given twice, expected each once")
+                format!("{key} is given twice, expected only once")
             }
             other => other.to_owned(),
         };
@@ -89,7 +89,7 @@ impl Mistake {
         }
         let (start, value) = value_at(text, span.start)?;
         let what = if value.is_empty() {
-            "there is no value".to_owned()
+            "the value is missing".to_owned()
         } else {
             format!("bad value {value}")
         };

@@ -41,7 +41,7 @@ pub(crate) struct ProgramSettings {
 
     /// How the program says that it is ready: notify, alive, connect, http:/PATH, descriptor:N or
     /// after:TIME [default: notify or alive; a private program: connect]
-    #[arg(long, value_name = "SIGN")]
+    #[arg(long, value_name = "CONDITION")]
     ready: Option<Given<Ready>>,
 
     /// A command that succeeds when the program is ready, instead of --ready [default: none]
@@ -95,7 +95,7 @@ pub(crate) struct ProgramSettings {
     #[arg(long, value_name = "NAME")]
     stdin: Option<Given<ListenerKey>>,
 
-    #[command(flatten, next_help_heading = "Forwarding to a private program")]
+    #[command(flatten)]
     #[serde(skip)]
     pub(super) relay: RelaySettings,
 }
@@ -132,12 +132,13 @@ impl ProgramSettings {
         if config.attach == Attach::Inherit
             && matches!(config.ready, Some(Ready::Connect | Ready::Http(_)))
         {
-            let what = "a program that inherits the listeners cannot be asked by a connection: the \
-                old one may answer; expected another sign, or attach = \"port\"";
+            let what = "a program that inherits the listeners cannot be checked by a connection, \
+                because the old one may answer: expected another ready condition, or attach = \
+                \"port\"";
             return Err(Mistake::at(ready_place, what));
         }
         if let Some(place) = interval_place.filter(|_| !config.ready().is_repeatable()) {
-            let what = "a program with this sign of readiness cannot be asked again; expected \
+            let what = "a program cannot be asked again with this ready condition; expected \
                 connect, http:/PATH or a ready command";
             return Err(Mistake::at(place, what));
         }

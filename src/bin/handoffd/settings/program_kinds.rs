@@ -56,8 +56,8 @@ impl Kind for Attach {
 
 impl Kind for Ready {
     type Value = Self;
-    const NOUN: &'static str = "sign";
-    const EXPECTED: &'static str = "a sign, as in \"notify\", \"connect\" or \"http:/healthz\"";
+    const NOUN: &'static str = "ready condition";
+    const EXPECTED: &'static str = "a ready condition, as in \"notify\" or \"http:/healthz\"";
 
     fn text(text: &str) -> Option<Result<Self, Expected>> {
         const WHY: &str =

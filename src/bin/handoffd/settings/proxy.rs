@@ -96,7 +96,7 @@ impl HealthSettings {
 fn upstreams(list: Vec<Given<UpstreamTarget>>) -> Result<Upstreams, Mistake> {
     let mut seen = HashSet::new();
     if let Some(second) = list.iter().find(|upstream| !seen.insert(&upstream.value)) {
-        let what = format!("the upstream {} is given twice, expected each once", second.value);
+        let what = format!("the upstream {} is given twice, expected only once", second.value);
         return Err(Mistake::at(second.offset, what));
     }
     let upstreams = Upstreams::new(list.into_iter().map(|upstream| upstream.value).collect());

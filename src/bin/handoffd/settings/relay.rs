@@ -127,9 +127,9 @@ fn check_networks(networks: &[Given<Network>], addresses: &[&Address]) -> Result
         return Ok(());
     }
     let what = if addresses.iter().all(|address| address.is_unix()) {
-        "clients of a Unix socket have no address, expected \"unix\" among these networks"
+        "clients of a Unix socket have no IP address, expected \"unix\" among these networks"
     } else {
-        "no client connects to a Unix socket here, expected a network of IP addresses"
+        "this proxy does not listen on a Unix socket, expected a network of IP addresses"
     };
     Err(Mistake::at(first.offset, what))
 }

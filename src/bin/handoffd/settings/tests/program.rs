@@ -109,7 +109,7 @@ fn the_example_of_a_program_shows_and_explains_every_setting() {
 fn a_wrong_program_is_refused_at_its_place() {
     for (text, expected) in [
         ("[program]\n", "1:1: the program has no command"),
-        ("program = 1\n", "1:11: this is no table"),
+        ("program = 1\n", "1:11: not a table"),
         ("[program]\ncommand = []\n[listener.web]\naddress = '@a'", "bad command []"),
         (
             "[program]\ncommand = ['a', '{fd}']\nlifetime = '1s'\n[listener.web]\naddress = '@a'",
@@ -117,12 +117,15 @@ fn a_wrong_program_is_refused_at_its_place() {
         ),
         (
             "[program]\ncommand = ['a']\nproxy_header_timeout = '1s'\n[listener.web]\naddress = '@a'",
-            "3:24: proxy_header_timeout has no effect alone",
+            "3:24: proxy_header_timeout has no effect on its own",
         ),
-        ("[program]\ncommand = ['a']\nready = 'soon'", "3:9: bad sign \"soon\": expected notify"),
+        (
+            "[program]\ncommand = ['a']\nready = 'soon'",
+            "3:9: bad ready condition \"soon\": expected notify",
+        ),
         (
             "[program]\ncommand = ['a']\n[listener.web]\naddress = '@a'\nservice = 'echo'",
-            "5:11: the program serves this listener",
+            "5:11: the program in [program] serves",
         ),
     ] {
         let said = parse(text).unwrap_err().to_string();
