@@ -26,6 +26,7 @@ mod doctor;
 mod failed_start;
 mod hardening;
 mod lab;
+mod programs;
 mod reload;
 mod rolling;
 mod stop;
@@ -63,6 +64,13 @@ claims! {
     failed_start::an_address_that_appears_later_is_served,
     failed_start::a_wrong_configuration_is_tried_once,
     hardening::the_units_are_sound_and_hardened,
+    programs::a_release_that_fails_is_rolled_back,
+    programs::a_release_that_fails_in_the_bake_is_rolled_back,
+    programs::killing_a_program_or_its_generation_refuses_no_client,
+    programs::a_program_that_hangs_is_started_again,
+    programs::a_stop_lets_the_clients_of_a_program_finish,
+    programs::a_reload_reads_the_surroundings_again,
+    programs::the_doctor_finds_no_fault_with_the_unit_of_a_program,
     reload::a_hundred_reloads_under_traffic_lose_no_client,
     reload::a_failed_reload_reports_why_and_changes_nothing,
     reload::ready_means_accepting_and_systemd_watches_the_main_pid,

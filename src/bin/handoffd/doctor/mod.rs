@@ -1,12 +1,13 @@
 //! The `doctor` command, which reports the settings of the daemon's systemd unit that would break a
 //! handoff, and why.
 //!
-//! The modules `rules`, `starts`, `paths` and `program` contain the rules and their reasons. The
+//! The modules `rules`, `starts`, `paths`, `program` and `run` contain the rules and their reasons. The
 //! module `unit` reads the settings of the unit. The command changes nothing.
 
 mod paths;
 mod program;
 mod rules;
+mod run;
 mod starts;
 mod unit;
 
@@ -50,9 +51,12 @@ pub(crate) fn run(control: PathBuf, unit: Option<String>, scope: Scope) -> Resul
             Daemon::of(status)
         }
         // Assume the default settings, because no daemon of this unit has replied.
-        Ok(_) | Err(_) => {
-            Daemon { settings: Settings::from(&Config::default()), bound: 0, paths: Vec::new() }
-        }
+        Ok(_) | Err(_) => Daemon {
+            settings: Settings::from(&Config::default()),
+            bound: 0,
+            paths: Vec::new(),
+            programs: 0,
+        },
     };
     let unit = Unit::read(&place)?;
     report(&examine(&unit, &daemon), place, unit.systemd)

@@ -109,8 +109,12 @@ mod tests {
             has_file_capabilities: false,
         };
         let settings = handoffd::status::Settings::from(&handoffd::Config::default());
-        let daemon =
-            Daemon { settings, bound: 1, paths: vec![BoundPath { path: path.into(), is_open }] };
+        let daemon = Daemon {
+            settings,
+            bound: 1,
+            paths: vec![BoundPath { path: path.into(), is_open }],
+            programs: 0,
+        };
         let mut findings = Vec::new();
         paths(&unit, &daemon, &mut findings);
         findings.into_iter().map(|finding| finding.setting).collect()

@@ -11,9 +11,9 @@ use std::time::Duration;
 use handoffd::status::{Settings, Status};
 
 use super::paths::{BoundPath, paths};
-use super::program;
 use super::starts::failed_starts;
 use super::unit::Unit;
+use super::{program, run};
 
 /// The facts about the running daemon that the rules need.
 pub(super) struct Daemon {
@@ -24,6 +24,8 @@ pub(super) struct Daemon {
     /// The paths of the Unix listeners that the daemon has bound itself, rather than inherited from
     /// systemd.
     pub(super) paths: Vec<BoundPath>,
+    /// The number of processes that the daemon runs as its program.
+    pub(super) programs: usize,
 }
 
 impl Daemon {
@@ -34,6 +36,7 @@ impl Daemon {
             settings: status.settings,
             bound: bound().count(),
             paths: bound().filter_map(|listener| BoundPath::of(&listener.address)).collect(),
+            programs: status.generations.iter().map(|report| report.programs.len()).sum(),
         }
     }
 }
@@ -86,6 +89,9 @@ pub(super) fn examine(unit: &Unit, daemon: &Daemon) -> Vec<Finding> {
     paths(unit, daemon, &mut findings);
     sandbox(unit, &mut findings);
     program::examine(unit, &mut findings);
+    if daemon.programs > 0 {
+        run::examine(unit, &mut findings);
+    }
     if unit.systemd < OLDEST {
         let setting = format!("systemd {}", unit.systemd);
         findings.push(Finding {

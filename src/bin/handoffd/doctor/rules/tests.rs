@@ -49,7 +49,7 @@ fn found(systemd: u32, changed: &[(&str, &str)]) -> Vec<(Severity, String)> {
         sockets,
         has_file_capabilities: changed.contains(&("setcap", "yes")),
     };
-    let findings = examine(&unit, &Daemon { settings, bound: 2, paths: Vec::new() });
+    let findings = examine(&unit, &Daemon { settings, bound: 2, paths: Vec::new(), programs: 0 });
     findings.into_iter().map(|finding| (finding.severity, finding.setting)).collect()
 }
 
@@ -202,4 +202,27 @@ fn infinite_timeouts_and_unknown_settings_are_accepted() {
         [("TimeoutStartUSec", "infinity"), ("TimeoutStopUSec", "infinity"), ("ExitType", "")];
     assert_eq!(found(252, &infinite), []);
     assert_eq!(found(252, &[("RestrictAddressFamilies", ""), ("SystemCallFilter", "")]), []);
+}
+
+#[test]
+fn a_stop_reaches_the_daemon_before_its_program() {
+    let found = |changed: &[(&str, &str)]| {
+        let properties = changed.iter().map(|(key, value)| ((*key).into(), (*value).into()));
+        let unit = Unit {
+            systemd: 252,
+            manager: Manager::System,
+            properties: properties.collect(),
+            sockets: Vec::new(),
+            has_file_capabilities: false,
+        };
+        let mut findings = Vec::new();
+        run::examine(&unit, &mut findings);
+        findings.into_iter().map(|finding| (finding.severity, finding.setting)).collect::<Vec<_>>()
+    };
+    assert_eq!(found(&[("ExecStop", "{ path=/bin/sh ; }")]), []);
+    assert_eq!(found(&[]), [(Breaks, "ExecStop=".into())]);
+    assert_eq!(
+        found(&[("ExecStop", "{ path=/bin/sh ; }"), ("MemoryDenyWriteExecute", "yes")]),
+        [(Risks, "MemoryDenyWriteExecute=yes".into())]
+    );
 }
