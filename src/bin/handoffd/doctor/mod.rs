@@ -1,7 +1,8 @@
 //! The `doctor` command, which reports the settings of the daemon's systemd unit that would break a
 //! handoff, and why.
 //!
-//! The modules `rules`, `starts`, `paths`, `program` and `run` contain the rules and their reasons. The
+//! The modules `rules`, `starts`, `paths`, `program` and `run` contain the rules and their reasons.
+//! The
 //! module `unit` reads the settings of the unit. The command changes nothing.
 
 mod paths;
