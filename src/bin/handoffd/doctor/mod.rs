@@ -2,8 +2,7 @@
 //! handoff, and why.
 //!
 //! The modules `rules`, `starts`, `paths`, `program` and `run` contain the rules and their reasons.
-//! The
-//! module `unit` reads the settings of the unit. The command changes nothing.
+//! The module `unit` reads the settings of the unit. The command changes nothing.
 
 mod paths;
 mod program;
