@@ -13,6 +13,7 @@ use support::clients::{Past, idle};
 use support::daemon::Daemon;
 use support::figures::Figures;
 use support::table::{Table, Target};
+use support::usage::private_memory;
 
 const TURNS: usize = 3;
 const FEW: usize = 1_000;
@@ -42,17 +43,7 @@ fn main() {
 /// Returns the memory for each additional connection, in bytes.
 fn growth(pid: Pid, address: SocketAddr, past: Past) -> f64 {
     let _few = idle(address, FEW, past);
-    let before = private(pid);
+    let before = private_memory(pid);
     let _more = idle(address, MANY - FEW, past);
-    let kibibytes = private(pid) - before;
-    kibibytes * 1024.0 / f64::from(u32::try_from(MANY - FEW).expect("a small number"))
-}
-
-/// Returns the private memory of a process, in KiB.
-fn private(pid: Pid) -> f64 {
-    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))
-        .expect("read the memory of a living process");
-    let size =
-        |line: &str| line.strip_prefix("Private_")?.split_whitespace().nth(1)?.parse::<f64>().ok();
-    rollup.lines().filter_map(size).sum()
+    (private_memory(pid) - before) / f64::from(u32::try_from(MANY - FEW).expect("a small number"))
 }

@@ -57,6 +57,8 @@ fn a_wrapper_may_name_the_main_process() {
     let shown =
         row.and_then(|row| row.split_whitespace().nth(1)).unwrap_or_else(|| panic!("{table}"));
     assert_eq!(shown, main.to_string(), "{table}");
+    let one_line = line.asked(&["status", "--watch"]).well();
+    assert_eq!(one_line, "generation 1 serving 0 (well and up)\n");
     signal(main, Signal::SIGKILL);
     line.wait_for(1, Event::ProgramRestarting);
     assert!(line.text().contains("it ended with SIGKILL"), "{}", line.text());

@@ -17,7 +17,7 @@ use crate::clients::Clients;
 use crate::support::daemon::Daemon;
 use crate::support::event::Event;
 use crate::support::figures::Figures;
-use crate::support::processor::{Usage, time_of};
+use crate::support::usage::{Usage, time_of};
 
 /// The number of handoffs in a turn.
 const HANDOFFS: u64 = 3;

@@ -7,7 +7,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
-use crate::support::processor::time_of;
+use crate::support::usage::time_of;
 
 /// Returns a process and its descendants, as far as their parents live.
 pub(crate) fn family(root: Pid) -> Vec<Pid> {

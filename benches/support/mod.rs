@@ -13,8 +13,8 @@ pub(crate) mod daemon;
 pub(crate) mod event;
 pub(crate) mod figures;
 pub(crate) mod itself;
-pub(crate) mod processor;
 pub(crate) mod table;
+pub(crate) mod usage;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};

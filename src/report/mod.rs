@@ -14,10 +14,14 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::generation::Generation;
+use crate::text::cut_line;
 
 pub use counters::{Counters, HandoffCounters, ListenerCounters, UpstreamCounters};
 pub(crate) use forecast::CarryForecast;
 pub use program::{ProgramCounters, ProgramReport, ProgramState};
+
+/// How much of a program's status text the status of its generation shows, in bytes.
+const LONGEST_STATUS: usize = 200;
 
 /// The status of one generation, as sent to other generations and to an operator.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -243,6 +247,10 @@ impl fmt::Display for Report {
             Some(connections) if drains => write!(f, ", {} left", connections.open)?,
             Some(connections) if verb == "serving" => write!(f, " {}", connections.open)?,
             _ => {}
+        }
+        let said = self.programs.iter().find_map(|program| program.status.as_deref());
+        if let Some(said) = said.filter(|_| verb == "serving") {
+            write!(f, " ({})", cut_line(said, LONGEST_STATUS))?;
         }
         match self.drain_left_ms {
             Some(left) if drains => write!(f, ", {} s", left.div_ceil(1000)),

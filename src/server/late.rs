@@ -46,8 +46,8 @@ impl<S: Service> Latecomers<S> {
                 let listener = self.listener.name();
                 tracing::warn!(
                     event = "listener.backlog_unwatched", %listener, reason = %error,
-                    "cannot wait for the last clients of {listener}, accepting them when it \
-                    closes: {error}"
+                    "cannot watch the replaced listener {listener}: {error}; its last clients are \
+                    accepted only when it is closed"
                 );
                 tokio::select! {
                     () = self.stop.cancelled() => {}

@@ -81,7 +81,8 @@ fn register() -> io::Result<Arc<Mark>> {
 fn not_watched(error: io::Error) {
     tracing::warn!(
         event = "accept.uninterruptible", reason = %error,
-        "cannot interrupt accept calls that block, so a blocking socket may stop a worker: {error}"
+        "cannot start the thread that interrupts accept calls: {error}; if another process makes \
+        a socket blocking, a worker may hang"
     );
 }
 

@@ -1,4 +1,4 @@
-//! Processor use: the time that a process has used, and how idle the processors are.
+//! What processes use: processor time and memory, and how idle the processors are.
 
 use std::fs;
 use std::time::Duration;
@@ -15,6 +15,15 @@ pub(crate) fn time_of(pid: Pid) -> Duration {
         clock_getcpuclockid(pid).expect("find the clock of a process that is not reaped yet");
     let time = clock_gettime(clock).expect("read the clock");
     Duration::from_nanos(time.num_nanoseconds().unsigned_abs())
+}
+
+/// Returns the memory of a process that it shares with no other process, in bytes.
+pub(crate) fn private_memory(pid: Pid) -> f64 {
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))
+        .expect("read the memory of a living process");
+    let size =
+        |line: &str| line.strip_prefix("Private_")?.split_whitespace().nth(1)?.parse::<f64>().ok();
+    rollup.lines().filter_map(size).sum::<f64>() * 1024.0
 }
 
 /// The use of all processors so far in ticks: idle time and total time.
