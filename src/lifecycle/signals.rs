@@ -126,18 +126,12 @@ pub(super) fn log_reload_without_effect(state: State) {
                 "the reload is delayed: waiting for the current start or handoff to finish"
             );
         }
-        State::Retiring { .. } => {
-            tracing::warn!(
-                event = "reload.ignored",
-                "ignored a reload request: a newer generation is serving"
-            )
-        }
-        State::Stopping => {
-            tracing::warn!(
-                event = "reload.ignored",
-                "ignored a reload request: the service is stopping"
-            )
-        }
+        State::Retiring { .. } => ignored("a newer generation is serving"),
+        State::Stopping => ignored("the service is stopping"),
         State::Serving | State::Stopped => {}
     }
+}
+
+fn ignored(reason: &str) {
+    tracing::warn!(event = "reload.ignored", reason, "ignored a reload request: {reason}");
 }

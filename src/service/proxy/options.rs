@@ -70,7 +70,8 @@ fn report(setting: &str, error: &io::Error, was_reported: &AtomicBool, side: Sid
         Side::Upstream => "upstreams",
     };
     tracing::warn!(
-        event = "connection.option_failed", listener, setting, reason = %error,
+        event = "connection.option_failed", listener, setting, side,
+        reason = %error,
         "cannot set {setting} on connections with {side}, serving them without it: {error}"
     );
 }
