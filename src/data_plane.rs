@@ -4,7 +4,8 @@
 //!
 //! The lifecycle decides when the data plane accepts connections, stops accepting, drains its
 //! connections and cuts them. Every data plane implements [`DataPlane`]. [`CarryPlane`] has the
-//! methods that move open connections between generations. Their default implementations move none.
+//! methods that move open connections between generations. By default, these methods move no
+//! connections.
 
 use std::future::{Future, pending, ready};
 use std::os::fd::OwnedFd;
@@ -22,7 +23,7 @@ pub(crate) trait DataPlane: CarryPlane {
     /// a tokio runtime. [`DataPlane::started`] resolves once the data plane accepts connections.
     ///
     /// # Errors
-    /// Returns the reason why the data plane cannot start, if the reason is known at once.
+    /// Returns an error if it is immediately clear that the data plane cannot start.
     fn start(&mut self, listeners: &[Listener]) -> Result<(), Error>;
 
     /// Waits until the data plane accepts on all listeners. Cancel safe.
@@ -36,7 +37,7 @@ pub(crate) trait DataPlane: CarryPlane {
     fn died(&self) -> impl Future<Output = Error> + Send;
 
     /// Sends a heartbeat to every accept loop, to detect a loop that hangs. The returned tracker
-    /// completes when all of them have responded.
+    /// completes when every loop has responded.
     fn heartbeat(&self) -> TaskTracker;
 
     /// Stops accepting. When this function returns, no more connections are accepted.
@@ -51,8 +52,8 @@ pub(crate) trait DataPlane: CarryPlane {
     /// to the old sockets.
     fn accept_late(&mut self, replaced: Vec<Listener>);
 
-    /// Asks every connection to finish. If a channel to a `successor` is given, connections that
-    /// can move do so through this channel instead.
+    /// Asks every connection to finish. If `successor` contains a channel to a successor,
+    /// connections that can move to the successor do so instead.
     fn drain(&mut self, successor: Option<OwnedFd>);
 
     /// Waits until no connection is left. Cancel safe.
@@ -110,9 +111,9 @@ pub(crate) enum PlaneEvent {
     Started,
     /// A part of the data plane has died, or the data plane cannot start.
     Died(Error),
-    /// No more connections move from this process to the successor.
+    /// No more connections will move from this process to the successor.
     CarryEnded(CarryEnd),
-    /// No predecessor moves connections to this process any more.
+    /// No more connections will move from a predecessor to this process.
     TakenOver,
     /// The last connection has ended.
     Drained,
@@ -159,17 +160,17 @@ pub(crate) trait CarryPlane: Send + Sync + Sized + 'static {
         Ok(())
     }
 
-    /// Returns whether a predecessor still moves connections to this process.
+    /// Returns whether a predecessor is still moving connections to this process.
     fn is_taking_over(&self) -> bool {
         false
     }
 
-    /// Waits until no predecessor moves connections to this process any more. Cancel safe.
+    /// Waits until no more connections will move from a predecessor to this process. Cancel safe.
     fn taken_over(&self) -> impl Future<Output = ()> + Send {
         ready(())
     }
 
-    /// Waits until no more connections move to the successor, and returns the reason. Never
+    /// Waits until no more connections will move to the successor, and returns the reason. Never
     /// resolves unless connections have begun to move. Cancel safe.
     fn carry_ended(&self) -> impl Future<Output = CarryEnd> + Send {
         pending()
@@ -184,14 +185,14 @@ pub(crate) trait CarryPlane: Send + Sync + Sized + 'static {
         ready(())
     }
 
-    /// Records that the successor has died. Returns how many connections may be lost, because the
-    /// successor had taken them over.
+    /// Records that the successor has died. Returns the number of connections that it had taken
+    /// over, which may now be lost.
     fn lost_with_successor(&mut self) -> u64 {
         0
     }
 }
 
-/// The reason why no more connections move to the successor.
+/// The reason why no more connections will move to the successor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CarryEnd {
     /// All connections that could move to the successor have moved.

@@ -1,7 +1,7 @@
 //! The drain: the graceful end of all connections. A drain asks each connection to end, waits, cuts
 //! the connections that remain, and counts how the connections ended.
 //!
-//! A connection that can move to the successor is not asked to end as long as the move may still
+//! A connection that can move to the successor is not asked to end while the move may still
 //! succeed.
 //!
 //! The request to end is a `CancellationToken`, and the counter of connections is a `TaskTracker`
@@ -30,8 +30,8 @@ pub(crate) struct Drain {
     shared: Arc<DrainState>,
 }
 
-/// The state that all connections share. Each connection has only one pointer to it, which saves
-/// memory.
+/// The state that all connections share. To save memory, each connection holds only a single
+/// pointer to this state.
 #[derive(Debug, Default)]
 struct DrainState {
     cut: CancellationToken,
@@ -60,9 +60,9 @@ impl Drain {
         Self::default()
     }
 
-    /// Returns an entry, with which an accept loop adds its new connections to the drain. After
-    /// [`Drain::resume`] the accept loop needs a new entry, because the old one may ask connections
-    /// to end at once.
+    /// Returns an entry that an accept loop uses to add its new connections to the drain. After
+    /// [`Drain::resume`] the accept loop needs a new entry, because the old entry may ask new
+    /// connections to end immediately.
     #[must_use]
     pub(crate) fn entry(&self, on_drain: OnDrain) -> DrainEntry {
         let told = match on_drain {
@@ -93,8 +93,8 @@ impl Drain {
         self.told_after_carry.cancel();
     }
 
-    /// Waits until no connection is left. Never completes if [`Drain::begin`] was not called
-    /// before. Cancel safe.
+    /// Waits until no connection is left. Never completes unless [`Drain::begin`] was called first.
+    /// Cancel safe.
     pub(crate) async fn drained(&self) {
         self.connections.wait().await;
     }
@@ -118,8 +118,8 @@ impl Drain {
         self.connections.reopen();
     }
 
-    /// Returns how the connections of this drain ended, including those that arrived after it
-    /// began.
+    /// Returns how the connections of this drain ended, including those that arrived after the
+    /// drain began.
     #[must_use]
     pub(crate) fn report(&self) -> DrainReport {
         let all = self.at_start + self.shared.came.load(Ordering::Relaxed);
@@ -131,7 +131,7 @@ impl Drain {
     }
 }
 
-/// A handle with which an accept loop adds its new connections to the drain.
+/// A handle that an accept loop uses to add its new connections to the drain.
 #[derive(Clone, Debug)]
 pub(crate) struct DrainEntry {
     watch: DrainWatch,

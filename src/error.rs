@@ -143,7 +143,7 @@ pub enum Error {
         /// The error that the kernel has returned.
         source: io::Error,
     },
-    /// The process cannot find the path of its own program, so it could not start a successor.
+    /// The process cannot find the path of its own program, which it needs to start a successor.
     #[error("cannot find the path of this program: {source}")]
     Program {
         /// The error that the kernel has returned.
@@ -183,7 +183,7 @@ pub enum Error {
     ProgramFailed {
         /// What happened to the program, as a part of the error message.
         what: String,
-        /// The exit code of the program, if this process shall end as the program did.
+        /// The exit code of the program, if this process must exit with the same code.
         code: Option<u8>,
     },
     /// A system call has failed, and no setting can fix the cause.

@@ -1,7 +1,7 @@
 //! The functions that the fuzz targets in `fuzz/` call.
 //!
-//! Each function passes untrusted bytes to one of our parsers. It returns whether the parser has
-//! accepted them. It panics if the parser violates a property that must always hold.
+//! Each function passes untrusted bytes to one of our parsers, and returns whether the parser
+//! accepted them. The function panics if the parser violates a property that must always hold.
 
 use crate::notify::{MainProcess, Notifier};
 

@@ -21,9 +21,9 @@ pub(crate) struct Ledger<C, N = ()>(Arc<Mutex<Records<C, N>>>);
 struct Records<C, N> {
     open: Slab<(Arc<Traffic>, N)>,
     opened: u64,
-    /// The bytes of ended connections. When a connection moves here, the bytes that its predecessor
-    /// has already counted are subtracted. So these numbers can wrap below zero until a reader adds
-    /// the bytes of the open connections.
+    /// The number of bytes that ended connections have received and sent. When a connection moves
+    /// here, the bytes that the predecessor has already counted are subtracted. So both numbers can
+    /// wrap below zero until a reader adds the bytes of the open connections.
     received: u64,
     sent: u64,
     counters: C,
@@ -59,7 +59,8 @@ pub(crate) struct LedgerSums<C, N> {
     pub(crate) counters: C,
 }
 
-// `Clone` and `Default` are not derived, because the derived code would also require them of `N`.
+// `Clone` and `Default` are not derived, because a derive would require `N` to implement these
+// traits too.
 impl<C, N> Clone for Ledger<C, N> {
     fn clone(&self) -> Self {
         Self(Arc::clone(&self.0))
@@ -104,8 +105,8 @@ impl<C, N> Ledger<C, N> {
     }
 
     fn lock(&self) -> MutexGuard<'_, Records<C, N>> {
-        // Ignore a poisoned lock. No code panics while it holds the lock, and the data would still
-        // be consistent.
+        // Ignore a poisoned lock. No code panics while it holds the lock, and even after a panic
+        // the data would be consistent.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

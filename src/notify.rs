@@ -58,8 +58,8 @@ enum Delivery {
 }
 
 impl Notifier {
-    /// Creates a notifier for the socket in `NOTIFY_SOCKET`. Its value is a path, or `@` followed
-    /// by the name of an abstract socket.
+    /// Creates a notifier for the socket that `NOTIFY_SOCKET` names. The variable contains a path,
+    /// or `@` followed by the name of an abstract socket.
     ///
     /// # Errors
     /// [`Error::Environment`] if the value is not a valid socket name.

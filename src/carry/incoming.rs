@@ -40,7 +40,8 @@ pub(crate) enum Arrival {
     End,
 }
 
-/// A connection that this process has received from the predecessor but has not answered yet.
+/// A connection that this process has received from the predecessor, but neither accepted nor
+/// refused yet.
 #[derive(Debug)]
 pub(crate) struct CarriedConnection {
     pub(crate) head: PacketHead,
@@ -79,8 +80,8 @@ impl Incoming {
             Ok((Packet::End, _)) => return Arrival::End,
             Err(error) => error.to_string(),
         };
-        // Stop receiving, because this process cannot answer a packet without an id. When it closes
-        // the channel, the predecessor learns that the connection was not accepted.
+        // Stop receiving, because this process cannot answer a packet without an id. Closing the
+        // channel tells the predecessor that the connection was not accepted.
         tracing::warn!(
             event = "carry.message_invalid",
             reason = why,
@@ -119,9 +120,8 @@ fn arrived(head: PacketHead, bytes: Vec<u8>, rights: Rights) -> Arrival {
         Rights::All(descriptors) => descriptors,
         Rights::Truncated => return damaged("the successor has no free file descriptor"),
     };
-    // A reserved descriptor number means that this process is short of file descriptors. Refuse the
-    // connection, because the reserve is for other purposes. The predecessor then drains the
-    // connection.
+    // A descriptor number in the reserved range means that no other descriptor is free. Clients may
+    // not use reserved descriptors, so refuse the connection. The predecessor then drains it.
     if descriptors.iter().any(sys::reserve::is_reserved) {
         return damaged("the successor has no free file descriptor");
     }

@@ -2,9 +2,9 @@
 //! and waits for the answers.
 //!
 //! The predecessor waits for an answer without a timeout, as long as the successor is alive. If it
-//! gave up and served the connection again, the successor might be serving it too. The successor
-//! answers before it uses a connection. So if the channel is closed without an answer, the
-//! successor has not used the connection.
+//! gave up and served the connection again, both processes might serve the connection. The
+//! successor answers before it uses a connection. So if the channel is closed without an answer,
+//! the successor has not used the connection.
 
 use std::collections::HashMap;
 use std::io;
@@ -25,10 +25,10 @@ use crate::net::{Peer, Stream};
 use crate::sys;
 use crate::sys::socket::{Packet, will_pass};
 
-/// The number of retries when the kernel has no buffer space for a packet, and the delay between
-/// them. Together they take at most a second, because no process serves the connection during this
-/// time.
+/// How many times to retry sending a packet when the kernel has no buffer space. All retries
+/// together take only about a second, because no process serves the connection in the meantime.
 const TRIES: usize = 100;
+/// The delay before a retry when the kernel has no memory to send or receive a packet.
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// The predecessor's end of the channel through which connections are sent.

@@ -52,7 +52,7 @@ pub(crate) struct PacketHead {
     pub(super) format: String,
 }
 
-/// The successor's answer to a connection that the predecessor has sent.
+/// The successor's answer to a packet that transfers a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum CarryAnswer {
@@ -76,7 +76,7 @@ pub(super) fn connection(head: &PacketHead, bytes: &[u8]) -> Vec<u8> {
     packet
 }
 
-/// Encodes a packet that answers the connection with this id.
+/// Encodes a packet with the answer for the connection with this id.
 pub(super) fn answer(id: u64, answer: CarryAnswer) -> Vec<u8> {
     let answer = match answer {
         CarryAnswer::Taken => answer,

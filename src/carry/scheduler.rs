@@ -69,8 +69,8 @@ impl CarryScheduler {
         });
     }
 
-    /// Waits until no connection can move to the successor any more, because each has moved, ended
-    /// or been refused. Cancel safe.
+    /// Waits until every connection that could move to the successor has moved, ended or been
+    /// refused. Cancel safe.
     pub(crate) async fn all_went(&self) {
         loop {
             let all_went = self.all_went.notified();
@@ -163,8 +163,9 @@ pub(crate) struct CarrySlot {
 }
 
 impl CarrySlot {
-    /// Registers a new connection with `scheduler`. During a round, the connection gets an extra
-    /// permit at once, because its turn in the round may already have passed.
+    /// Registers a new connection with `scheduler`. If a round (an attempt to move all connections)
+    /// is in progress, the connection gets an extra permit at once. Its turn in the round may
+    /// already have passed.
     pub(crate) fn new(scheduler: Arc<CarryScheduler>) -> Self {
         let request = Arc::<CarryRequest>::default();
         let index = scheduler.change(|round| {

@@ -42,7 +42,8 @@ pub const DEFAULT_ADDRESS: &str = "127.0.0.1:48879";
 pub(crate) const CONTROL: &str = "control";
 
 /// The name of the metrics listener, which serves the counters of all generations. It may use
-/// reserved file descriptors, so that a daemon that has no others left can still be monitored.
+/// reserved file descriptors, so that a daemon can still be monitored after it has run out of all
+/// others.
 pub const METRICS_LISTENER: &str = "metrics";
 
 /// The configuration of a generation. [`Builder`](crate::Builder) can change individual settings.

@@ -16,8 +16,9 @@ use super::proxy::ProxyConfig;
 use super::upstream::Upstreams;
 use crate::error::Error;
 
-/// How long a client waits, by default, while a private program is not running. The client's own
-/// timeout is normally much shorter.
+/// How long a client waits, by default, while a private program (a program to which this process
+/// forwards connections) is not running. The client's own timeout normally ends the wait much
+/// earlier.
 const PATIENCE: Duration = Duration::from_secs(3600);
 
 /// The configuration of a program that serves the listeners.
@@ -44,7 +45,7 @@ pub struct ProgramConfig {
     pub restart: Restart,
     /// The signal that asks the program to end. Default SIGTERM.
     pub stop_signal: StopSignal,
-    /// How long the program may take to end after the signal. Default 10 s.
+    /// How long the program may take to end after the stop signal. Default 10 s.
     pub stop_timeout: Duration,
     /// How many processes of the program run at once. Default 1.
     pub instances: NonZeroUsize,
@@ -66,8 +67,8 @@ pub struct ProgramConfig {
 }
 
 impl ProgramConfig {
-    /// Returns the configuration of a program with its arguments, and with defaults for everything
-    /// else. The placeholders in the command determine [`attach`](Self::attach).
+    /// Returns the configuration of the program in `command`, with defaults for everything else.
+    /// The placeholders in the command determine [`attach`](Self::attach).
     ///
     /// # Errors
     /// [`Error::Setting`] if the command is empty or names no program.
@@ -112,9 +113,9 @@ impl ProgramConfig {
 /// How connections to the listeners reach a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attach {
-    /// The program is offered both the listeners and a private port. If it first accepts a
-    /// connection on the port, it is private. If it first sends `READY=1`, it inherits the
-    /// listeners.
+    /// The program gets both the listeners and a private port. If it first accepts a connection on
+    /// the port, this process forwards connections to the port. If it first sends `READY=1`, it
+    /// accepts connections on the listeners itself.
     Detect,
     /// The program inherits the listeners and accepts connections on them.
     Inherit,
@@ -127,8 +128,8 @@ pub enum Attach {
 }
 
 impl Attach {
-    /// Returns the attachment that a command's placeholders imply. A command without such
-    /// placeholders gets [`Attach::Detect`].
+    /// Returns the variant that the placeholders in `command` imply. Without such placeholders,
+    /// returns [`Attach::Detect`].
     #[must_use]
     pub fn of_command(command: &[String]) -> Self {
         let mentions = |word: &str| command.iter().any(|argument| argument.contains(word));
@@ -162,8 +163,8 @@ impl Attach {
 pub enum Ready {
     /// The program sends `READY=1` to its `NOTIFY_SOCKET` (see sd_notify(3)).
     Notify,
-    /// The program sends `READY=1`, or has been alive for one second. The second is a guess, for
-    /// programs that cannot report anything.
+    /// The program sends `READY=1`, or has run for one second. The time is only a guess, because
+    /// some programs cannot report anything.
     NotifyOrAlive,
     /// The program sends `READY=1`, or accepts connections on its private port.
     NotifyOrConnect,
@@ -176,12 +177,13 @@ pub enum Ready {
     /// The program answers an HTTP request for this path, on its private address, with a status
     /// below 400.
     Http(String),
-    /// The program has been alive for this long.
+    /// The program has run for this long.
     After(Duration),
 }
 
 impl Ready {
-    /// Returns whether a program that is ready can be asked again, as `check_interval` does.
+    /// Returns whether this check can be repeated while the program runs, as `check_interval`
+    /// requires.
     #[must_use]
     pub const fn is_repeatable(&self) -> bool {
         match self {

@@ -10,8 +10,7 @@ use std::str::FromStr;
 use crate::address::Address;
 use crate::error::Error;
 
-/// The maximum length of a host name in bytes. `LABEL_MAX` is the maximum length of each part
-/// between the dots (see RFC 1035).
+/// The maximum lengths, in bytes, of a host name and of each part between its dots (see RFC 1035).
 const NAME_MAX: usize = 253;
 const LABEL_MAX: usize = 63;
 
@@ -155,7 +154,7 @@ impl Upstreams {
         Ok(Self(upstreams))
     }
 
-    /// Returns an empty list, in place of addresses that are known only later.
+    /// Returns an empty list, for use until the addresses are known.
     pub(super) const fn unknown() -> Self {
         Self(Vec::new())
     }

@@ -80,8 +80,8 @@ enum Visit {
 struct Places {
     unix: HashMap<Address, usize>,
     tcp: HashMap<(u16, IpAddr), usize>,
-    /// Listeners at `0.0.0.0`, by port. The next two fields are for `[::]` with IPv6 only, and for
-    /// `[::]` that accepts IPv4 too.
+    /// The listeners at unspecified addresses, by port: `0.0.0.0` in this field, IPv6-only `[::]`
+    /// in `all_v6`, and `[::]` that accepts IPv4 too in `all`.
     all_v4: HashMap<u16, usize>,
     all_v6: HashMap<u16, usize>,
     all: HashMap<u16, usize>,

@@ -20,8 +20,9 @@ use crate::sys;
 const PLACES: usize = 48;
 /// The maximum number of clients in one user class that have connected but sent no request yet.
 const SILENT: usize = 16;
-/// The maximum number of clients of all other users together. These users have no permission, so
-/// the server only tells their clients why it refuses them.
+/// The limits for the clients of all other users together: `STRANGERS` clients in total, and
+/// `SILENT_STRANGERS` that have sent no request yet. These users have no permission, so the server
+/// only tells their clients why it refuses them.
 const STRANGERS: usize = 8;
 const SILENT_STRANGERS: usize = 4;
 

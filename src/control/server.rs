@@ -120,8 +120,8 @@ impl ControlServer {
         }
     }
 
-    /// Stops listening and waits until every reply is written. Tells the clients whose requests
-    /// were not handled to send them again.
+    /// Stops listening and waits until every reply is written. If a request was not handled, tells
+    /// its client to send the request again.
     pub(crate) async fn finish(mut self) {
         self.close();
         self.asked.close();

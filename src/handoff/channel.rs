@@ -75,8 +75,8 @@ impl Channel {
         })
     }
 
-    /// Creates the channel to the generation that created the socket pair. This process has
-    /// inherited `socket` from that generation. The death of that generation ends the channel.
+    /// Creates the channel to the generation that created the socket pair and passed one end,
+    /// `socket`, to this process. The death of that generation ends the channel.
     pub(crate) fn to_its_maker(socket: OwnedFd) -> io::Result<Self> {
         let maker = peer_process(socket.as_fd())?;
         let mut channel = Self::new(socket)?;
@@ -103,8 +103,9 @@ impl Channel {
         let held = match process {
             SenderProcess::Held(process) => Ok(process),
             SenderProcess::Ended => Err(io::Error::from(Errno::ESRCH)),
-            // The sender may have ended, and another process may have reused its pid. This is
-            // impossible if the channel is still open or the process is in our process group.
+            // The sender may have ended, and another process may have reused the pid. So check that
+            // the pid still belongs to the sender. It does if the channel is still open or the
+            // process is in our process group.
             SenderProcess::Unknown => {
                 let Some(pid) = pid else { return };
                 PidFd::open(pid).and_then(|process| {

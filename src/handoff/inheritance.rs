@@ -5,8 +5,8 @@
 //! descriptors from 3 up and set `LISTEN_FDS` and `LISTEN_FDNAMES` (see sd_listen_fds(3)). A parent
 //! sets `LISTEN_PID` to the pid of the process that should use the sockets. A predecessor cannot
 //! know the pid of its successor before the fork. So it sets another variable, which names the
-//! channel between the two processes. Any invalid value is an error, because a process that guesses
-//! may serve the wrong socket.
+//! channel between the two processes. Any invalid value is an error, because a process that guessed
+//! could serve the wrong socket.
 
 use std::collections::HashSet;
 use std::fmt::Display;
@@ -66,7 +66,7 @@ impl Inheritance {
     /// # Errors
     /// [`Error::ThreadsRunning`] if other threads run, [`Error::AlreadyTaken`] on a second call,
     /// and [`Error::Environment`] or [`Error::NotAListener`] if a parent passed an invalid value.
-    /// If this process has a predecessor, the predecessor is told why this process failed.
+    /// If this process has a predecessor, the predecessor receives the reason.
     ///
     /// # As process 1
     /// A generation exits after a handoff, but a container ends when process 1 exits. So if this
@@ -83,7 +83,7 @@ impl Inheritance {
     /// one thread.
     ///
     /// # Errors
-    /// As [`Inheritance::take`].
+    /// Returns the same errors as [`Inheritance::take`].
     pub fn take_beside_threads() -> Result<Self, Error> {
         Self::take_alone(Variables::Kept)?.with_init_as_process_1()
     }
@@ -92,8 +92,9 @@ impl Inheritance {
     /// process 1. The parent stays as the init process, unless an init process already exists. Use
     /// this function under a supervisor that watches only the process that it started. Most
     /// supervisors work like this, but systemd can follow a new main process.
+    ///
     /// # Errors
-    /// As [`Inheritance::take`].
+    /// Returns the same errors as [`Inheritance::take`].
     pub fn take_under_init() -> Result<Self, Error> {
         Self::take_alone(Variables::Removed)?.with_init()
     }

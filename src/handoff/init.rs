@@ -1,9 +1,9 @@
-//! A small init process that stays for the life of the service. It reaps child processes, forwards
-//! signals to the active generation, and exits with the status of that generation.
+//! A small init process that stays alive as long as the service runs. It reaps child processes,
+//! forwards signals to the active generation, and exits with the status of that generation.
 //!
 //! The init process exists because some environments end the service when its first process ends.
 //! The kernel kills all processes of a container when its process 1 ends (see pid_namespaces(7)). A
-//! supervisor that watches only one process takes the end of that process for the end of the
+//! supervisor that watches only one process treats the end of that process as the end of the
 //! service. systemd can follow a new main process, but other supervisors cannot.
 //!
 //! The first process forks before it does anything else. The parent stays as the init process, and

@@ -1,5 +1,5 @@
-//! The launch of a successor: the sockets and channels that it inherits, and the first message to
-//! it.
+//! This module launches a successor: it passes on sockets and channels, and sends the first
+//! message.
 
 use std::ffi::CString;
 use std::io;

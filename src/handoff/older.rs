@@ -1,4 +1,4 @@
-//! One older generation: the channel to it, and the messages that it may send.
+//! This module handles the messages that an older generation sends over its channel.
 
 use std::io;
 use std::os::fd::OwnedFd;

@@ -1,5 +1,5 @@
-//! One packet as it is read from a channel: a message with its file descriptors, or the reason why
-//! the packet is not valid.
+//! This module receives a packet from a channel. The result is a message with its file descriptors,
+//! or the reason why the packet is not valid.
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};

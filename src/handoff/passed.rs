@@ -99,7 +99,7 @@ pub(super) fn identities(
     }
     let names = match hello.names.len() {
         // Read the names from an environment variable, because a parent passed the sockets. A
-        // predecessor sends the names in its first message.
+        // predecessor would have sent the names in its first message.
         0 => names(environment, count)?,
         named if named == count => hello.names.iter().cloned().map(Some).collect(),
         named => {

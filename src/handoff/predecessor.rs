@@ -240,8 +240,8 @@ mod tests {
         Box::new(Report::placeholder(Generation::FIRST, state))
     }
 
-    /// If an older generation reported its end to the predecessor, the new active generation knows
-    /// of it. This holds even if the channel closes only after the takeover.
+    /// If an older generation reported its end to the predecessor, the new active generation also
+    /// knows about it, even if the channel closes only after the takeover.
     #[tokio::test]
     async fn a_report_to_the_predecessor_counts_after_the_takeover() {
         let (oldest, to_oldest) = channel_pair().unwrap();

@@ -2,9 +2,9 @@
 //! environment as this process.
 //!
 //! The path is resolved again at each start, so a deployment can put a new binary at this path. The
-//! successor gets the original environment of this process, with new values for the handoff
-//! variables. It also gets the variables of the service manager. So the environment does not grow
-//! from generation to generation.
+//! successor gets the original environment of this process and the variables of the service
+//! manager. Only the values of the handoff variables change, so the environment does not grow from
+//! generation to generation.
 
 use std::ffi::{CString, OsStr, OsString};
 use std::os::fd::RawFd;
@@ -112,8 +112,8 @@ impl Program {
     }
 
     /// Returns the environment for a successor: the original environment of this process, with the
-    /// handoff variables set for the successor. The environment does not grow from generation to
-    /// generation.
+    /// handoff variables set for the successor. These variables are replaced, not added again, so
+    /// the environment does not grow from generation to generation.
     pub(crate) fn environment_for(
         &self,
         generation: Generation,

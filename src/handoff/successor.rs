@@ -220,7 +220,7 @@ impl Successor {
     pub(crate) fn end(&self, fate: StopMode) {
         // Send a stop message and a signal. The signal may not reach the successor, because its pid
         // may be unknown or a wrapper script may have forked it. Without the message, the successor
-        // would take the end of the channel for our death and become the active generation. The
+        // would treat the end of the channel as our death and become the active generation. The
         // message alone does not stop a program that is not handoffd, so the signal is needed too.
         self.tell(&Message::Stop);
         let signal = match fate {

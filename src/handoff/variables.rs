@@ -1,6 +1,6 @@
 //! The environment variables that a process reads at startup.
 //!
-//! An invalid value is an error that names the variable, because a process that guesses may serve
+//! An invalid value is an error that names the variable, because a process that guessed could serve
 //! the wrong socket.
 
 use std::ffi::OsStr;

@@ -58,7 +58,7 @@ impl<P: DataPlane> Driver<P> {
     }
 
     fn tell_rollback(&mut self) {
-        // Send a last status report, whose counters the predecessor adds to its totals.
+        // Send a last status report, so that the predecessor can add its counters to the totals.
         self.predecessors.tell_predecessor(&Message::Report(Box::new(self.report())));
         self.predecessors.tell_predecessor(&Message::Rollback);
         // Close only the listeners that this generation has bound, because the predecessor keeps
@@ -112,8 +112,8 @@ impl<P: DataPlane> Driver<P> {
         }
         self.plane.committed();
         if !self.plane.is_taking_over() {
-            // Release the permits that are reserved for connections of the predecessor. None will
-            // arrive, because a predecessor starts to move connections before it commits the
+            // Release the permits that are reserved for the predecessor's connections, because no
+            // connection will arrive. A predecessor offers its connections before it commits the
             // handoff, or not at all.
             self.plane.expect_no_more();
         }
@@ -170,8 +170,8 @@ impl<P: DataPlane> Driver<P> {
         let replaced = given_up.iter().filter(|listener| listener.is_replaced()).cloned();
         let replaced: Vec<_> = replaced.collect();
         replaced.iter().for_each(Listener::divert);
-        // Tell older generations that these sockets are no longer in use. They hold copies of these
-        // sockets, and would otherwise use them if they had to accept again.
+        // Tell older generations that these sockets are no longer in use. Otherwise an older
+        // generation that has to accept again would use its copies of these sockets.
         let sockets = given_up.iter().filter_map(|listener| listener.cookie().ok());
         let sockets: Vec<_> = sockets.collect();
         if !sockets.is_empty() {

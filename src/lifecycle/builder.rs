@@ -1,4 +1,4 @@
-//! A builder for a generation. It sets the listeners, the settings, and the threads that serve
+//! A builder for a generation, with its listeners, its settings, and the threads that serve
 //! connections.
 
 use super::driver::{Driver, RunReport};
@@ -17,7 +17,7 @@ use crate::service::Service;
 
 /// The settings of a generation that has not started yet.
 ///
-/// If a step fails, the predecessor is told why and keeps serving.
+/// If a step fails, the predecessor receives the reason and keeps serving.
 ///
 /// ```no_run
 /// use handoffd::{Builder, Echo, Inheritance};
@@ -53,7 +53,7 @@ impl Builder {
     /// or address, the listener uses that socket. Otherwise the generation binds the address.
     ///
     /// # Errors
-    /// [`Error::Address`] or [`Error::ListenerName`] if the text is not a listener, and
+    /// [`Error::Address`] or [`Error::ListenerName`] if the text is not a valid listener, and
     /// [`Error::DuplicateName`], [`Error::DuplicateAddress`] or [`Error::OverlappingAddresses`] if
     /// the listener conflicts with an earlier one.
     pub fn listen(mut self, listener: &str) -> Result<Self, Error> {
@@ -87,7 +87,7 @@ impl Builder {
         self.inheritance.refuse(reason);
     }
 
-    /// Changes the other settings.
+    /// Changes the configuration by calling `change`.
     #[must_use]
     pub fn configure(mut self, change: impl FnOnce(&mut Config)) -> Self {
         change(&mut self.config);
@@ -124,11 +124,11 @@ impl Builder {
         self.run_program_beside(program, Echo, Vec::new()).await
     }
 
-    /// Runs the generation as [`Builder::run_program`] does, but serves the listeners `names` with
-    /// a service of this process.
+    /// Runs the generation as [`Builder::run_program`] does, but serves the listeners in `names`
+    /// with a service in this process.
     ///
     /// # Errors
-    /// Those of [`Builder::run_program`].
+    /// Returns the same errors as [`Builder::run_program`].
     #[cfg(feature = "program")]
     pub async fn run_program_beside(
         self,
@@ -153,7 +153,7 @@ impl Builder {
     }
 
     /// Starts the generation for a server that accepts connections itself, as [`Starting::new`]
-    /// does. The workers are not used.
+    /// does. Ignores the workers set by [`Builder::workers`].
     ///
     /// # Errors
     /// Fails when a listener cannot be bound or the configuration cannot be served. A predecessor

@@ -41,7 +41,7 @@ pub(super) struct DrainPhase {
 }
 
 impl<P: DataPlane> Driver<P> {
-    /// Asks every connection to end or to move to the successor, and starts the drain deadline.
+    /// Asks every connection to end or to move to the successor, and sets the drain deadline.
     pub(super) fn begin_drain(&mut self) {
         let (why, connections) = (self.state.name(), self.plane.connections().map(|now| now.open));
         tracing::info!(
@@ -67,8 +67,8 @@ impl<P: DataPlane> Driver<P> {
     }
 
     /// Asks the remaining connections to end, because no more connections move to the successor. If
-    /// the successor may be dead, they are asked a moment later, because this generation may have
-    /// to resume serving.
+    /// the successor may be dead, waits a moment first, in case this generation has to resume
+    /// serving.
     pub(super) fn carry_ended(&mut self, end: CarryEnd) -> Option<Occurrence> {
         let drain = self.drain.as_mut()?;
         drain.carries = false;

@@ -53,7 +53,7 @@ pub(super) struct Driver<P> {
     pub(super) pid_file: Option<PidFile>,
     pub(super) predecessors: Predecessors,
     /// The latest handoff that this generation has started. `None` before the first handoff, and
-    /// after one whose successor is gone.
+    /// once the handoff's successor is gone.
     pub(super) handoff: Option<Handoff>,
     /// The deadlines of the drain. `None` when this generation does not drain.
     pub(super) drain: Option<DrainPhase>,

@@ -169,7 +169,7 @@ impl Starting {
     /// first accept wait in the listener's backlog.
     ///
     /// # Errors
-    /// Fails when the kernel refuses a system call.
+    /// Returns an error if a system call fails.
     pub fn ready(self) -> Result<Serving, Error> {
         let Self { driver, handle } = self;
         let listeners = driver.listeners().clone();
@@ -182,7 +182,7 @@ impl Serving {
     /// has taken over or this generation was told to stop.
     ///
     /// # Errors
-    /// Returns [`Error::NoSuchListener`] if the name is unknown, or an error of the kernel if the
+    /// Returns [`Error::NoSuchListener`] if the name is unknown, or the kernel's error if the
     /// socket cannot be registered for events.
     pub fn acceptor(&self, name: &str) -> Result<Acceptor, Error> {
         let acceptor = net::WatchedListener::new(self.listeners.get(name)?.clone())
@@ -200,11 +200,11 @@ impl Serving {
     }
 
     /// Returns a new file descriptor of the TCP listener called `name`, for a server that accepts
-    /// by itself. Stop accepting on it when [`Serving::retired`] resolves.
+    /// connections itself. Stop accepting on it when [`Serving::retired`] resolves.
     ///
     /// # Errors
-    /// Returns [`Error::NoSuchListener`] if the name is unknown, or an error of the kernel if the
-    /// process has no file descriptor left.
+    /// Returns [`Error::NoSuchListener`] if the name is unknown, or the kernel's error if the
+    /// process has run out of file descriptors.
     pub fn listener(&self, name: &str) -> Result<TcpListener, Error> {
         let copy = self.listeners.get(name)?.try_clone();
         copy.map(TcpListener::from)

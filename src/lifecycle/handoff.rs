@@ -53,7 +53,7 @@ pub(super) enum Stage {
     /// The successor is starting, and must be ready by the deadline.
     Starting(Option<Instant>),
     /// The successor accepts connections. The handoff is committed at the deadline, unless it fails
-    /// before.
+    /// first.
     Baking(Option<Instant>),
     /// The handoff has no deadline: it has not begun, is committed, or the successor was told to
     /// stop.
@@ -199,7 +199,7 @@ impl<P: DataPlane> Driver<P> {
         self.listeners.set.restore();
         let Some(mut handoff) = self.handoff.take() else { return };
         let successor = self.process.generation.next();
-        // If this generation is no longer the active one, the successor had already taken over.
+        // This generation is the active one unless the successor has taken over.
         let when = if self.head.is_some() {
             "failed"
         } else {

@@ -155,7 +155,8 @@ impl ActiveRole {
     }
 
     /// Sends the status text after a failed handoff. If systemd waits for the end of a reload, also
-    /// sends READY, which ends the reload. Otherwise READY is not sent, because it means success.
+    /// sends READY, which ends the reload. Otherwise does not send READY, because READY reports
+    /// success.
     pub(super) fn not_handed_over(&mut self, status: String) {
         if std::mem::take(&mut self.reload_told) {
             self.ready(status);

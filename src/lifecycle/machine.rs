@@ -87,8 +87,8 @@ pub(crate) enum Event {
     /// from the predecessor.
     Terminate,
     /// This generation must cut its connections now. It received SIGQUIT or a second SIGINT, or a
-    /// newer generation sent a request to cut. A newer generation sends it if too many generations
-    /// are alive, or if it was told to cut its own connections.
+    /// newer generation sent a request to cut. A newer generation sends such a request if too many
+    /// generations are alive, or if it has to cut its own connections.
     CutNow,
     /// The successor has reported that it accepts connections.
     SuccessorReady,
@@ -172,8 +172,8 @@ fn starting(birth: Birth, pending: PendingReload, event: Event) -> (State, Vec<A
         Event::ReloadRequested => (State::Starting { birth, pending: PendingReload::One }, vec![]),
         Event::PredecessorLost => (State::Starting { birth: Birth::Orphan, pending }, vec![]),
         Event::Terminate | Event::CutNow => match birth {
-            // This generation has not accepted any connection. It tells the predecessor, which
-            // keeps serving.
+            // Tell the predecessor, which keeps serving, and exit. No drain is needed, because this
+            // generation has not accepted any connection.
             Birth::Successor => (State::Stopped, vec![TellRollback, Exit]),
             Birth::First | Birth::Orphan => serving(event),
         },

@@ -48,7 +48,7 @@ impl History {
         self.since = Since::now();
     }
 
-    /// Adds the last counters of a generation that has ended or sends no more reports. So the
+    /// Adds the last counters of a generation that has ended or sends no more reports, so that the
     /// totals of the service never decrease.
     pub(super) fn add(&mut self, mut last: Counters, own: &Counters) {
         last.settle();
@@ -184,9 +184,9 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Reports the loss of a successor that had taken over. This generation then stops too. The
-    /// successor was the main process, so the service manager ends the whole service and starts it
-    /// again.
+    /// Reports the loss of a successor that had taken over. This generation then stops too, because
+    /// the service manager stops and restarts the whole service when its main process, the
+    /// successor, dies.
     async fn leave_restart_to_manager(&mut self, failure: HandoffFailure) {
         let what = "the successor died, and the service manager restarts the service";
         tracing::error!(
@@ -208,8 +208,9 @@ impl<P: DataPlane> Driver<P> {
     /// Logs an error if an older generation died while it still had connections.
     ///
     /// A generation that ends normally sends a final report to the process that is active at that
-    /// time. If another process was active, this process has no report. So if the report is
-    /// missing, this function logs an error only for the direct predecessor.
+    /// time. A missing report may therefore have gone to another process, unless the generation is
+    /// the direct predecessor. So without a report, this function logs an error only for the direct
+    /// predecessor.
     fn say_if_it_died(&self, generation: Generation, last: Option<&Report>) {
         match last.map(|last| (last.state, last.connections)) {
             Some((GenerationState::Stopped | GenerationState::Unknown, _)) => {}

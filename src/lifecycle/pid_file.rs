@@ -253,9 +253,9 @@ fn draft_of(draft: &OsStr, name: &OsStr) -> Option<u32> {
     pid.parse().ok().filter(|_| is_random)
 }
 
-/// Returns whether the process `pid`, which created a temporary file, has ended. A process also
-/// counts as ended if its parent has not waited for it yet. If `pid` is the pid of this process, an
-/// earlier process with the same pid created the file.
+/// Returns whether the process `pid`, which created a temporary file, has ended. A zombie process,
+/// whose parent has not waited for it yet, also counts as ended. If `pid` is the pid of this
+/// process, an earlier process with the same pid created the file.
 fn has_ended(pid: u32) -> bool {
     pid == std::process::id()
         || match PidFd::open(pid) {

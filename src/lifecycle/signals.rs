@@ -1,8 +1,8 @@
-//! The signals of a generation, turned into events.
+//! This module receives a generation's signals and turns them into events.
 //!
 //! A predecessor starts its successor with SIGHUP and SIGUSR2 blocked. So a signal that arrives
 //! before the successor has installed its handlers stays pending, instead of killing the successor.
-//! Any parent process may have blocked further signals. Once the handlers are installed, this
+//! A parent process may have blocked other signals too. So once the handlers are installed, this
 //! process unblocks all signals that it handles.
 //!
 //! This process logs and ignores every other signal that would kill it, so that a mistyped signal

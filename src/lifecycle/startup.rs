@@ -56,7 +56,7 @@ impl Liveness {
         self.death.is_none()
     }
 
-    /// Takes the error of the part of the data plane that has died, if any.
+    /// Takes the error if a part of the data plane has died.
     pub(super) const fn take_death(&mut self) -> Option<Error> {
         self.death.take()
     }
@@ -84,9 +84,9 @@ impl<P: DataPlane> Driver<P> {
 
     /// Handles the death of a worker or an accept loop.
     ///
-    /// A generation that accepts connections, or is about to, ends at once, as in a crash, and
-    /// another generation takes over. A generation that only drains continues, so that its other
-    /// connections can end.
+    /// A generation that accepts connections, or is about to, ends at once, as if it had crashed,
+    /// so that another generation takes over. A generation that only drains continues, so that its
+    /// other connections can end.
     ///
     /// # Errors
     /// Returns the given error if the generation ends because of it.

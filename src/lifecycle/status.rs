@@ -24,7 +24,7 @@ use crate::report::{
 /// How long to wait until other generations have answered a status request.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// The control socket, and the operators who wait for a status over it.
+/// The control socket, and the operators whose status requests are not answered yet.
 #[derive(Debug)]
 pub(super) struct Operators {
     pub(super) control: ControlServer,
@@ -53,7 +53,7 @@ impl StatusWaiters {
     }
 }
 
-/// A point in time, by two clocks.
+/// A point in time, as read from two clocks.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Since {
     /// The time of the system clock, which may be changed while the process runs.
@@ -106,8 +106,8 @@ impl<P: DataPlane> Driver<P> {
                 }
             }
             Duty::RefreshStatus => {
-                // First report the known status, and then ask for new reports. This way a
-                // generation that does not answer delays nothing.
+                // First report the known status, and then ask for new reports, so that a generation
+                // that does not answer cannot delay the status.
                 self.say_how_it_stands();
                 self.ask_the_others();
                 let is_quiet = self.predecessors.is_empty() && self.state != State::Stopping;

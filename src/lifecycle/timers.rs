@@ -13,8 +13,8 @@ use tokio::time::{Instant, sleep_until};
 pub(super) enum Timer {
     /// If the accept loops have not run by this deadline, the generation fails to start.
     Startup,
-    /// The handoff fails at this deadline if connections still move here from older generations, so
-    /// that the successor cannot be started.
+    /// The handoff fails at this deadline if the successor still cannot be started, because
+    /// connections are still moving here from older generations.
     Delay,
     /// The successor is killed at this deadline if it is not ready.
     Ready,

@@ -25,9 +25,10 @@ use crate::sys;
 use crate::sys::reserve::Share;
 
 /// The delay before the first retry when descriptors or memory have run out. The delay doubles with
-/// each retry up to a maximum, as in Go's net/http. The loop has to retry on a timer, because the
-/// kernel does not signal when a descriptor or memory is free again.
+/// each retry, as in Go's net/http. The loop has to retry on a timer, because the kernel does not
+/// signal when a descriptor or memory is free again.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
+/// The maximum delay between two retries when descriptors or memory have run out.
 const LAST_PAUSE: Duration = Duration::from_secs(1);
 
 /// An accept loop for one listener.

@@ -1,9 +1,9 @@
 //! This module ends a connection. An orderly close lets the peer receive the whole reply. A reset
 //! tells the peer that the connection did not end normally.
 //!
-//! The kernel sends a reset if received bytes are unread when the socket is closed, or if more
-//! bytes arrive later. A reset destroys a reply that is still on its way (see RFC 2525, 2.17). If
-//! another process also holds the socket, closing it here sends nothing to the peer. Only
+//! The kernel sends a reset if received bytes are still unread when the socket is closed, or if
+//! more bytes arrive later. A reset destroys a reply that is still on its way (see RFC 2525, 2.17).
+//! If another process also holds the socket, closing it here sends nothing to the peer. Only
 //! [`Stream::finish`] performs an orderly close.
 
 use std::net::Shutdown;

@@ -1,7 +1,7 @@
 //! Conversions between an [`Address`] and the kernel's form of an address.
 //!
-//! All code that binds, connects or recognizes a socket uses these conversions, so all of it treats
-//! addresses in the same way. [`crate::address`] defines the addresses and their text form.
+//! All code that binds, connects or recognizes a socket uses these conversions, so that addresses
+//! are treated the same everywhere. [`crate::address`] defines the addresses and their text form.
 
 use std::io;
 

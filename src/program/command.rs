@@ -1,4 +1,4 @@
-//! A command prepared for execve(2), and the search for its program in `PATH`.
+//! This module prepares a command for execve(2), and finds its program in `PATH`.
 
 use std::ffi::{CString, OsStr, OsString};
 use std::io;

@@ -1,5 +1,5 @@
-//! The environment of a program. It combines this process's environment, a file, and configured
-//! variables; each overrides the ones before.
+//! The environment of a program. It combines three sources: this process's environment, a file, and
+//! configured variables. A later source overrides an earlier one.
 //!
 //! The file is read at each start of the program, so that a change takes effect at the next
 //! handoff. Variables that are meant only for this process, such as the channel to the predecessor,

@@ -33,13 +33,14 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// How long a program that no longer answers its watchdog may take to end after SIGABRT.
 const ABORT_TIMEOUT: Duration = Duration::from_secs(1);
-/// The pause between two checks whether all processes of a program have ended.
+/// How often to check whether all processes of a program have ended.
 const GROUP_PAUSE: Duration = Duration::from_millis(20);
 
 /// An order from the data plane to an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Order {
-    /// Run the program. If the program fails, the generation fails too, because it is on probation.
+    /// Run the program. If the program fails, the generation fails too, because the generation is
+    /// on probation.
     Prove,
     /// Run the program. If the program fails, start it again.
     Run,
@@ -83,7 +84,7 @@ pub(super) struct Instance {
     pub(super) number: usize,
     pub(super) listeners: SharedListeners,
     pub(super) private: Option<Address>,
-    /// How often the program must answer a watchdog.
+    /// The maximum time between two answers of the program to its watchdog.
     pub(super) watchdog: Option<Duration>,
     pub(super) notify: NotifySocket,
     pub(super) orders: watch::Receiver<Order>,
@@ -143,8 +144,8 @@ impl Instance {
         self.orders.borrow().runs()
     }
 
-    /// Reports a failure of the program. Then waits before the next start, or, if there is none,
-    /// until the program is told to stop.
+    /// Reports a failure of the program. If the program is to be started again, waits for `pause`
+    /// first. Otherwise waits until the data plane tells the program to stop.
     async fn failed(&mut self, mut failure: ProgramFailure, pause: Duration) {
         let is_proving = *self.orders.borrow() == Order::Prove;
         if is_proving || self.config.restart == Restart::Never {
@@ -216,7 +217,8 @@ impl Instance {
         let mut is_ready = false;
         let mut ready = Box::pin(probe.ready(pipe));
         let mut failed_check = Box::pin(probe.failure());
-        // When the program must have answered its watchdog. `None` until it answers once.
+        // The deadline for the program's next answer to its watchdog. `None` until the first
+        // answer.
         let mut silent_at = None;
         loop {
             tokio::select! {
@@ -232,7 +234,8 @@ impl Instance {
                         return Lived::Stopped;
                     }
                 }
-                // Hear a wrapper that names its main process before it ends.
+                // Read notifications before checking whether the process has ended, because a
+                // wrapper may name its main process and end at once.
                 said = self.notify.next(|pid| running.owns(pid)) => {
                     if said.ready && !is_ready && probe.accepts_report() {
                         is_ready = true;
@@ -269,7 +272,8 @@ impl Instance {
         let status = status.ok().flatten();
         self.count_end(status);
         let how = running.described(status).await;
-        // Nothing that the program leaves behind may accept clients or hold its port.
+        // Kill the processes that the program left behind, because they could accept clients or
+        // hold its port.
         running.kill().await;
         let when = if is_ready { "" } else { " before it was ready," };
         let hint = match status {
@@ -282,8 +286,8 @@ impl Instance {
         Lived::Failed(ProgramFailure { what, code: status.and_then(exit_code) })
     }
 
-    /// Ends a program that no longer answers its watchdog, as systemd does: with SIGABRT, so that
-    /// it can leave a core.
+    /// Ends a program that no longer answers its watchdog. Sends SIGABRT, as systemd does, so that
+    /// the program can leave a core dump.
     async fn abort(&self, running: &mut Running) -> Lived {
         self.facts().forget_watchdog();
         running.signal(Signal::SIGABRT);
@@ -331,7 +335,7 @@ impl Instance {
                 status = running.ended(), if !has_ended => {
                     self.count_end(status.ok().flatten());
                     has_ended = true;
-                    // Ask the processes that the program has left behind to end too.
+                    // Also send the signal to the processes that the main process left behind.
                     running.signal_all(signal.0);
                 }
                 () = async { drop(orders.wait_for(|order| *order == Order::Kill).await) } => break,
@@ -362,7 +366,7 @@ impl Instance {
         running.kill().await;
     }
 
-    /// Takes note of what the program says besides that it is ready.
+    /// Records everything in a notification except that the program is ready.
     fn note(&self, said: Notification, running: &mut Running) {
         let mut facts = self.facts();
         if let Some(status) = said.status {

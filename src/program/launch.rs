@@ -1,8 +1,8 @@
-//! One start of a program, and a check that such a start would succeed. This module prepares the
+//! This module starts a program, or checks that such a start would succeed. It prepares the
 //! program's arguments, environment and descriptors.
 //!
-//! Each start finds the program again, reads the environment file again, and resolves the links in
-//! the working directory again. So changes to them take effect at the next handoff.
+//! Each start looks up the program, reads the environment file, and resolves the links in the
+//! working directory again. So changes to them take effect at the next handoff.
 
 use std::ffi::OsStr;
 use std::io;
@@ -37,7 +37,7 @@ pub(super) struct ProgramLaunch<'a> {
     /// The private address on which the program may listen. `None` if it can only inherit the
     /// listeners.
     pub(super) private: Option<&'a Address>,
-    /// How often the program must answer a watchdog.
+    /// The maximum time between two answers of the program to its watchdog.
     pub(super) watchdog: Option<Duration>,
     /// The path of the notification socket.
     pub(super) notify: &'a Path,
@@ -49,8 +49,8 @@ pub(super) struct Launched {
     pub(super) child: Child,
     /// The read end of the pipe that is the program's standard error.
     pub(super) errors: OwnedFd,
-    /// The read end of the pipe to which the program writes a newline when it is ready, if this is
-    /// configured.
+    /// The read end of the readiness pipe, if one is configured. The program writes a newline to
+    /// the pipe when it is ready.
     pub(super) ready: Option<OwnedFd>,
     /// The probe that finds out whether the program is ready.
     pub(super) probe: Probe,
@@ -108,7 +108,8 @@ impl ProgramLaunch<'_> {
                 set("HANDOFFD_PROGRAM_ADDRESS", address.to_string());
             }
             let words = self.expanded(words)?;
-            // Report a missing executable of the check now, before the program itself is started.
+            // Find the check's executable now, so that a missing one is reported before the program
+            // starts.
             PreparedCommand::new(self.config, &words, variables.clone())?;
             command = Some((words, variables));
         }
@@ -164,8 +165,8 @@ impl ProgramLaunch<'_> {
                 }
                 (Placeholder::Generation, _) => self.generation.to_string(),
                 (Placeholder::Instance, _) => self.instance.to_string(),
-                // This case cannot occur, because `resolve` has checked the placeholder against the
-                // attachment.
+                // This case cannot occur, because `resolve` accepts these placeholders only for a
+                // program with such a private address.
                 (Placeholder::Port | Placeholder::Socket, _) => String::new(),
             })
         })

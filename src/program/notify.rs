@@ -34,9 +34,9 @@ pub(super) struct Notification {
     pub(super) ready: bool,
     pub(super) status: Option<String>,
     pub(super) extend: Option<Duration>,
-    /// The pid of the main process, if it is not the one that was started.
+    /// The pid that the program names as its main process (`MAINPID=`).
     pub(super) main: Option<u32>,
-    /// An answer to the watchdog.
+    /// Whether the message answers the watchdog (`WATCHDOG=1`).
     pub(super) alive: bool,
     pub(super) stopping: bool,
 }
@@ -56,8 +56,8 @@ impl NotifySocket {
         &self.path
     }
 
-    /// Waits for the next message from a process of the program. `owns` returns whether a process
-    /// belongs to the program, by its pid. Cancel safe.
+    /// Waits for the next message from a process of the program. `owns` returns whether the process
+    /// with a given pid belongs to the program. Cancel safe.
     pub(super) async fn next(&self, owns: impl Fn(u32) -> bool) -> Notification {
         let mut buffer = [0; LONGEST];
         loop {
@@ -65,8 +65,8 @@ impl NotifySocket {
                 receive_with_attachments(socket.as_fd(), &mut buffer)
             });
             match received.await {
-                // Descriptors that came with the message are closed here. A sender that calls
-                // sd_notify_barrier(3) waits until its descriptor is closed.
+                // Descriptors that came with the message are closed here. A caller of
+                // sd_notify_barrier(3) sends a descriptor, and waits until it is closed.
                 Ok((Packet::Whole(length), attached)) => {
                     let is_ours = attached.sender.is_some_and(|sender| is_of(&sender, &owns));
                     let text = String::from_utf8_lossy(&buffer[..length]);

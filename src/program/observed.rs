@@ -10,20 +10,21 @@ use super::instance::InstanceState;
 use crate::error::Error;
 use crate::report::{ProgramCounters, ProgramReport, ProgramState};
 
-/// What an operator and the service manager's watchdog see of an instance.
+/// The facts about an instance for status reports and for the service manager's watchdog.
 #[derive(Debug, Default)]
 pub(super) struct Facts {
     pub(super) pid: Option<u32>,
     pub(super) status: Option<String>,
     pub(super) counters: ProgramCounters,
-    /// Whether the program answers its watchdog.
+    /// Whether the program has ever answered its watchdog.
     answers: bool,
-    /// The heartbeats that it has not answered yet.
+    /// The heartbeats that wait for the program's next answer.
     beats: Vec<TaskTrackerToken>,
 }
 
 impl Facts {
-    /// Keeps `beat` from completing until the program answers its watchdog, if it ever does.
+    /// Makes `beat` wait for the program's next answer to its watchdog. Does nothing if the program
+    /// has never answered.
     pub(super) fn ask(&mut self, beat: &TaskTracker) {
         if self.answers {
             self.beats.push(beat.token());
@@ -35,7 +36,7 @@ impl Facts {
         self.beats.clear();
     }
 
-    /// Lets all heartbeats complete, because the program is being replaced.
+    /// Lets all heartbeats complete, because the program has ended or is about to end.
     pub(super) fn forget_watchdog(&mut self) {
         self.answers = false;
         self.beats.clear();
@@ -47,7 +48,7 @@ impl Facts {
 pub(super) struct ProgramFailure {
     /// What has happened, as a part of a sentence.
     pub(super) what: String,
-    /// The exit code for the generation, if it ends as its program did.
+    /// The exit code of the program, if the generation is to exit with the same code.
     pub(super) code: Option<u8>,
 }
 
@@ -63,7 +64,7 @@ impl Observed {
         self.facts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns what an operator sees of the instance.
+    /// Returns the instance's part of a status report.
     pub(super) fn report(&self) -> ProgramReport {
         let state = match &*self.state.borrow() {
             InstanceState::Starting => ProgramState::Starting,
@@ -87,7 +88,7 @@ impl Observed {
 pub(super) async fn failure(mut failures: watch::Receiver<Option<ProgramFailure>>) -> Error {
     match failures.wait_for(Option::is_some).await.ok().and_then(|failure| failure.clone()) {
         Some(ProgramFailure { what, code }) => Error::ProgramFailed { what, code },
-        // The data plane is gone, so nobody waits for its end.
+        // The data plane has been dropped, so no caller needs an answer.
         None => std::future::pending().await,
     }
 }

@@ -1,5 +1,5 @@
-//! The standard error of a program. This module passes it on to the standard error of this process,
-//! and keeps the last lines.
+//! The standard error of a program. This module copies it to the standard error of this process,
+//! and keeps the last lines for error messages.
 //!
 //! If the program does not become ready, its last lines explain the reason better than its exit
 //! code does. This module does not read standard output, which the program shares with this
@@ -38,9 +38,9 @@ impl LastWords {
         }
     }
 
-    /// Passes on everything that arrives on `pipe`. Uses a separate thread, because writing to
-    /// standard error may block. The returned channel closes when the program and all its children
-    /// have closed the pipe.
+    /// Copies everything that arrives on `pipe` to standard error. Uses a separate thread, because
+    /// writing to standard error may block. The returned channel closes when the program and all
+    /// its children have closed the pipe.
     ///
     /// # Errors
     /// When the thread cannot be started.

@@ -67,12 +67,12 @@ impl<'a> Placeholder<'a> {
         })
     }
 
-    /// Returns the index of the listener that this placeholder names among `names`. Returns 0 for a
-    /// placeholder that does not stand for a listener.
+    /// Returns the index in `names` of the listener to which this placeholder refers. Returns 0 for
+    /// a placeholder that does not refer to a listener.
     ///
     /// # Errors
     /// [`Error::NoSuchListener`] if no listener has the name. [`Error::Setting`] if the name is
-    /// missing, or if the placeholder has no value with this attachment.
+    /// missing, or if `attach` provides no value for the placeholder.
     pub(super) fn resolve(self, attach: Attach, names: &[String]) -> Result<usize, Error> {
         let refuse = |value: &str, why| {
             let value = format!("{{{value}}}");

@@ -2,9 +2,9 @@
 //!
 //! The data plane starts the program, and is ready when the program is. A program that inherits the
 //! listeners accepts connections itself. For a program with a private address, the built-in server
-//! accepts connections and forwards them. The program is told to stop when its last connection has
-//! ended. The built-in server also serves listeners that do not belong to the program, such as the
-//! metrics listener.
+//! accepts connections and forwards them. In a drain, such a program is told to stop when its last
+//! connection has ended. The built-in server also serves listeners that do not belong to the
+//! program, such as the metrics listener.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -35,7 +35,7 @@ use crate::report::{Connections, Counters, ProgramReport};
 use crate::server::{Server, Workers};
 use crate::service::Service;
 
-/// What a program needs to know about the process that runs it.
+/// The properties of this process that the start of a program depends on.
 #[derive(Debug)]
 pub(crate) struct ProgramHost<'a> {
     pub(crate) generation: Generation,
@@ -58,7 +58,7 @@ pub(crate) struct ProgramPlane<S> {
     server: Server<ProgramService<S>>,
     /// The names of the listeners that do not belong to the program.
     other_names: Vec<ListenerName>,
-    /// The open listeners with these names.
+    /// The open listeners with the names in `other_names`.
     others: Vec<Listener>,
     /// Whether the built-in server serves the listeners of the program. This is decided when the
     /// program is ready, because only then is it known whether the program is private.
@@ -91,8 +91,8 @@ enum Phase {
 }
 
 impl<S: Service> ProgramPlane<S> {
-    /// Creates a data plane that has started nothing yet. `service` serves the listeners with these
-    /// names, and the program serves all others.
+    /// Creates a data plane that has started nothing yet. The service in the last argument serves
+    /// the listeners with the given names, and the program serves all others.
     ///
     /// # Errors
     /// [`Error::System`] if the generation's folder cannot be created, or no private address is
@@ -164,8 +164,8 @@ impl<S: Service> ProgramPlane<S> {
         Ok(())
     }
 
-    /// Waits until every instance is ready. Returns whether the program is private, so that the
-    /// relay must serve the listeners.
+    /// Waits until every instance is ready. Returns whether the program is private, in which case
+    /// the built-in server must serve the listeners.
     async fn all_ready(&self) -> bool {
         let mut is_private = false;
         for observed in &self.instances {
@@ -299,7 +299,8 @@ impl<S: Service> DataPlane for ProgramPlane<S> {
         listeners(&self.listeners).clear();
         self.others.clear();
         self.server.drain(None);
-        // A private program serves the connections that are left.
+        // Let a private program first serve its remaining connections. A program that accepts
+        // connections itself must drain them after the stop signal.
         self.orders.send_replace(if self.relays { Order::Finish } else { Order::Stop });
     }
 
@@ -329,7 +330,7 @@ impl<S: Service> DataPlane for ProgramPlane<S> {
     }
 
     fn connections(&self) -> Option<Connections> {
-        // A program that accepts by itself counts its connections, and does not tell.
+        // The number is unknown if the program accepts connections itself.
         if self.relays { self.server.connections() } else { None }
     }
 

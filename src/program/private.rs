@@ -1,4 +1,4 @@
-//! The private addresses of a program, and the folder of a generation for its sockets.
+//! The private addresses of a program, and a private folder for the sockets of a generation.
 //!
 //! Each generation has its own addresses, so that the old and the new program can run side by side.
 

@@ -1,4 +1,4 @@
-//! Detection of the moment when a started program is ready.
+//! This module detects when a started program is ready.
 //!
 //! A check must reach the new program only. So it connects to the private address, or runs a
 //! command that gets the new program's pid and address. A connection to a shared listener could
@@ -26,22 +26,22 @@ use crate::sys::child::Child;
 const PAUSE: Duration = Duration::from_millis(20);
 /// How long one check may take.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a program must live to count as ready if it cannot report anything.
+/// How long a program must run to count as ready if it cannot report anything.
 const GUESS: Duration = Duration::from_secs(1);
 
-/// The sign by which a program was found to be ready.
+/// The event that showed that a program is ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ReadyBy {
-    /// The program reported that it is ready, or a check has succeeded.
+    /// The program reported that it is ready, a check succeeded, or the configured time passed.
     Report,
     /// The program accepts connections on its private address.
     Connect,
-    /// The program has run long enough. This is a guess.
+    /// The program has reported nothing, but has run for a second. This is a guess.
     Guess,
 }
 
 /// A probe that finds out whether one process of a program is ready. The probe holds no copy of a
-/// listener, which would keep a closed listener open.
+/// listener, because a copy would keep a closed listener open.
 #[derive(Debug)]
 pub(super) struct Probe {
     config: Arc<ProgramConfig>,
@@ -69,7 +69,7 @@ impl Probe {
     }
 
     /// Waits until a sign other than a notification shows that the program is ready. Never returns
-    /// if only a notification counts.
+    /// if only a notification counts, or if the program closes `pipe` without writing a newline.
     pub(super) async fn ready(&self, pipe: Option<OwnedFd>) -> ReadyBy {
         match self.ready {
             Ready::Notify => std::future::pending().await,

@@ -1,8 +1,9 @@
-//! The running processes of one start of a program, and which of them is the main process.
+//! This module manages the processes of a running program, and tracks which of them is the main
+//! process.
 //!
-//! The main process is the one that was started, until the program names another one with
-//! `MAINPID=` (see sd_notify(3)), as a wrapper does. The main process gets the stop signal, and the
-//! program has ended when it has.
+//! The main process is the one that was started, unless the program names another with `MAINPID=`
+//! (see sd_notify(3)), as a wrapper does. The stop signal goes to the main process. When the main
+//! process ends, the program counts as ended.
 
 use std::convert::Infallible;
 use std::io;
@@ -22,7 +23,7 @@ use crate::sys::child::Child;
 use crate::sys::fd::watch;
 use crate::sys::process::{PidFd, is_below, is_in_group};
 
-/// How long the last words of a program that has ended may take to arrive.
+/// How long to wait for the last output of a program that has ended.
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The processes of a program, which are killed when this value is dropped.
@@ -31,10 +32,10 @@ pub(super) struct Running {
     /// The main process, if it is not the child.
     named: Option<NamedProcess>,
     words: LastWords,
-    /// A channel that closes when the last words have arrived.
+    /// A channel that closes when the program's last output has arrived.
     written: oneshot::Receiver<Infallible>,
-    /// Whether no process is left that could be signalled. The kernel may then give the id of the
-    /// process group to another one.
+    /// Whether no process of the program is left. A signal could then reach an unrelated process
+    /// group, because the kernel may reuse the group's id.
     is_gone: bool,
 }
 
@@ -44,10 +45,11 @@ struct NamedProcess {
 }
 
 impl Running {
-    /// Takes over a child that was just started. `errors` is the pipe of its standard error.
+    /// Takes over a child that was just started. `errors` is the read end of the child's standard
+    /// error.
     ///
     /// # Errors
-    /// When no thread for its standard error can be started. The child is killed then.
+    /// When the thread that reads standard error cannot be started. The child is then killed.
     pub(super) fn new(child: Child, errors: OwnedFd) -> io::Result<Self> {
         let words = LastWords::default();
         match words.follow(errors) {
@@ -70,8 +72,8 @@ impl Running {
         is_of(self.child.pid()) || self.named.as_ref().is_some_and(|named| is_of(named.pid))
     }
 
-    /// Makes `pid` the main process, and returns whether it was another one before. A process that
-    /// does not belong to the program, or has ended, is ignored.
+    /// Makes the process `pid` the main process, and returns whether the main process has changed.
+    /// Ignores a process that has ended or does not belong to the program.
     pub(super) fn name_main(&mut self, pid: u32) -> bool {
         let is_new = pid != self.pid();
         if is_new && pid == self.child.pid() {
@@ -89,8 +91,8 @@ impl Running {
         }
     }
 
-    /// Waits until the main process has ended. The status is `None` if it is not a child and the
-    /// kernel does not tell. Cancel safe.
+    /// Waits until the main process has ended. The status is `None` if the main process is not the
+    /// child and the kernel no longer has its status. Cancel safe.
     ///
     /// # Errors
     /// When the tokio runtime is shutting down.
@@ -134,11 +136,11 @@ impl Running {
     pub(super) async fn kill(&mut self) {
         self.signal_all(Signal::SIGKILL);
         self.is_gone = true;
-        // An error means that the child was reaped before.
+        // An error means that the child has already been reaped.
         let _ = self.child.wait().await;
     }
 
-    /// Returns how the program ended, with its last words, as a part of a sentence.
+    /// Returns how the program ended and what it wrote last, as a part of a sentence.
     pub(super) async fn described(&mut self, status: Option<ExitStatus>) -> String {
         let _ = timeout(LAST_WORDS_TIMEOUT, &mut self.written).await;
         format!("with {}{}", describe(status), self.words.quoted())
@@ -166,7 +168,7 @@ fn describe(status: Option<ExitStatus>) -> String {
     }
 }
 
-/// Returns the exit code of a shell for a status: the code itself, or 128 and the signal.
+/// Returns the exit code that a shell would report: the code itself, or 128 plus the signal number.
 pub(super) fn exit_code(status: ExitStatus) -> Option<u8> {
     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
     code.and_then(|code| u8::try_from(code).ok())

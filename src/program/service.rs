@@ -1,5 +1,5 @@
-//! The service of the connections that this process accepts itself: it forwards the clients of a
-//! private program, and serves the listeners that are not the program's.
+//! The service for the connections that this process accepts itself. It forwards connections to a
+//! private program, and serves the listeners that do not belong to the program.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -9,14 +9,14 @@ use crate::config::{ListenerName, ProxyConfig};
 use crate::report::UpstreamCounters;
 use crate::service::{Connection, Proxy, Service};
 
-/// A service that forwards the connections of a private program, and gives those of other listeners
-/// to another service.
+/// A service that forwards connections to a private program, and passes connections of other
+/// listeners to another service.
 ///
-/// No connection moves to a successor: one that is forwarded stays with the program that has
-/// answered it so far.
+/// A forwarded connection never moves to a successor, because only the program knows the state of
+/// the connection.
 #[derive(Debug)]
 pub(crate) struct ProgramService<S> {
-    /// `None` if the program accepts by itself.
+    /// The proxy to a private program. `None` if the program accepts connections itself.
     proxy: Option<Proxy>,
     others: S,
     other_listeners: Vec<ListenerName>,
@@ -25,7 +25,8 @@ pub(crate) struct ProgramService<S> {
 }
 
 impl<S> ProgramService<S> {
-    /// Creates a service that forwards as `proxy` says, and serves `other_listeners` with `others`.
+    /// Creates a service that forwards connections through `proxy`, and serves `other_listeners`
+    /// with `others`.
     pub(super) fn new(
         proxy: Option<ProxyConfig>,
         others: S,
@@ -35,8 +36,9 @@ impl<S> ProgramService<S> {
         Self { proxy: proxy.map(Proxy::new), others, other_listeners, private }
     }
 
-    /// Returns the name of the instance that has a private address. The counters must not name the
-    /// address: each generation has another one, so their number would grow with each handoff.
+    /// Returns the name of the instance with the private address `upstream`, for use in counters.
+    /// Counters do not name the address, because it differs in each generation, so each handoff
+    /// would add new counters.
     fn instance(&self, upstream: String) -> String {
         let is_at = |address: &Option<Address>| {
             address.as_ref().is_some_and(|address| address.to_string() == upstream)
@@ -51,7 +53,7 @@ impl<S: Service> Service for ProgramService<S> {
         let is_other = contains(&self.other_listeners, connection.listener());
         match &self.proxy {
             Some(proxy) if !is_other => proxy.serve(connection).await,
-            // Box this future, because it would otherwise enlarge that of every client.
+            // Box this future, because it would otherwise enlarge the future of every connection.
             _ => Box::pin(self.others.serve(connection)).await,
         }
     }

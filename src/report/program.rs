@@ -1,4 +1,4 @@
-//! The part of a status report about the program that a generation runs.
+//! The part of a status report that describes the program of a generation.
 
 use std::collections::BTreeMap;
 
@@ -20,7 +20,7 @@ pub struct ProgramCounters {
 }
 
 impl ProgramCounters {
-    /// Returns whether nothing was counted, as in a generation that runs no program.
+    /// Returns whether all counters are zero. This is the case if the generation runs no program.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         *self == Self::default()

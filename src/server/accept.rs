@@ -64,8 +64,8 @@ impl<S: Service> Accepting<S> {
     /// Accepts connections until the loop is stopped. Also drops each heartbeat token that it
     /// receives, to show that the loop is running.
     pub(super) async fn run(mut self) {
-        // Keep the permit for the next client outside the loop, so that a heartbeat does not
-        // discard it.
+        // Keep the next client's permit outside the loop. Otherwise a heartbeat that interrupts the
+        // accept call would also release the permit.
         let mut permit = None;
         loop {
             // If this process has no free file descriptor, clients wait just as they do when the

@@ -119,8 +119,8 @@ impl<S: Service> Server<S> {
     pub(super) fn end_carry(&mut self) {
         self.context.carry_to(None);
         self.context.scheduler.end();
-        // Drop only the receiver of the result. The task in `carrying` continues until all
-        // connections that were sent have been answered.
+        // Drop only the receiver of the result. The task in `carrying` continues until the
+        // successor has answered for every connection that was sent.
         self.carrying.ended = None;
     }
 
@@ -140,7 +140,7 @@ impl<S: Service> Server<S> {
                 scheduler.all_went().await;
             };
             // After the channel is closed, no more connections are sent. The move then ends when
-            // the connections that were already sent have been answered.
+            // the outcome of every connection that was already sent is known.
             let called_off = async {
                 outgoing.closed().await;
                 context.settled().await;

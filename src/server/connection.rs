@@ -26,16 +26,16 @@ const LINGER: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct ConnectionContext<S> {
     pub(super) service: S,
-    /// How long after its accept a silent client may still send its first request during a drain.
+    /// How long a drain waits for the first request of a silent client, counted from its accept.
     pub(super) first_request_grace: Duration,
     /// The connection limits of the listeners. A listener without a limit is not in this map.
     limits: HashMap<String, NonZeroUsize>,
-    /// The scheduler that asks connections to move to the successor, and the channel through which
-    /// they move.
+    /// The scheduler that asks connections to move to the successor.
     pub(super) scheduler: Arc<CarryScheduler>,
+    /// The channel through which connections move, or `None` if they do not move at the moment.
     successor: Mutex<Option<Arc<Outgoing>>>,
-    /// The connections that are being sent to the successor. A connection is counted here until the
-    /// successor has taken it or it stays in this process.
+    /// The connections that are being sent to the successor. A connection is counted here until it
+    /// has moved or this process has decided to keep it.
     leaving: TaskTracker,
 }
 
@@ -51,8 +51,8 @@ impl<S: Service> ConnectionContext<S> {
         Self { service, first_request_grace, limits, scheduler, successor, leaving }
     }
 
-    /// Waits until no connection is being sent to the successor any more, and until each of them
-    /// has been counted. Cancel safe.
+    /// Waits until the outcome of every connection that is being sent to the successor is known and
+    /// counted. Cancel safe.
     pub(super) async fn settled(&self) {
         self.leaving.wait().await;
     }
@@ -133,8 +133,8 @@ impl<S: Service> ConnectionTask<S> {
     /// Sends a detached connection to the successor. Returns how the connection ended in this
     /// process, or `None` if it stays here.
     ///
-    /// If the connection is cut during this call, it is unknown whether the successor has taken the
-    /// connection. The connection is then closed without further I/O.
+    /// If the connection is cut during this call, it is unknown whether the successor now serves
+    /// it. So this process closes its descriptor without further I/O.
     async fn hand_over(&mut self) -> Option<ConnectionEnd> {
         let Self { context, connection, slot } = self;
         // Return an error if the service detached a connection that was not asked to move.

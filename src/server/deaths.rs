@@ -1,4 +1,4 @@
-//! A record of failed workers and accept loops. Such a failure makes this generation exit.
+//! A record of failed workers and accept loops. The first failure makes this generation exit.
 //!
 //! A dead worker serves no connections, and a dead accept loop accepts none. Without this record,
 //! the rest of the process would continue, and the loss of clients would go unnoticed.

@@ -14,8 +14,8 @@ use super::listener::ListenerSlot;
 use crate::net::{Listener, WatchedListener, pending};
 use crate::service::Service;
 
-/// How long a TCP handshake may take. The kernel resends a lost packet for the first time after one
-/// second (see tcp(7)).
+/// How long a TCP handshake may take. The kernel resends a lost packet after one second (see
+/// tcp(7)), so this timeout allows for one lost packet.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The task that serves the last clients of a listener that the successor has replaced.
@@ -28,8 +28,8 @@ pub(super) struct Latecomers<S> {
 }
 
 impl<S: Service> Latecomers<S> {
-    /// Accepts clients for [`HANDSHAKE_TIMEOUT`], because every handshake that began earlier has
-    /// ended by then. Stops earlier if `stop` is cancelled.
+    /// Accepts clients for [`HANDSHAKE_TIMEOUT`], because every handshake that has already begun
+    /// ends within this time. Stops earlier if `stop` is cancelled.
     pub(super) async fn run(self) {
         let serve = |client| self.slot.serve(self.worker, client, None);
         let mut end = pin!(sleep(HANDSHAKE_TIMEOUT));

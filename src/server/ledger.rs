@@ -14,16 +14,17 @@ pub(super) type ListenerLedger = Ledger<ListenerEvents, Instant>;
 /// The entry of one connection in a [`ListenerLedger`].
 pub(super) type ListenerEntry = LedgerEntry<ListenerEvents, Instant>;
 
-/// The counters of a listener that its [`Ledger`] does not keep by itself.
+/// The counters of a listener beyond those that its [`Ledger`] keeps by itself.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct ListenerEvents {
-    /// The counters, except those that the ledger itself has. Here `limited` counts only shortages
-    /// of file descriptors, because the module `limit` counts how often the listener is full.
+    /// The listener's counters. Fields that the ledger keeps by itself stay zero here. `limited`
+    /// counts only shortages of file descriptors, because the module `limit` counts how often the
+    /// listener is full.
     pub(super) counters: ListenerCounters,
     /// How many connections had moved to successors when the last drain began.
     carried_before: u64,
-    /// Whether the successor of the last drain has died. A connection that moved there counts as
-    /// lost, even if it is counted only after the successor has died.
+    /// Whether the successor that the last drain moved connections to has died. A connection that
+    /// is counted as moved only after that death counts as lost too.
     successor_is_lost: bool,
 }
 
@@ -44,8 +45,8 @@ impl ListenerEvents {
         self.successor_is_lost = false;
     }
 
-    /// Records that the successor has died. Returns how many connections had moved to it since the
-    /// drain began, because these connections are now lost.
+    /// Records that the successor has died. Returns how many connections have moved to it since the
+    /// drain began. These connections are now lost.
     pub(super) const fn successor_lost(&mut self) -> u64 {
         let lost = self.counters.carried - self.carried_before;
         self.carried_before = self.counters.carried;
@@ -124,8 +125,8 @@ mod tests {
         assert_eq!((lost(), lost(), ledger.counters().lost), (1, 0, 1));
     }
 
-    /// A connection that moved to the successor counts as lost, even if it is counted only after
-    /// the successor has died.
+    /// If the successor dies, a connection that moved there counts as lost, even if the move is
+    /// counted only after the death.
     #[test]
     fn a_connection_counted_after_the_successors_death_is_lost() {
         let ledger = ListenerLedger::default();

@@ -207,8 +207,8 @@ mod tests {
     }
 
     /// If a waiting accept loop holds the only permit, a connection from the predecessor is still
-    /// accepted. If an open connection uses it, the predecessor's connection is refused if the
-    /// predecessor's limit was higher.
+    /// accepted. If an open connection uses the only permit and the predecessor's limit was higher,
+    /// the connection from the predecessor is refused.
     #[test]
     fn a_waiting_loop_does_not_keep_a_carried_connection_out() {
         let limit = limit(1);

@@ -1,4 +1,5 @@
-//! A listener as the server sees it: where its connections are served, counted and limited.
+//! The server's part of a listener. It counts the listener's connections, limits them, and starts
+//! their tasks.
 //!
 //! Connections come from an accept loop, from the backlog of a listener that is about to be closed,
 //! or from the predecessor. All of them start here. The socket itself belongs to the accept loop.
@@ -29,8 +30,9 @@ pub(super) struct ListenerSlot<S> {
     pub(super) ledgers: Vec<ListenerLedger>,
     /// The connection limit of the listener, or `None` if it has no limit.
     pub(super) limit: Option<Arc<ConnectionLimit>>,
-    /// How a drain treats the connections, and the entry that registers them with the drain.
+    /// How a drain treats the connections: it moves them, or asks them to finish.
     pub(super) on_drain: OnDrain,
+    /// The handle that registers the connections with the drain.
     pub(super) entry: DrainEntry,
 }
 

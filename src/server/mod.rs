@@ -55,9 +55,9 @@ pub(crate) struct Server<S> {
     ledgers: BTreeMap<(usize, Arc<str>), ListenerLedger>,
     context: Arc<ConnectionContext<S>>,
     drain: Drain,
-    /// A token that stops the accept loops when it is cancelled, and the tasks that run these
-    /// loops.
+    /// A token that stops the accept loops when it is cancelled.
     stop: CancellationToken,
+    /// The tasks that run the accept loops: one for each worker.
     loops: JoinSet<()>,
     /// For each accept loop, a channel that sends heartbeats to it. A heartbeat is a token. The
     /// loop drops the token in its next iteration, to show that it is not hanging.

@@ -1,5 +1,5 @@
-//! The slot of a connection: its entries in the server's counts, and the guards that are released
-//! when the connection ends.
+//! The slot of a connection. It holds the connection's entries in the server's counts, and the
+//! guards that are released when the connection ends.
 
 use std::io;
 use std::pin::Pin;
@@ -47,8 +47,8 @@ impl ConnectionSlot {
         self.entry.note().map_or(Duration::ZERO, |since| since.elapsed())
     }
 
-    /// Polls the future `serving`, which serves the connection, until it completes. Returns `None`
-    /// if the connection is cut. Meanwhile the scheduler may ask the connection to move to the
+    /// Runs `serving`, the future that serves the connection, until it completes. Returns `None` if
+    /// the connection is cut. During the call, the scheduler may ask the connection to move to the
     /// successor.
     pub(super) fn serve<'a, F: Future>(
         &'a mut self,
@@ -60,8 +60,8 @@ impl ConnectionSlot {
             let is_asked = carry.watch(cx);
             let served = serving.as_mut().poll(cx);
             if is_asked && served.is_pending() {
-                // Let the scheduler ask another connection meanwhile, because this connection is in
-                // the middle of a message and cannot move yet.
+                // Let the scheduler ask another connection, because this connection is in the
+                // middle of a message and cannot move yet.
                 carry.pass_on();
             }
             served
@@ -77,7 +77,8 @@ impl ConnectionSlot {
             ConnectionEnd::Finished { .. } | ConnectionEnd::Broken(_) if was_told => {
                 events.counters.drained += 1;
             }
-            // The ledger counts a connection that ends without a drain only as accepted.
+            // Count nothing, because the connection ended without a drain, and the ledger has
+            // counted it as accepted.
             ConnectionEnd::Finished { .. } | ConnectionEnd::Broken(_) => {}
             ConnectionEnd::Carried(_) => events.carried(),
             ConnectionEnd::Cut => events.counters.cut += 1,

@@ -69,8 +69,8 @@ async fn a_full_listener_is_counted_once_for_all_workers() {
     }
 }
 
-/// A heartbeat checks that all accept loops run. It never completes before accepting begins or
-/// after accepting stops.
+/// A heartbeat completes only when all accept loops have run. If it is sent before accepting begins
+/// or after accepting stops, it never completes.
 #[tokio::test]
 async fn a_heartbeat_that_finds_no_loop_is_never_over() {
     let mut server =

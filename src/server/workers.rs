@@ -19,8 +19,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::deaths::{Deaths, panic_text};
 
-/// How long to wait for the worker threads to end. Threads that still run after that are left
-/// behind.
+/// How long to wait for the worker threads to end. This process does not wait for threads that run
+/// longer.
 const END_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The item type of a channel on which nothing is ever sent.
@@ -30,7 +30,7 @@ type Never = std::convert::Infallible;
 #[derive(Debug)]
 pub struct Workers {
     workers: Arc<[Worker]>,
-    /// Ends the worker threads when cancelled.
+    /// A token that ends the worker threads when it is cancelled.
     stop: CancellationToken,
     threads: Vec<JoinHandle<()>>,
     /// A channel that closes when the last worker thread has ended, because each thread holds a

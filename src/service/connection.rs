@@ -24,8 +24,8 @@ pub(crate) struct Admission {
     pub(crate) peer: Peer,
     pub(crate) listener: Arc<str>,
     pub(crate) drain: DrainWatch,
-    /// The handle by which the server asks the service to move this connection to the successor.
-    /// `None` if the connection cannot move.
+    /// The handle through which the server asks the service to detach this connection for a move to
+    /// the successor. `None` if the connection cannot move.
     pub(crate) carry_request: Option<Arc<CarryRequest>>,
     /// The state of a connection that moved here from the predecessor. `None` for a new client.
     pub(crate) parcel: Option<CarriedState>,
@@ -42,11 +42,11 @@ pub struct Connection {
     pub(super) listener: Arc<str>,
     drain: DrainWatch,
     carry_request: Option<Arc<CarryRequest>>,
-    /// `taken_up` is the state that the predecessor sent with this connection. `given_up` is the
-    /// state that the service has saved for the successor in [`Connection::detach`].
+    /// The state that the predecessor sent with this connection.
     taken_up: Option<Box<CarriedState>>,
+    /// The state that the service has saved for the successor in [`Connection::detach`].
     given_up: Option<Box<CarriedState>>,
-    /// The time until which a drain waits for the first request of this client.
+    /// The time at which a drain stops waiting for the first request of this client.
     first_request_until: Instant,
 }
 
@@ -123,8 +123,8 @@ impl Connection {
         }
     }
 
-    /// Returns the handle by which the server asks for a move. A service uses this handle if it
-    /// cannot borrow the [`Connection`] while it waits.
+    /// Returns the handle through which the server asks for a move. A service uses this handle if
+    /// it cannot borrow the [`Connection`] while it waits.
     #[cfg(feature = "proxy")]
     pub(super) fn carry_request(&self) -> Option<Arc<CarryRequest>> {
         self.carry_request.clone()
@@ -176,9 +176,9 @@ impl Connection {
     /// method between two requests. Cancel safe.
     ///
     /// Before a drain, the method waits as long as the client stays connected. During a drain, it
-    /// still returns [`Next::Read`] for input that has already arrived. If the client has not yet
-    /// sent a request, the method waits until `first_request_grace` has passed. Such a client may
-    /// have connected just before the listener stopped. For every other connection, the method
+    /// still returns [`Next::Read`] for input that has already arrived. A client that has sent no
+    /// request yet may have connected just before accepting stopped. So the method waits for its
+    /// first request until `first_request_grace` has passed. For every other connection, the method
     /// returns [`Next::End`] at once.
     ///
     /// # Errors

@@ -1,9 +1,9 @@
 //! The echo service: it sends every byte that it reads back to the client.
 //!
-//! The service follows the example of the Go library goagain, without its bug: goagain wrote the
-//! whole buffer, even if it had read less. Each read counts as one request. An idle connection
-//! holds no buffer, because all connections of a thread share one. Only bytes that the client does
-//! not accept yet are copied.
+//! The service is modeled on the example server of the Go library goagain, without its bug: that
+//! server wrote the whole buffer back even after a shorter read. Each read counts as one request.
+//! An idle connection holds no buffer, because all connections of a thread share one. Only bytes
+//! that the client does not accept yet are copied.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -42,8 +42,8 @@ impl Service for Echo {
                 Next::Read => {
                     match poll_fn(|cx| Poll::Ready(echo(&mut connection.stream, cx))).await? {
                         Echoed::All => {}
-                        // Handle the remaining bytes in a boxed future, because most connections
-                        // never have any.
+                        // Box this future, because most connections never have remaining bytes and
+                        // should not reserve memory for it.
                         Echoed::Owing(rest) => {
                             if Box::pin(pay(connection, rest)).await? == Paid::NotAll {
                                 return Ok(());

@@ -82,8 +82,8 @@ pub trait Service: Send + Sync + 'static {
 
 /// An `Arc` of a service is a service too, so that several threads can share it.
 impl<S: Service> Service for Arc<S> {
-    // This method is not an `async fn`, because wrapping one future in another would make each
-    // connection larger.
+    // This method is not an `async fn`, because wrapping one future in another would make the
+    // future of each connection larger.
     fn serve(&self, connection: &mut Connection) -> impl Future<Output = io::Result<()>> + Send {
         S::serve(self, connection)
     }

@@ -1,4 +1,5 @@
-//! Packets with ancillary data (see unix(7)): file descriptors, and the identity of the sender.
+//! This module receives packets with their ancillary data (see unix(7)): passed file descriptors,
+//! and the identity of the sender.
 //!
 //! The kernel itself reports the sender of each packet, so a sender cannot forge its identity.
 //! Since Linux 6.5 the report includes a pidfd, a descriptor that refers to the same process even
@@ -36,8 +37,8 @@ const SPACE: usize = RIGHTS_MAX / 2 + 32;
 #[derive(Debug)]
 pub(crate) enum Rights {
     All(Vec<OwnedFd>),
-    /// Some descriptors of the packet did not fit into the buffer, or this process has no
-    /// descriptors left. The descriptors that did arrive have been closed.
+    /// Some descriptors of the packet did not fit into the buffer, or this process has reached its
+    /// descriptor limit. The descriptors that did arrive have been closed.
     Truncated,
 }
 
@@ -58,8 +59,8 @@ pub(crate) enum SenderProcess {
     Held(PidFd),
     /// The sender had already exited when the packet was received.
     Ended,
-    /// The sender is unknown, because the kernel is older than 6.5 or this process has no free
-    /// descriptor.
+    /// The sender is unknown, because the kernel is older than 6.5 or this process has reached its
+    /// descriptor limit.
     Unknown,
 }
 

@@ -118,8 +118,8 @@ pub(crate) fn start(child: &ChildProgram<'_>) -> io::Result<Child> {
     let lifted: Vec<(OwnedFd, RawFd)> = lifted.collect::<io::Result<_>>()?;
     let (failures, low) = pipe2(OFlag::O_CLOEXEC)?;
     let failed = lift(low.as_fd())?;
-    // Keep no copy of the write end open, because end of file on the pipe means that the program
-    // runs.
+    // Close this copy of the write end, because end of file on the pipe must mean that the exec has
+    // succeeded.
     drop(low);
     let mut pid_variable = child.listen_pid.then(|| [LISTEN_PID, &[0; 12]].concat());
     let mut environment = pointers(child.environment);
@@ -159,7 +159,7 @@ pub(crate) fn start(child: &ChildProgram<'_>) -> io::Result<Child> {
     Ok(Child { pid, pidfd: watch(pidfd, Interest::READABLE)? })
 }
 
-/// Everything that the child needs. It is allocated before the fork.
+/// The data that the child needs. It is allocated before the fork.
 struct PreparedChild {
     program: *const libc::c_char,
     arguments: Vec<*const libc::c_char>,

@@ -54,7 +54,8 @@ impl Environment {
         self.taken.iter().find(|(taken, _)| *taken == name).map(|(_, value)| value.as_os_str())
     }
 
-    /// Returns the value of a variable that was not requested, so that child programs see it too.
+    /// Returns the value of a variable that was not requested by name. Such a variable stays in the
+    /// environment, so child programs see it too.
     pub(crate) fn kept(&self, name: &str) -> Option<&OsStr> {
         let values = self
             .rest
@@ -74,8 +75,8 @@ pub(crate) enum Variables {
     Kept,
 }
 
-/// Takes the variables listed in `names` from the environment. Also takes the passed descriptors,
-/// whose number `count` returns.
+/// Takes the variables listed in `names` from the environment, and takes the passed descriptors.
+/// `count` derives the number of passed descriptors from the variables.
 ///
 /// # Errors
 /// [`Error::AlreadyTaken`] on a second call. [`Error::ThreadsRunning`] if other threads run and the

@@ -1,4 +1,4 @@
-//! Ownership of file descriptors. This module also keeps descriptors from leaking to child
+//! This module takes ownership of file descriptors, keeps descriptors from leaking to child
 //! processes, and reserves low descriptor numbers.
 
 use std::io;

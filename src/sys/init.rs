@@ -1,7 +1,7 @@
-//! A fork that splits this process into a small init process and a child process that does the
+//! This module splits the process into two: a small init process, and a child process that does the
 //! work.
 //!
-//! The fork happens at startup, while the process has a single thread.
+//! The split is a fork(2) at startup, while the process has a single thread.
 
 use std::io;
 use std::os::fd::OwnedFd;

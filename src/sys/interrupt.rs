@@ -1,11 +1,11 @@
-//! A watcher thread that interrupts calls of accept(2) that block by accident.
+//! A watcher thread that interrupts calls of accept(2) that block unexpectedly.
 //!
 //! A call of accept(2) blocks unless the open file description has the flag `O_NONBLOCK`. Other
-//! processes may share the description, and can clear the flag between our check and our call. No
-//! flag of accept(2) itself prevents this.
+//! processes may share the description, and can clear the flag between our check and our call.
+//! accept4(2) has no flag that prevents this.
 //!
-//! So the watcher thread checks all threads that call accept(2) once a second. It sends SIGURG to
-//! each thread that is still in the same call as at the last check. The handler of SIGURG does
+//! So once a second, the watcher thread checks every thread that calls accept(2). It sends SIGURG
+//! to each thread that is still in the same call as at the last check. The handler of SIGURG does
 //! nothing and is installed without SA_RESTART, so the blocked call ends with EINTR. SIGURG cannot
 //! kill the process, because the kernel ignores it if no handler is installed (see signal(7)).
 

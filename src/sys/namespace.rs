@@ -1,5 +1,4 @@
-//! Detection of pid namespaces. This module finds out whether another process is in the same pid
-//! namespace as this process.
+//! This module finds out whether another process is in the same pid namespace as this process.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -12,7 +11,7 @@ const FIRST_NAMESPACE: u64 = 0xEFFF_FFFC;
 const BOOTED: &str = "/run/systemd/system";
 
 /// Returns whether this process shares a pid namespace with the process that set its environment
-/// variable `variable` (`NAME=value`). Only then does a pid refer to the same process in both.
+/// variable `variable` (`NAME=value`). Only then does a pid mean the same to both processes.
 ///
 /// No system call answers this question, so this function reads the environment of the oldest
 /// ancestor in the namespace. If that ancestor was started with the variable too, the variable

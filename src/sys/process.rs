@@ -1,5 +1,6 @@
-//! Processes identified by a pidfd instead of a pid. A signal through a pidfd never reaches an
-//! unrelated process that has reused the pid (see pidfd_open(2) and pidfd_send_signal(2)).
+//! This module identifies processes by a pidfd instead of a pid. A signal through a pidfd never
+//! reaches an unrelated process that has reused the pid (see pidfd_open(2) and
+//! pidfd_send_signal(2)).
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -186,8 +187,8 @@ pub(crate) fn user() -> u32 {
     nix::unistd::geteuid().as_raw()
 }
 
-/// Returns whether a process is in the same process group as this process. A child process starts
-/// in the process group of its parent.
+/// Returns whether a process is in the same process group as this process. Generations normally
+/// share one group, because a new process starts in the group of the process that forks it.
 pub(crate) fn is_in_our_group(pid: u32) -> bool {
     let group = i32::try_from(pid).ok().and_then(|pid| getpgid(Some(Pid::from_raw(pid))).ok());
     group == Some(getpgrp())

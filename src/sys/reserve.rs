@@ -1,8 +1,9 @@
 //! A reserve of file descriptors for the control socket, metrics and handoffs. Client connections
 //! may not use the reserve.
 //!
-//! The reserve consists of the highest descriptor numbers. The module need not count open
-//! descriptors, because a new descriptor always gets the lowest free number (see open(2)).
+//! The reserve consists of the highest descriptor numbers. A new descriptor always gets the lowest
+//! free number (see open(2)). So a number in the reserve means that all numbers below the reserve
+//! are taken, and this module need not count descriptors.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
@@ -17,8 +18,8 @@ use nix::sys::resource::{Resource, getrlimit};
 const RESERVE: RawFd = 64;
 
 /// Whether the descriptor number of a connection has ever come close to the reserve. From then on,
-/// this module opens descriptors for clients under a lock, because a low number no longer proves
-/// that many descriptors are free.
+/// this module checks for free descriptors under a lock, because a low number no longer proves that
+/// many others are free.
 static IS_NEAR: AtomicBool = AtomicBool::new(false);
 static OPENING: Mutex<()> = Mutex::new(());
 
@@ -43,11 +44,11 @@ pub(crate) enum Share {
     All,
 }
 
-/// Accepts a connection and claims a descriptor for its upstream connection, unless the two
-/// descriptors would be part of the reserve. `listener` may be any descriptor.
+/// Accepts a connection by calling `accept`, and claims a descriptor for its upstream connection.
+/// `listener` may be any descriptor, because this function only duplicates it to find free numbers.
 ///
 /// # Errors
-/// `EMFILE` when only the reserve of descriptors is left.
+/// `EMFILE` when the only free descriptors are in a part of the reserve that `share` excludes.
 pub(crate) fn accept<T: AsFd>(
     share: Share,
     listener: impl AsFd,
@@ -120,8 +121,8 @@ pub(crate) fn is_reserved(descriptor: impl AsFd) -> bool {
 }
 
 /// Takes the lock for opening descriptors if connections have come close to the reserve. While this
-/// thread holds the lock, no other thread can take the free numbers between the check and the
-/// accept.
+/// thread holds the lock, no other client connection can take the free descriptor numbers between
+/// the check and the accept.
 fn lock_near() -> Option<MutexGuard<'static, ()>> {
     let is_near = IS_NEAR.load(Ordering::Relaxed);
     is_near.then(|| OPENING.lock().unwrap_or_else(PoisonError::into_inner))
@@ -136,8 +137,8 @@ fn note(opened: impl AsFd) {
 }
 
 /// Returns the lowest descriptor number that a caller with this share of the reserve may not use.
-/// This function reads the descriptor limit on each call, because it may change at any time (see
-/// prlimit(1)).
+/// This function reads the descriptor limit on each call, because prlimit(1) can change the limit
+/// at any time.
 fn first_kept_from(share: Share) -> RawFd {
     let limit = getrlimit(Resource::RLIMIT_NOFILE)
         .map_or(RawFd::MAX, |(soft, _)| RawFd::try_from(soft).unwrap_or(RawFd::MAX));

@@ -1,4 +1,4 @@
-//! Protection from signals that could kill a process by accident. This module blocks or ignores
+//! This module protects a process from signals that could kill it by accident. It blocks or ignores
 //! them while the process has no signal handlers.
 //!
 //! A signal without a handler can kill the process, and exec resets all handlers (see signal(7)).
@@ -18,14 +18,15 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 pub(crate) const HANDOFF: [Signal; 2] = [Signal::SIGHUP, Signal::SIGUSR2];
 
 /// The signals that the kernel sends to a process when one of its writes fails. This process always
-/// ignores them, because the write also returns an error. It never logs them, because the failed
-/// write may be a write to the log.
+/// ignores them, because the write also returns an error. The process never logs these signals,
+/// because the failed write may be a write to the log.
 const OF_A_WRITE: [Signal; 2] = [Signal::SIGPIPE, Signal::SIGXFSZ];
 
 /// The size of the kernel's signal set in bytes. The C library's signal set is larger.
 const SET_SIZE: usize = 8;
 
-/// Returns all signals that handoffd does not use and that kill a process if they have no handler.
+/// Returns all signals that handoffd does not use and that kill a process without a handler for
+/// them.
 pub(crate) fn stray() -> impl Iterator<Item = c_int> {
     let named = Signal::iterator().filter(|signal| is_stray(*signal)).map(|signal| signal as c_int);
     named.chain(libc::SIGRTMIN()..=libc::SIGRTMAX())

@@ -50,8 +50,8 @@ pub(crate) fn send_with_descriptors(
 const TRIES: u32 = 100;
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// Returns whether an error is temporary. The kernel may be out of memory, a signal may have
-/// arrived, or too many of this user's sent descriptors are not yet received (see unix(7)).
+/// Returns whether an error is temporary: the kernel is out of memory, a signal interrupted the
+/// call, or too many descriptors that this user has sent are still in transit (see unix(7)).
 pub(crate) fn will_pass(error: &io::Error) -> bool {
     let errno = error.raw_os_error().map(Errno::from_raw);
     matches!(errno, Some(Errno::ENOMEM | Errno::ENOBUFS | Errno::ETOOMANYREFS | Errno::EINTR))
@@ -69,7 +69,7 @@ pub(crate) fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T>
     call()
 }
 
-/// Blocks the thread for a millisecond before a system call is tried again.
+/// Blocks the thread for a millisecond before the caller retries a system call.
 #[expect(clippy::disallowed_methods, reason = "the kernel does not say when it has memory again")]
 pub(crate) fn pause() {
     std::thread::sleep(PAUSE);

@@ -1,5 +1,5 @@
-//! A launcher for a successor's program. The new process is not a child of this process. Only the
-//! standard streams and the passed descriptors, numbered from 3 up, are open in it.
+//! This module launches a successor's program. The new process is not a child of this process. Only
+//! the standard streams and the passed descriptors, numbered from 3 up, are open in it.
 //!
 //! The launcher forks twice, and the intermediate process exits at once. So the reaper of orphans
 //! (systemd, a subreaper or init) becomes the parent of the program and reaps it when it exits. The
@@ -134,8 +134,8 @@ pub(super) unsafe fn fork(descriptors: Descriptors) -> Result<Forked, Errno> {
         Descriptors::Shared => libc::CLONE_FILES | libc::SIGCHLD,
         Descriptors::Copied => libc::SIGCHLD,
     };
-    // All other arguments are zero, so their order does not matter, although it depends on the
-    // machine.
+    // The order of the other arguments depends on the machine, but does not matter because all of
+    // them are zero.
     let flags = libc::c_long::from(flags);
     let none: libc::c_long = 0;
     // SAFETY: without CLONE_VM the child runs on its own copy of this stack. The kernel writes
@@ -267,8 +267,8 @@ fn exec(prepared: &mut Prepared<'_>) -> ! {
     };
     // SAFETY: getpid(2) takes no arguments and cannot fail.
     tell(channel, prepared.words.born, unsafe { libc::getpid() });
-    // Ignore these signals before any signal is unblocked. An error does not prevent the start,
-    // because the kernel may not support a signal that the C library lists.
+    // Ignore these signals before any signal is unblocked. Continue after an error, because the
+    // kernel may not support a signal that the C library lists.
     for signal in &prepared.ignored {
         let _ = signals::ignore(*signal);
     }
@@ -297,8 +297,8 @@ fn exec(prepared: &mut Prepared<'_>) -> ! {
     unsafe { libc::_exit(127) }
 }
 
-/// Sends a message from `words` and a number as one packet. Async-signal-safe, because it uses only
-/// memory on the stack.
+/// Sends one packet that consists of the message `words` and a number. Async-signal-safe, because
+/// this function uses only memory on the stack.
 fn tell(channel: RawFd, words: &[u8], number: i32) {
     let mut packet = [0_u8; 64];
     let mut end = words.len().min(48);

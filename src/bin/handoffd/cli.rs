@@ -78,15 +78,16 @@ enum Checked {
     Proxy(Box<Deferred<ProxyFlags>>),
 }
 
-/// The flags of a command that are declared only when the command is given. Every generation parses
-/// a command line while its predecessor waits, and needs the flags of one command alone.
+/// The flags of a command. clap builds them only when the command is given, because a successor
+/// parses its command line while its predecessor waits.
 #[derive(Debug)]
 struct Deferred<T>(T);
 
 impl<T: Args> Args for Deferred<T> {
     fn augment_args(command: clap::Command) -> clap::Command {
         command.defer(|command| {
-            // The help text of the command wins over the documentation of the type.
+            // Keep the command's help text, which `augment_args` replaces with the documentation of
+            // the type.
             let about = Resettable::from(command.get_about().cloned());
             let long_about = Resettable::from(command.get_long_about().cloned());
             T::augment_args(command).about(about).long_about(long_about)
@@ -235,7 +236,7 @@ pub(crate) enum Span {
     Watch,
 }
 
-/// The systemd service manager to ask: the one of the system, or the one of a user.
+/// The systemd service manager to ask: the system's or a user's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scope {
     /// The service manager that runs the daemon. If no daemon answers, the system's service

@@ -26,7 +26,7 @@ pub(crate) fn identity(file: &[u8]) -> Identity {
 }
 
 /// Returns the control group of this process, by which systemd identifies its unit (see
-/// cgroups(7)). On a machine with several control group hierarchies, uses the one of systemd.
+/// cgroups(7)). On a machine with several control group hierarchies, uses systemd's hierarchy.
 fn control_group() -> Option<String> {
     let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
     let path =

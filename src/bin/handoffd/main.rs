@@ -132,11 +132,12 @@ fn run_program(
     metrics: Option<PathBuf>,
     workers: Option<NonZeroUsize>,
 ) -> Result<(), Failure> {
-    // A program that accepts connections itself needs no worker threads of this process except one.
+    // If the program accepts connections itself, one worker thread of this process is enough.
     let workers = if program.attach.is_private() { workers } else { Some(NonZeroUsize::MIN) };
     let (runtime, server) = prepare(config, inheritance, workers)?;
     let names = metrics.is_some().then(|| METRICS_LISTENER.parse()).transpose()?;
-    // The program serves all listeners but that of the metrics, so no client meets the echo.
+    // No client reaches this echo service, because the program serves all listeners except the
+    // metrics listener.
     let service = WithMetrics::new(Routes::all(BuiltinService::Echo(Echo)), metrics);
     let names = names.into_iter().collect();
     Ok(runtime.block_on(server.run_program_beside(program, service, names)).map(drop)?)
@@ -166,7 +167,8 @@ fn prepare(
 }
 
 /// Raises the soft limit of open files to the hard limit, because each connection needs a file
-/// descriptor. The soft limit only protects programs that use select(2), and this program does not.
+/// descriptor. The soft limit only protects programs that use select(2), which this daemon does
+/// not use.
 fn raise_descriptor_limit() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {

@@ -113,7 +113,7 @@ impl Service for Routes {
     }
 
     fn upstreams(&self) -> BTreeMap<String, BTreeMap<String, UpstreamCounters>> {
-        // No entry of the map overwrites another, because only one proxy counts the clients of a
+        // Entries never overwrite each other, because only one proxy counts the clients of a
         // listener.
         self.proxies().flat_map(Proxy::upstreams).collect()
     }

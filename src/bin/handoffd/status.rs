@@ -1,5 +1,5 @@
-//! The `status` command, which shows every generation as text or JSON. It shows them once, or
-//! repeatedly until no handoff and no drain is in progress.
+//! The `status` command, which shows every generation as text or JSON. The command prints the
+//! status once, or repeatedly until no handoff and no drain is in progress.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -208,8 +208,8 @@ fn listener_row(listener: &ListenerReport, counters: &Counters) -> [String; 11] 
     [name, address, accepted, active, limited, received, sent, drained, cut, carried, refused]
 }
 
-/// Returns a row for each upstream. A host name that has addresses gets a separate row only if its
-/// former addresses have counted anything.
+/// Returns a row for each upstream. A host name with known addresses gets a separate row only if
+/// the counters of its former addresses are not all zero.
 fn upstream_rows<'a>(
     listener: &'a str,
     all: &'a BTreeMap<String, UpstreamCounters>,

@@ -1,4 +1,5 @@
-//! The operator's reload request over the control socket, and the replies to it.
+//! This module handles an operator's reload request, which arrives over the control socket, and
+//! sends the replies.
 
 use std::time::Duration;
 

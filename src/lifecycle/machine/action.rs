@@ -17,9 +17,9 @@ pub(crate) enum Action {
     /// Tell the service manager that the service is up. Only the first generation of a lineage does
     /// this.
     NotifyReady,
-    /// Start a successor, and the deadline by which it must be ready. If a further generation would
-    /// exceed `max_generations` while connections still move here from older generations, wait
-    /// until they have moved.
+    /// Start a successor, and set the deadline by which it must be ready. If a further generation
+    /// would exceed `max_generations` while connections still move here from older generations,
+    /// wait until they have moved.
     StartSuccessor,
     /// Start the successor's probation. When the probation ends, the handoff is committed.
     StartBake,
@@ -47,7 +47,7 @@ pub(crate) enum Action {
     CloseListeners,
     /// Tell the older generations and the service manager that the whole service stops.
     TellStopping,
-    /// Ask every connection to end, except connections that can move to the successor. Start the
+    /// Ask every connection to end, except connections that can move to the successor. Set the
     /// drain deadline.
     Drain,
     /// Ask the connections that have not moved to the successor to end.

@@ -156,8 +156,8 @@ fn explore(setting: Setting) {
     };
     let first = ModelLineage::first(&setting);
     let mut known = HashSet::from([fingerprint(&first)]);
-    // For every visited state, `ways` holds the index of the state before it, and the turn that
-    // leads from that state to this one.
+    // For every visited state, `ways` holds the index of the previous state, and the turn that
+    // leads from the previous state to the visited state.
     let mut ways: Vec<(usize, Option<Turn>)> = vec![(0, None)];
     let mut left = VecDeque::from([(0, first)]);
     let mut unseen = SOMETIMES.to_vec();
@@ -254,8 +254,8 @@ impl ModelLineage {
         }
     }
 
-    /// Returns whether the handoff to `process` has an outcome, or needs none. A handoff needs none
-    /// while it is in progress, or if the predecessor is gone or was told to stop.
+    /// Returns whether the handoff to `process` has an outcome or does not need one. No outcome is
+    /// needed while the handoff is in progress, or if the predecessor is gone or was told to stop.
     fn is_settled(&self, process: &ModelProcess) -> bool {
         let Some(parent) = process.parent.map(|parent| &self.processes[parent]) else {
             return true;

@@ -1,9 +1,8 @@
 //! The operations on a connection that only a proxy needs.
 //!
 //! A proxy connects two peers. When one peer closes or loses its connection, the proxy must pass
-//! this on to the other peer. A proxy also moves bytes without looking at them. So it needs more
-//! from the kernel than an ordinary server does. This module is built only with the feature
-//! `proxy`.
+//! this on to the other peer. A proxy also moves bytes without inspecting them, so it can leave the
+//! copying to the kernel. This module is built only with the feature `proxy`.
 
 mod dial;
 mod hangup;

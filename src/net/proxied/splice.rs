@@ -23,8 +23,8 @@ impl Stream {
         pipe: &mut Pipe,
     ) -> Poll<io::Result<usize>> {
         let fill = |socket: BorrowedFd<'_>| match pipe.fill(socket) {
-            // Check for urgent data, because splice(2) stops there. It then reports end of file or
-            // `WouldBlock`, although bytes have arrived.
+            // Check for urgent data, because splice(2) stops at such data. It then reports end of
+            // file or `WouldBlock`, although bytes have arrived.
             Ok(0) | Err(_) if matches!(sys::socket::peek(socket, &mut [0]), Ok(1..)) => {
                 Err(io::ErrorKind::InvalidInput.into())
             }

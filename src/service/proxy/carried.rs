@@ -1,8 +1,8 @@
 //! The state that another process needs to continue a proxied connection.
 //!
-//! The state holds the upstream's socket, the unwritten bytes of both directions, and which sides
-//! have half-closed. It also holds how much of its time limits the connection has used. For a
-//! client that has no upstream yet, the new process starts the connection attempts again. The
+//! The state holds the upstream's socket and the unwritten bytes of both directions. It also
+//! records which sides have half-closed, and how much of its time limits the connection has used.
+//! For a client that has no upstream yet, the new process starts the connection attempts again. The
 //! client's addresses and the time that the client has already waited are part of the state.
 //!
 //! The new process refuses a connection whose upstream is not in its configuration, and the
@@ -74,8 +74,9 @@ pub(super) struct Conversing {
     /// The label of the upstream, as the log shows it: the address, with the host name if the
     /// upstream has one.
     pub(super) upstream: String,
-    /// How many bytes the proxy has read from the upstream, and how many it has written to it.
+    /// How many bytes the proxy has read from the upstream.
     received: u64,
+    /// How many bytes the proxy has written to the upstream.
     sent: u64,
     /// Whether the upstream has half-closed: it will send nothing more.
     finished: bool,
@@ -139,8 +140,8 @@ fn parcel(stage: &CarriedStage, owed: &[u8], descriptors: Vec<OwnedFd>) -> Carri
     CarriedState { descriptors, ..CarriedState::new(FORMAT, bytes) }
 }
 
-/// Checks whether a proxy with these upstreams can restore the state of a connection that moves to
-/// it.
+/// Checks whether a proxy with these upstreams can restore a connection from the state that another
+/// process has saved.
 ///
 /// # Errors
 /// Returns the reason why the proxy cannot restore the state.

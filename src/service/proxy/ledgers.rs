@@ -1,7 +1,7 @@
 //! The ledgers of a proxy: one ledger of upstream connections for each listener and upstream.
 //!
-//! A host name can change its addresses any number of times. When a name loses an address, the
-//! counters of that address are therefore added to the sums of the name.
+//! A host name can change its addresses any number of times. To limit memory, the counters of an
+//! address that the name has lost are added to the sums of the name.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::Ordering;
@@ -31,7 +31,7 @@ struct ListenerLedgers {
     listener: Arc<str>,
     /// Each upstream with its ledger, keyed by the upstream's id.
     upstreams: BTreeMap<usize, (Arc<Upstream>, Ledger<FailedAttempts>)>,
-    /// The sums over all addresses that a host name no longer has, for each host name.
+    /// For each host name, the sums over all addresses that the name no longer has.
     departed: BTreeMap<Arc<HostPort>, UpstreamCounters>,
 }
 

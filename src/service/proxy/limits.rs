@@ -23,9 +23,9 @@ struct Clock {
     idle: Option<Duration>,
     /// The time at which the lifetime of the connection ends.
     end: Option<Instant>,
-    /// The total number of bytes that the connection had moved when it last made progress, at the
-    /// time `moved`.
+    /// The total number of bytes that the connection had moved at the time `moved`.
     carried: u64,
+    /// The time at which the connection last moved bytes.
     moved: Instant,
 }
 

@@ -17,8 +17,8 @@
 //! | `refusals` | counts and log records of clients with an invalid PROXY header |
 //!
 //! The proxy does not understand the protocol that it relays, so it cannot end a connection between
-//! two requests. In a drain, a connection continues until either side ends it or the drain deadline
-//! ends it.
+//! two requests. In a drain, a connection continues until either side or the drain deadline ends
+//! it.
 
 mod carried;
 mod checks;

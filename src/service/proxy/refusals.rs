@@ -21,9 +21,9 @@ pub(super) struct Refusals(Mutex<BTreeMap<Arc<str>, Refused>>);
 #[derive(Clone, Copy, Debug, Default)]
 struct Refused {
     count: u64,
-    /// The number of refused clients at the last log record. The next field is the time of that
-    /// record.
+    /// The number of refused clients at the last log record.
     logged: u64,
+    /// The time of the last log record.
     logged_at: Option<Instant>,
 }
 

@@ -69,9 +69,9 @@ impl Upstream {
         self.host.as_ref()
     }
 
-    /// Returns the name of this upstream in the log, in the counters and in messages to other
-    /// processes. Without a host name, it is the address, as in `127.0.0.1:9000`. With a host name,
-    /// it contains both, as in `backend.example:9000/192.0.2.1:9000`.
+    /// Returns the label that identifies this upstream in the log, in the counters and in messages
+    /// to other processes. Without a host name, it is the address, as in `127.0.0.1:9000`. With a
+    /// host name, it contains both, as in `backend.example:9000/192.0.2.1:9000`.
     pub(super) const fn label(&self) -> &str {
         &self.label
     }

@@ -101,8 +101,8 @@ impl UpstreamPool {
     /// Replaces the upstreams in use with the current addresses of the host names. Returns the
     /// upstreams that are no longer in use.
     ///
-    /// An upstream whose address is still in use keeps its health. An upstream in `known` keeps its
-    /// health too, if its address comes into use again.
+    /// An upstream whose address is still in use keeps its health state. An upstream in `known`
+    /// also keeps its health state if its address comes back into use.
     pub(super) fn update(&self, known: &[Arc<Upstream>]) -> Vec<Arc<Upstream>> {
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
         // List an address only once, even if both the configuration and a host name contain it.

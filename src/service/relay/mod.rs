@@ -60,7 +60,8 @@ impl Relay {
         }
     }
 
-    /// Moves bytes in both directions, until both have ended or one has failed.
+    /// Moves bytes in both directions, until both directions have ended or one connection has
+    /// failed.
     fn poll_bytes(
         &mut self,
         cx: &mut Context<'_>,

@@ -1,5 +1,5 @@
-//! Snapshots of a relay, from which another process can continue it. A snapshot records how many
-//! bytes are unwritten, and which sides have half-closed.
+//! Snapshots of a relay. With a snapshot, another process can continue the relay. A snapshot
+//! records how many bytes are unwritten, and which sides have half-closed.
 //!
 //! Unwritten bytes in memory move to the other process as a part of the connection's state.
 //! Unwritten bytes in a pipe stay there, and the pipe itself moves. A snapshot does not record

@@ -18,8 +18,8 @@ pub(super) fn keeps_first_process(unit: &Unit) -> bool {
     unit.has_argument(INIT)
 }
 
-/// Finds `--init` in a unit with a `Type=` that expects a ready message. A child of the main
-/// process sends that message, so systemd may ignore it.
+/// Finds `--init` in a unit with a `Type=` that expects a ready message. With `--init`, a child of
+/// the main process sends this message, so systemd may ignore it.
 fn init(unit: &Unit) -> Option<Finding> {
     if !keeps_first_process(unit) || !unit.get("Type").starts_with("notify") {
         return None;

@@ -89,7 +89,7 @@ pub(super) struct Place {
     pub(super) manager: Manager,
 }
 
-/// A systemd service manager: the one of the system, or the one of a user.
+/// A systemd service manager: the system's or a user's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Manager {
     System,

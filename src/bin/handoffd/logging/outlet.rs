@@ -22,7 +22,7 @@ const BACKLOG: usize = 512 * 1024;
 /// How long an exiting process waits for the reader to take the log records in the backlog.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
-/// How long to wait after poll(2) has reported room, but the write still wrote nothing.
+/// The pause before another attempt if poll(2) reported room but the write still found none.
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// The outlet to which this process writes all log records.

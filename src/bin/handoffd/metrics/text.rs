@@ -226,7 +226,7 @@ fn encode_upstreams(
 /// The entry for a host name's former addresses has no address, so this function returns the host
 /// name in place of the address.
 fn host_and_address(upstream: &str) -> (Option<&str>, &str) {
-    // The instance of a program has neither a slash nor a port.
+    // Require a port, because a name without a port is a program instance, such as `instance-0`.
     let is_name = |text: &str| {
         !text.starts_with(['/', '@', '[']) && text.contains(':') && text.parse::<Address>().is_err()
     };

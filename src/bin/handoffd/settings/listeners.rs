@@ -188,7 +188,7 @@ fn one(
 }
 
 /// Returns the service of a listener. If the file has a program, the program serves every listener,
-/// and none may name a service.
+/// and no listener may name a service.
 fn service_name(
     has_program: bool,
     settings: &ListenerSettings,
@@ -204,7 +204,8 @@ fn service_name(
 }
 
 /// Parses the settings that every listener has, and returns the proxy settings unparsed. Both kinds
-/// are keys of the same table, and the service decides later whether proxy settings are allowed.
+/// are keys of the same table. Whether proxy settings are allowed depends on the service, which the
+/// caller checks later.
 fn split<'a>(
     table: Spanned<DeTable<'a>>,
     keys: &ListenerKeys,

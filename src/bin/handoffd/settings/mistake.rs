@@ -12,7 +12,7 @@ use crate::failure::Failure;
 /// readable even if it quotes a large part of the file.
 const LONGEST: usize = 1000;
 
-/// The place where settings are given. It decides how error messages write their names.
+/// The place where settings are given. It decides how error messages write the names of settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SettingSource {
     Flags,
@@ -28,7 +28,8 @@ impl SettingSource {
         }
     }
 
-    /// Returns the mistake that a setting was given without `other`, which it needs.
+    /// Returns the mistake for a setting that was given without the setting `other`, which it
+    /// needs.
     pub(super) fn alone<K: Kind>(self, given: &Given<K>, setting: &str, other: &str) -> Mistake {
         let (setting, other) = (self.name(setting), self.name(other));
         Mistake::at(

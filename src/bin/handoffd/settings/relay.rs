@@ -92,7 +92,7 @@ impl RelaySettings {
         Ok(())
     }
 
-    /// Returns the name and the place of a setting that was given, if any was.
+    /// Returns the name and the place of the first of these settings that was given, if any.
     pub(super) fn first_given(&self) -> Option<(&'static str, Option<usize>)> {
         let place = |given: &Given<Wait>| given.offset;
         let networks = self.accept_proxy_header_from.as_deref();
@@ -115,9 +115,8 @@ impl RelaySettings {
     }
 }
 
-/// Checks that clients from at least one of the networks can reach one of the addresses. If none of
-/// them can, the setting is a mistake, and the proxy would forward PROXY headers to the upstream as
-/// data.
+/// Checks that clients from at least one of the networks can reach one of the addresses. Otherwise
+/// the setting is a mistake, because the proxy would forward PROXY headers to the upstream as data.
 fn check_networks(networks: &[Given<Network>], addresses: &[&Address]) -> Result<(), Mistake> {
     let reach = |network: &Given<Network>| {
         addresses.iter().any(|address| address.is_unix() == network.value.is_unix())

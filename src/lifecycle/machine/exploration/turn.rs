@@ -2,7 +2,7 @@
 //! the state machine's function `step`, and performs the actions that `step` returns.
 //!
 //! A process may handle a signal, a deadline or the start of its accept loops before an unread
-//! message. This covers the case that the message arrives a moment later. The end of a drain is
+//! message. This covers the case in which the message arrives a moment later. The end of a drain is
 //! handled only when no message is unread. Testing the other order would find nothing new, because
 //! a process sends no message when its drain ends.
 //!

@@ -6,7 +6,7 @@ use socket2::SockRef;
 use super::*;
 use crate::config::{Balance, Ejection};
 
-/// With two upstreams, round robin connects clients to each of them in turn.
+/// Round robin connects clients to the two upstreams alternately.
 #[tokio::test]
 async fn round_robin_alternates_between_upstreams() {
     let (one, other) = (listen().await, listen().await);
@@ -59,7 +59,7 @@ async fn a_standby_serves_while_the_first_upstream_is_down() {
         (2, 1, 0),
         "it was to be passed over after two"
     );
-    // After the ejection time, the proxy tries the first upstream first again.
+    // After the ejection time, the proxy prefers the first upstream to the standby again.
     let back = timeout(DEADLINE, async {
         loop {
             let client = front.connect().await;

@@ -8,7 +8,7 @@ use crate::settings::relay::RelaySettings;
 /// The documented example of the settings of a program.
 const PROGRAM: &str = include_str!("../../../../../docs/handoffd-run.toml");
 
-/// A program with every setting, and with another value than the default.
+/// A file that gives every setting of a program a value other than its default.
 const EVERY_PROGRAM_SETTING: &str = "\
 [listener.web]
 address = '127.0.0.1:0'
@@ -38,7 +38,8 @@ keep_alive = '5s'
 user_timeout = '6s'
 ";
 
-/// The flags of a kind of settings, with those that have no name but a place.
+/// Returns the arguments that `T` declares, including positional ones: the id, the flag and the
+/// help text of each.
 fn all_flags<T: Args>() -> Vec<(String, String, String)> {
     let flags = T::augment_args(Command::default());
     let told = flags.get_arguments().map(|flag| {
