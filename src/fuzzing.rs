@@ -18,7 +18,9 @@ pub fn message(packet: &[u8]) -> bool {
 #[must_use]
 pub fn birth(bytes: &[u8]) -> bool {
     let program = crate::handoff::fuzz::birth(bytes);
-    program.is_some_and(|program| Notifier::new(program.notify_socket(), MainProcess::Head).is_ok())
+    program.is_some_and(|program| {
+        Notifier::new(program.notify_socket(), MainProcess::ActiveGeneration).is_ok()
+    })
 }
 
 /// Parses the packet that moves a connection to another process, and restores the connection's

@@ -40,7 +40,7 @@ pub(crate) enum MainProcess {
     /// The active generation is the main process. At each handoff the service manager learns the
     /// pid of the new main process.
     #[default]
-    Head,
+    ActiveGeneration,
     /// The process that the service manager started stays the main process. This is the case if
     /// that process is our init. It is also the case if the generations run in another pid
     /// namespace, because the service manager then cannot use their pids.
@@ -94,8 +94,8 @@ impl Notifier {
     /// Returns whether the service manager treats the active generation as the main process. If so,
     /// the service manager notices when the active generation dies.
     #[must_use]
-    pub(crate) fn watches_head(&self) -> bool {
-        self.is_supervised() && self.main_process == MainProcess::Head
+    pub(crate) fn watches_active_generation(&self) -> bool {
+        self.is_supervised() && self.main_process == MainProcess::ActiveGeneration
     }
 
     /// Reports that this process serves and is now the main process.
@@ -129,7 +129,7 @@ impl Notifier {
     pub(crate) fn handed_over(&self, pid: u32, status: &str) {
         let states = [NotifyState::MainPid(pid), NotifyState::Ready, NotifyState::Status(status)];
         let states = match self.main_process {
-            MainProcess::Head => &states[..],
+            MainProcess::ActiveGeneration => &states[..],
             MainProcess::First => &states[1..],
         };
         self.send(Delivery::Reliable, states, &[]);
@@ -213,7 +213,11 @@ mod tests {
         let name = format!("handoffd-{name}-{}", std::process::id());
         let manager =
             UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
-        (manager, Notifier::new(Some(OsStr::new(&format!("@{name}"))), MainProcess::Head).unwrap())
+        (
+            manager,
+            Notifier::new(Some(OsStr::new(&format!("@{name}"))), MainProcess::ActiveGeneration)
+                .unwrap(),
+        )
     }
 
     fn heard(manager: &UnixDatagram) -> String {
@@ -224,7 +228,7 @@ mod tests {
 
     #[test]
     fn without_a_service_manager_nothing_is_sent() {
-        let silent = Notifier::new(None, MainProcess::Head).unwrap();
+        let silent = Notifier::new(None, MainProcess::ActiveGeneration).unwrap();
         assert!(!silent.is_supervised());
         silent.ready("serving");
     }
@@ -244,7 +248,7 @@ mod tests {
         let notifier = Notifier { main_process: MainProcess::First, ..notifier };
         notifier.handed_over(7, "generation 2 serving");
         assert_eq!(heard(&manager), "READY=1\nSTATUS=generation 2 serving\n");
-        assert!(!notifier.watches_head());
+        assert!(!notifier.watches_active_generation());
     }
 
     #[test]
@@ -270,8 +274,9 @@ mod tests {
 
     #[test]
     fn an_impossible_notify_socket_is_named_in_the_error() {
-        let error =
-            Notifier::new(Some(OsStr::new("relative")), MainProcess::Head).unwrap_err().to_string();
+        let error = Notifier::new(Some(OsStr::new("relative")), MainProcess::ActiveGeneration)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("NOTIFY_SOCKET") && error.contains("relative"), "{error}");
     }
 }

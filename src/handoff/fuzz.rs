@@ -169,7 +169,7 @@ mod seeds {
             Message::Stopping,
             Message::GivenUp { sockets: vec![u64::MAX, 1] },
             Message::Cut,
-            Message::Head { pid: 42 },
+            Message::Active { pid: 42 },
             Message::Ask,
             Message::Draining(Box::new(report.clone())),
             Message::Report(Box::new(report)),

@@ -70,8 +70,8 @@ impl Init {
     }
 
     /// Tells the init process that the process `pid` is now the active generation.
-    pub(crate) fn tell_head(&self, pid: u32) {
-        let packet = Message::Head { pid }.encode();
+    pub(crate) fn tell_active(&self, pid: u32) {
+        let packet = Message::Active { pid }.encode();
         if let Err(error) = retry(|| send_packet(self.0.as_fd(), &packet)) {
             tracing::warn!(
                 event = "init.unreachable", reason = %error,
@@ -106,7 +106,7 @@ struct InitProcess {
     /// Whether any generation is still alive.
     line: LineIs,
     signals: SignalFd,
-    head: Pid,
+    active: Pid,
     /// How the active generation ended: its exit code, or 128 plus the number of the signal that
     /// killed it.
     status: Option<i32>,
@@ -128,7 +128,7 @@ impl InitProcess {
         signals.add(Signal::SIGCHLD);
         let signals =
             SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
-        Ok(Self { channel, line: LineIs::Alive, signals, head: child, status: None, stop: None })
+        Ok(Self { channel, line: LineIs::Alive, signals, active: child, status: None, stop: None })
     }
 
     /// Runs the init process until all generations have ended. Returns the exit status of the last
@@ -171,7 +171,7 @@ impl InitProcess {
     fn hear(&mut self) -> io::Result<()> {
         while self.line == LineIs::Alive {
             match receive(self.channel.as_fd(), &mut Vec::new()) {
-                Ok(Received::Message(Message::Head { pid })) => self.take_head(pid),
+                Ok(Received::Message(Message::Active { pid })) => self.take_active(pid),
                 Ok(Received::Message(_) | Received::Passed(..) | Received::Garbage(_)) => {}
                 Ok(Received::End) => self.line = LineIs::Over,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
@@ -181,11 +181,11 @@ impl InitProcess {
         Ok(())
     }
 
-    fn take_head(&mut self, pid: u32) {
+    fn take_active(&mut self, pid: u32) {
         let Ok(pid) = i32::try_from(pid) else { return };
         let pid = Pid::from_raw(pid);
-        if pid != self.head {
-            (self.head, self.status) = (pid, None);
+        if pid != self.active {
+            (self.active, self.status) = (pid, None);
             if let Some(stop) = self.stop {
                 self.send(stop);
             }
@@ -210,7 +210,7 @@ impl InitProcess {
         if self.status.is_none() {
             // Ignore an error, which means that the process has ended. The init process then reads
             // its exit status.
-            let _ = kill(self.head, signal);
+            let _ = kill(self.active, signal);
         }
     }
 
@@ -225,7 +225,7 @@ impl InitProcess {
                 Ok(_) | Err(Errno::EINTR) => continue,
                 Err(errno) => return Err(errno.into()),
             };
-            if pid == self.head {
+            if pid == self.active {
                 self.status = Some(status);
             }
         }

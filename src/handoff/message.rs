@@ -86,7 +86,7 @@ pub(crate) enum Message {
     Cut,
     /// The active generation tells the init process (if one exists) that the process `pid` is the
     /// active generation.
-    Head { pid: u32 },
+    Active { pid: u32 },
     /// The active generation asks another generation for a status report.
     Ask,
     /// A status report, which is the reply to [`Message::Ask`].
@@ -153,7 +153,7 @@ impl Message {
         match self {
             Self::Hello(hello) => hello.write(&mut packet),
             Self::Committed(commit) => commit.write(&mut packet),
-            Self::Head { pid } => packet.line("PID", pid),
+            Self::Active { pid } => packet.line("PID", pid),
             Self::ForkFailed { errno } | Self::ExecFailed { errno } => packet.line("ERRNO", errno),
             Self::Ready { closed, replaced } => {
                 closed.iter().for_each(|descriptor| packet.line("CLOSED", descriptor));
@@ -202,7 +202,7 @@ impl Message {
             Self::Stopping => "stopping",
             Self::GivenUp { .. } => "given-up",
             Self::Cut => "cut",
-            Self::Head { .. } => "active",
+            Self::Active { .. } => "active",
             Self::Ask => ASK,
             Self::Report(_) => "report",
             Self::File => "file",
@@ -242,7 +242,7 @@ impl Message {
             "stopping" => Self::Stopping,
             "given-up" => Self::GivenUp { sockets: fields.all("SOCKET")? },
             "cut" => Self::Cut,
-            "active" => Self::Head { pid: fields.number("PID")? },
+            "active" => Self::Active { pid: fields.number("PID")? },
             ASK => Self::Ask,
             "file" => Self::File,
             "report" => Self::Report(Box::new(fields.json("REPORT")?)),

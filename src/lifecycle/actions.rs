@@ -4,8 +4,8 @@
 //! performed. The modules `handoff` and `drain` perform the actions of a handoff and of a drain.
 //! This module performs all other actions, such as closing listeners.
 
+use super::active_role::ActiveRole;
 use super::driver::Driver;
-use super::head::ActiveRole;
 use super::machine::Action;
 use super::pid_file::log_failure;
 use crate::data_plane::DataPlane;
@@ -68,16 +68,16 @@ impl<P: DataPlane> Driver<P> {
 
     fn notify_ready(&mut self) {
         let status = self.status().to_string();
-        if let Some(head) = &mut self.head {
-            head.ready(status);
+        if let Some(active) = &mut self.active {
+            active.ready(status);
         }
     }
 
     fn tell_stopping(&mut self) {
         self.predecessors.tell_all(&Message::Stopping);
         let status = self.status().to_string();
-        if let Some(head) = &mut self.head {
-            head.stopping(status);
+        if let Some(active) = &mut self.active {
+            active.stopping(status);
         }
     }
 
@@ -98,13 +98,14 @@ impl<P: DataPlane> Driver<P> {
             }
         }
         if let Some(init) = &self.process.init {
-            init.tell_head(std::process::id());
+            init.tell_active(std::process::id());
         }
         self.predecessors.attend();
         self.predecessors.cut_all_but(self.config.max_generations.get() - 1);
-        let head = ActiveRole::new(self.process.notifier.clone(), self.process.program.watchdog());
-        self.store_listeners(&head);
-        self.head = Some(head);
+        let active =
+            ActiveRole::new(self.process.notifier.clone(), self.process.program.watchdog());
+        self.store_listeners(&active);
+        self.active = Some(active);
         self.listeners.set.grant_access();
         self.listeners.set.forget_replacements();
         if let Some(control) = self.listeners.set.control() {
@@ -130,16 +131,16 @@ impl<P: DataPlane> Driver<P> {
 
     /// Stores the listening sockets with the service manager, which keeps them open even if every
     /// generation dies.
-    fn store_listeners(&self, head: &ActiveRole) {
+    fn store_listeners(&self, active: &ActiveRole) {
         if !self.process.notifier.is_supervised() {
             return;
         }
         for name in self.listeners.set.no_longer_stored() {
-            head.unstore(name);
+            active.unstore(name);
         }
         for (listener, name) in self.listeners.set.to_store() {
             match name {
-                Some(name) => head.store(&name, listener),
+                Some(name) => active.store(&name, listener),
                 None => tracing::warn!(
                     event = "store.refused", listener = %listener.name(),
                     address = listener.address(),

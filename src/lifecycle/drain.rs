@@ -130,13 +130,13 @@ impl<P: DataPlane> Driver<P> {
     /// older generations to cut their connections.
     pub(super) async fn cut(&mut self) {
         self.plane.cut();
-        if self.head.is_some() {
+        if self.active.is_some() {
             self.predecessors.tell_all(&Message::Cut);
         }
-        let Self { plane, predecessors, head, .. } = self;
+        let Self { plane, predecessors, active, .. } = self;
         let gone = async {
             plane.drained().await;
-            while head.is_some() && !predecessors.is_empty() {
+            while active.is_some() && !predecessors.is_empty() {
                 predecessors.next().await;
             }
         };

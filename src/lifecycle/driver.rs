@@ -7,9 +7,9 @@
 
 use std::collections::VecDeque;
 
+use super::active_role::ActiveRole;
 use super::drain::DrainPhase;
 use super::handoff::Handoff;
-use super::head::ActiveRole;
 use super::machine::{Birth, Event, State, step};
 use super::messages::History;
 use super::pid_file::PidFile;
@@ -49,7 +49,7 @@ pub(super) struct Driver<P> {
     pub(super) liveness: Liveness,
     pub(super) signals: Signals,
     /// The duties of the active generation. `None` if another generation is active.
-    pub(super) head: Option<ActiveRole>,
+    pub(super) active: Option<ActiveRole>,
     pub(super) pid_file: Option<PidFile>,
     pub(super) predecessors: Predecessors,
     /// The latest handoff that this generation has started. `None` before the first handoff, and
@@ -111,7 +111,7 @@ impl<P: DataPlane> Driver<P> {
         let predecessors = Predecessors::connect(predecessors, generation)
             .map_err(Error::system("watch the predecessor"))?;
         let main_process = match program.manager_numbers() {
-            ManagerNumbers::Ours if init.is_none() => MainProcess::Head,
+            ManagerNumbers::Ours if init.is_none() => MainProcess::ActiveGeneration,
             ManagerNumbers::Ours | ManagerNumbers::Foreign => MainProcess::First,
         };
         let prepare = || -> Result<_, Error> {
@@ -134,7 +134,7 @@ impl<P: DataPlane> Driver<P> {
             plane,
             liveness: Liveness::default(),
             signals,
-            head: None,
+            active: None,
             pid_file,
             predecessors,
             handoff: None,

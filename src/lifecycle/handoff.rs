@@ -93,11 +93,11 @@ impl<P: DataPlane> Driver<P> {
     pub(super) fn start_successor(&mut self) {
         let is_asked = self.handoff.as_ref().is_some_and(|handoff| handoff.reload.is_some());
         let status = self.status().to_string();
-        if let Some(head) = &mut self.head {
+        if let Some(active) = &mut self.active {
             // Report a reload to systemd as a reload only if a signal requested it. An operator who
             // requested it over the control socket gets a separate reply, so systemd gets only the
             // new status text.
-            if is_asked { head.say(status) } else { head.reloading(status) }
+            if is_asked { active.say(status) } else { active.reloading(status) }
         }
         if self.is_start_delayed() {
             let until = deadline(self.config.drain_timeout);
@@ -166,12 +166,12 @@ impl<P: DataPlane> Driver<P> {
             }
         }
         if let (Some(init), Some(pid)) = (&self.process.init, pid) {
-            init.tell_head(pid);
+            init.tell_active(pid);
         }
         self.operators.control.close();
         let next = self.process.generation.next();
-        if let (Some(head), Some(pid)) = (self.head.take(), pid) {
-            head.hand_over(pid, &format!("generation {next} serving"));
+        if let (Some(active), Some(pid)) = (self.active.take(), pid) {
+            active.hand_over(pid, &format!("generation {next} serving"));
         }
         self.history.handoffs.succeeded += 1;
         // Send the reports of older generations before the commit message. After the commit, the
@@ -200,7 +200,7 @@ impl<P: DataPlane> Driver<P> {
         let Some(mut handoff) = self.handoff.take() else { return };
         let successor = self.process.generation.next();
         // This generation is the active one unless the successor has taken over.
-        let when = if self.head.is_some() {
+        let when = if self.active.is_some() {
             "failed"
         } else {
             "failed after the successor had taken over"
@@ -237,8 +237,8 @@ impl<P: DataPlane> Driver<P> {
             }
         }
         let status = self.status().to_string();
-        if let Some(head) = &mut self.head {
-            head.not_handed_over(status);
+        if let Some(active) = &mut self.active {
+            active.not_handed_over(status);
         }
     }
 

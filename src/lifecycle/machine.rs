@@ -165,9 +165,9 @@ pub(crate) fn step(state: State, event: Event) -> (State, Vec<Action>) {
 fn starting(birth: Birth, pending: PendingReload, event: Event) -> (State, Vec<Action>) {
     match event {
         Event::Live => match birth {
-            Birth::First => head(pending, vec![BecomeActive, NotifyReady]),
+            Birth::First => active(pending, vec![BecomeActive, NotifyReady]),
             Birth::Successor => (State::Probation { pending }, vec![TellReady]),
-            Birth::Orphan => head(pending, vec![BecomeActive]),
+            Birth::Orphan => active(pending, vec![BecomeActive]),
         },
         Event::ReloadRequested => (State::Starting { birth, pending: PendingReload::One }, vec![]),
         Event::PredecessorLost => (State::Starting { birth: Birth::Orphan, pending }, vec![]),
@@ -192,9 +192,9 @@ fn starting(birth: Birth, pending: PendingReload, event: Event) -> (State, Vec<A
 fn probation(pending: PendingReload, event: Event) -> (State, Vec<Action>) {
     match event {
         Event::Committed(Commit { pending: late, .. }) => {
-            head(either(pending, late), vec![BecomeActive])
+            active(either(pending, late), vec![BecomeActive])
         }
-        Event::PredecessorLost => head(pending, vec![BecomeActive]),
+        Event::PredecessorLost => active(pending, vec![BecomeActive]),
         // Remember the reload request, and start a handoff only after the predecessor has retired.
         // Otherwise this generation could be rolled back while its own successor is on probation.
         Event::ReloadRequested => (State::Probation { pending: PendingReload::One }, vec![]),
@@ -239,7 +239,7 @@ fn serving(event: Event) -> (State, Vec<Action>) {
 fn handing_off(pending: PendingReload, event: Event) -> (State, Vec<Action>) {
     match event {
         Event::SuccessorReady => (State::Baking { pending }, vec![StartBake]),
-        Event::SuccessorLost | Event::SuccessorRolledBack => head(pending, vec![DropSuccessor]),
+        Event::SuccessorLost | Event::SuccessorRolledBack => active(pending, vec![DropSuccessor]),
         Event::ReloadRequested => (State::HandingOff { pending: PendingReload::One }, vec![]),
         Event::Terminate => {
             (State::Stopping, vec![TellStopping, StopSuccessor, CloseListeners, Drain])
@@ -267,7 +267,7 @@ fn baking(pending: PendingReload, event: Event) -> (State, Vec<Action>) {
             let on_death = OnSuccessorDeath::Resume;
             (State::Retiring { on_death }, commit(on_death))
         }
-        Event::SuccessorLost | Event::SuccessorRolledBack => head(pending, vec![DropSuccessor]),
+        Event::SuccessorLost | Event::SuccessorRolledBack => active(pending, vec![DropSuccessor]),
         Event::ReloadRequested => (State::Baking { pending: PendingReload::One }, vec![]),
         Event::Terminate => (State::Retiring { on_death: OnSuccessorDeath::Stay }, stop),
         Event::CutNow => (State::Stopped, [stop, vec![Cut, Exit]].concat()),
@@ -343,7 +343,7 @@ fn stopping(event: Event) -> (State, Vec<Action>) {
 
 /// Returns the next state of a generation that is or becomes active, together with `actions`. If a
 /// reload request is pending, adds the action that starts a successor.
-fn head(pending: PendingReload, mut actions: Vec<Action>) -> (State, Vec<Action>) {
+fn active(pending: PendingReload, mut actions: Vec<Action>) -> (State, Vec<Action>) {
     match pending {
         PendingReload::None => (State::Serving, actions),
         PendingReload::One => {

@@ -148,7 +148,9 @@ impl<P: DataPlane> Driver<P> {
                 self.listeners.given_up = given_up;
                 Some(Event::SuccessorReady.into())
             }
-            SuccessorEvent::Lost(failure) if retired && self.process.notifier.watches_head() => {
+            SuccessorEvent::Lost(failure)
+                if retired && self.process.notifier.watches_active_generation() =>
+            {
                 self.leave_restart_to_manager(failure).await;
                 Some(Event::ServiceStopping.into())
             }

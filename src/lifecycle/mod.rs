@@ -9,13 +9,13 @@
 //! with [`Starting`].
 
 mod actions;
+mod active_role;
 mod builder;
 mod check;
 mod drain;
 mod driver;
 mod embed;
 mod handoff;
-mod head;
 mod machine;
 mod messages;
 mod pid_file;

@@ -9,9 +9,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::Instant;
 
+use super::active_role::{Duty, RefreshInterval};
 use super::driver::{Driver, Occurrence};
 use super::handoff::milliseconds;
-use super::head::{Duty, RefreshInterval};
 use super::machine::State;
 use crate::control::{Answer, ControlServer, Reply, Request};
 use crate::data_plane::DataPlane;
@@ -85,7 +85,7 @@ impl<P: DataPlane> Driver<P> {
         }
         match request {
             Request::Reload(options) => return self.asked_to_reload(&options, answer),
-            Request::Status {} if self.head.is_none() => answer.send(Reply::Moved {}),
+            Request::Status {} if self.active.is_none() => answer.send(Reply::Moved {}),
             Request::Status {} => {
                 self.operators.status.waiting.push(answer);
                 self.operators.status.until.get_or_insert(Instant::now() + ANSWER_TIMEOUT);
@@ -101,8 +101,8 @@ impl<P: DataPlane> Driver<P> {
         match duty {
             Duty::Beat => {
                 let beat = self.plane.heartbeat();
-                if let Some(head) = &mut self.head {
-                    head.beat(beat);
+                if let Some(active) = &mut self.active {
+                    active.beat(beat);
                 }
             }
             Duty::RefreshStatus => {
@@ -111,8 +111,8 @@ impl<P: DataPlane> Driver<P> {
                 self.say_how_it_stands();
                 self.ask_the_others();
                 let is_quiet = self.predecessors.is_empty() && self.state != State::Stopping;
-                if let Some(head) = &mut self.head {
-                    head.look_again(if is_quiet {
+                if let Some(active) = &mut self.active {
+                    active.look_again(if is_quiet {
                         RefreshInterval::Quiet
                     } else {
                         RefreshInterval::Drain
@@ -125,10 +125,10 @@ impl<P: DataPlane> Driver<P> {
     /// Reports the status to the service manager, if this is the active generation.
     fn say_how_it_stands(&mut self) {
         let status = self.status();
-        let Some(head) = &mut self.head else { return };
-        head.say(status.to_string());
+        let Some(active) = &mut self.active else { return };
+        active.say(status.to_string());
         if self.state == State::Stopping {
-            head.stop_stands(total(&status.generations));
+            active.stop_stands(total(&status.generations));
         }
     }
 
@@ -150,7 +150,7 @@ impl<P: DataPlane> Driver<P> {
         if waiting.is_empty() {
             return;
         }
-        let reply = if self.head.is_some() {
+        let reply = if self.active.is_some() {
             Reply::Status(Box::new(self.status()))
         } else {
             Reply::Moved {}

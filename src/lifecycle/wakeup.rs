@@ -1,8 +1,8 @@
 //! The part of the driver that waits for events from all sources, such as messages, signals and
 //! deadlines, and calls the handler of each event.
 
+use super::active_role::{ActiveRole, Duty};
 use super::driver::{Driver, Occurrence};
-use super::head::{ActiveRole, Duty};
 use super::machine::{Event, State};
 use super::pid_file::PidFile;
 use super::timers::{Timer, due};
@@ -44,7 +44,7 @@ impl<P: DataPlane> Driver<P> {
                 event = self.plane.next(awaited) => Wakeup::Plane(event),
                 timer = due(timer) => Wakeup::Due(timer),
                 (request, answer) = self.operators.control.next() => Wakeup::Asked(request, answer),
-                duty = next_duty(self.head.as_mut()) => Wakeup::Duty(duty),
+                duty = next_duty(self.active.as_mut()) => Wakeup::Duty(duty),
             };
             if let Some(occurrence) = self.woke(wakeup).await? {
                 return Ok(occurrence);
@@ -144,7 +144,7 @@ impl<P: DataPlane> Driver<P> {
         match self.state {
             State::Retiring { .. } => true,
             State::Stopping => {
-                !has_unready_successor && (self.head.is_none() || self.predecessors.is_empty())
+                !has_unready_successor && (self.active.is_none() || self.predecessors.is_empty())
             }
             State::Starting { .. }
             | State::Probation { .. }
@@ -158,9 +158,9 @@ impl<P: DataPlane> Driver<P> {
 
 /// Waits for the next periodic duty of the active generation. Waits forever if this process is not
 /// active. Cancel safe.
-async fn next_duty(head: Option<&mut ActiveRole>) -> Duty {
-    match head {
-        Some(head) => head.next().await,
+async fn next_duty(active: Option<&mut ActiveRole>) -> Duty {
+    match active {
+        Some(active) => active.next().await,
         None => std::future::pending().await,
     }
 }

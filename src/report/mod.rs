@@ -213,9 +213,9 @@ pub struct Settings {
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut between = "generation ";
-        let head = self.generations.iter().filter(|report| report.generation == self.serving);
+        let active = self.generations.iter().filter(|report| report.generation == self.serving);
         let others = self.generations.iter().filter(|report| report.generation != self.serving);
-        for report in head.chain(others) {
+        for report in active.chain(others) {
             write!(f, "{between}{report}")?;
             between = "; ";
         }

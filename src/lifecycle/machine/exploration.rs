@@ -113,15 +113,19 @@ const ALWAYS: &[Claim] = &[
     ("a stopping active generation ends last, unless its deadline passes", |_, line| {
         line.breach != Some(Breach::LeftBehind)
     }),
-    ("at most one active generation", |_, line| !line.is_quiet() || line.heads().count() <= 1),
+    ("at most one active generation", |_, line| {
+        !line.is_quiet() || line.active_generations().count() <= 1
+    }),
     ("a successor on probation has a baking predecessor, and the reverse", |_, line| {
         !line.is_quiet() || line.living().all(|(_, process)| line.is_vouched_for(process))
     }),
     ("the pid file names the active generation", |_, line| {
-        !line.is_quiet() || line.heads().all(|head| line.pid_file == Some(head))
+        !line.is_quiet() || line.active_generations().all(|id| line.pid_file == Some(id))
     }),
     ("the living main process of the service manager is the active generation", |setting, line| {
-        !setting.supervised || !line.is_quiet() || line.heads().all(|head| line.is_main(head))
+        !setting.supervised
+            || !line.is_quiet()
+            || line.active_generations().all(|id| line.is_main(id))
     }),
     ("no driver reaches an impossible situation", |_, line| line.breach.is_none()),
 ];
@@ -131,7 +135,7 @@ const ALWAYS: &[Claim] = &[
 const SOMETIMES: &[Claim] = &[
     ("three generations live", |_, line| line.living().count() == 3),
     ("an orphan becomes active", |_, line| {
-        line.heads().any(|head| head > 0 && line.processes[head].outcome.is_none())
+        line.active_generations().any(|id| id > 0 && line.processes[id].outcome.is_none())
     }),
     ("a commit crosses a rollback", |_, line| {
         line.living().any(|(id, process)| {
@@ -143,7 +147,7 @@ const SOMETIMES: &[Claim] = &[
         line.living().filter(|(_, process)| process.waits_for_recall()).count() == 2
     }),
     ("a resumed generation hands off again", |setting, line| {
-        setting.supervised || line.heads().any(|head| line.has_recalled(head))
+        setting.supervised || line.active_generations().any(|id| line.has_recalled(id))
     }),
 ];
 
@@ -226,11 +230,11 @@ impl ModelLineage {
     }
 
     /// Returns the living processes whose state is that of an active generation.
-    fn heads(&self) -> impl Iterator<Item = Id> {
-        let head = |state| {
+    fn active_generations(&self) -> impl Iterator<Item = Id> {
+        let is_active = |state| {
             matches!(state, State::Serving | State::HandingOff { .. } | State::Baking { .. })
         };
-        self.living().filter(move |(_, process)| head(process.state)).map(|(id, _)| id)
+        self.living().filter(move |(_, process)| is_active(process.state)).map(|(id, _)| id)
     }
 
     fn is_main(&self, id: Id) -> bool {
@@ -264,13 +268,13 @@ impl ModelLineage {
         process.outcome.is_some() || under_way || parent.told || !parent.alive
     }
 
-    /// Returns whether `head` accepts again because its successor was lost, and has since started
+    /// Returns whether `id` accepts again because its successor was lost, and has since started
     /// another handoff.
-    fn has_recalled(&self, head: Id) -> bool {
+    fn has_recalled(&self, id: Id) -> bool {
         let taken_back = |heir: &ModelProcess| {
-            heir.parent == Some(head) && heir.outcome == Some(ModelOutcome::TakenBack)
+            heir.parent == Some(id) && heir.outcome == Some(ModelOutcome::TakenBack)
         };
-        self.processes[head].successor.is_some() && self.processes.iter().any(taken_back)
+        self.processes[id].successor.is_some() && self.processes.iter().any(taken_back)
     }
 }
 

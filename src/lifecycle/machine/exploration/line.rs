@@ -88,7 +88,7 @@ pub(super) struct ModelProcess {
 /// compare it with the process's `state`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Office {
-    Head,
+    Active,
     None,
 }
 
@@ -285,7 +285,7 @@ impl ModelLineage {
     pub(super) fn is_needed(&self, id: Id) -> bool {
         let process = &self.processes[id];
         let awaits_successor = process.successor.is_some_and(|successor| !successor.ready);
-        let others = process.office == Office::Head && !self.open_channels(id).is_empty();
+        let others = process.office == Office::Active && !self.open_channels(id).is_empty();
         process.state == State::Stopping && (awaits_successor || others)
     }
 

@@ -103,8 +103,8 @@ impl ModelLineage {
         let mut line = self.clone();
         let Turn { of, cause, dies_after } = turn;
         let actions = line.meet(setting, of, cause);
-        let is_head = line.processes[of].office == Office::Head;
-        if cause == Cause::Own(Event::Drained) && is_head && !line.open_channels(of).is_empty() {
+        let is_active = line.processes[of].office == Office::Active;
+        if cause == Cause::Own(Event::Drained) && is_active && !line.open_channels(of).is_empty() {
             line.breach = Some(Breach::LeftBehind);
         }
         for action in &actions[..dies_after.unwrap_or(actions.len())] {
@@ -256,7 +256,7 @@ impl ModelLineage {
             Action::TellRollback => self.tell_predecessor(id, Word::Rollback),
             Action::BecomeActive => {
                 self.pid_file = Some(id);
-                process.office = Office::Head;
+                process.office = Office::Active;
                 let older = self.open_channels(id);
                 let excess = older.len().saturating_sub(setting.generations - 1);
                 older[..excess]
@@ -335,7 +335,7 @@ impl ModelLineage {
                 process.deadlines.drain = false;
                 process.accepts = true;
             }
-            Action::Cut if process.office == Office::Head => {
+            Action::Cut if process.office == Office::Active => {
                 for channel in self.open_channels(id) {
                     self.processes[channel].up.push_back(Word::Cut);
                 }
