@@ -1,5 +1,5 @@
-//! Measures what `handoffd run` costs beside its program: the time from SIGHUP until the new program
-//! runs, and the memory of the generation.
+//! Measures what `handoffd run` adds to a program: the time from SIGHUP until the new program
+//! runs, and the memory of the generation process.
 //!
 //! The program is a shell that writes one line and sleeps. The time of a start by hand, until the
 //! same line, is measured in turns with it.
