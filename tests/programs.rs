@@ -248,19 +248,19 @@ fn a_ready_program_is_checked_again() {
     let script = format!("touch \"$WELL\"; {}", good());
     let line = run(|command, folder| {
         put(folder, &script);
-        let well = folder.join("well");
+        let well = folder.join("well-{generation}");
         command.args(["--attach", "port", "--bake", "60s", "--check-interval", "20ms"]);
         command.arg("--env").arg(format!("WELL={}", well.display()));
         command.args(["--ready-command", "test", "-e"]).arg(well).arg(";");
         command.arg("--").arg(folder.join("app")).args(PRIVATE);
     });
     line.wait_for(1, Event::GenerationServing);
-    fs::remove_file(line.folder().join("well")).unwrap();
+    fs::remove_file(line.folder().join("well-1")).unwrap();
     line.wait_for_count(1, Event::ProgramRestarting);
     line.wait_for_count(2, Event::ProgramReady);
     let reload = line.ask(&["reload"]);
     line.wait_for(2, Event::ProgramReady);
-    fs::remove_file(line.folder().join("well")).unwrap();
+    fs::remove_file(line.folder().join("well-2")).unwrap();
     reload.wait().names(76, &["the program failed its health check"]);
     line.assert_serves();
 }
