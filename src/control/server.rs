@@ -157,15 +157,7 @@ async fn accept(listener: Listener, ask: mpsc::Sender<(Request, Answer)>, client
             }
         };
         if let User::Stranger(user) = user {
-            if last_warning.is_none_or(|last| last.elapsed() >= WARN_INTERVAL) {
-                tracing::warn!(
-                    event = "control.denied",
-                    user,
-                    "rejected a control connection from uid {user}: \
-                     only root and the daemon's user may connect"
-                );
-                last_warning = Some(Instant::now());
-            }
+            warn_of(user, &mut last_warning);
         }
         if let Some(seat) = seats.take(user) {
             let ask = ask.clone();
@@ -189,6 +181,19 @@ async fn accept(listener: Listener, ask: mpsc::Sender<(Request, Answer)>, client
         // Yield, so that the task of an evicted client can free its place before the next client is
         // accepted.
         tokio::task::yield_now().await;
+    }
+}
+
+/// Logs that a user may not use the control socket, at most once in [`WARN_INTERVAL`].
+fn warn_of(user: u32, last_warning: &mut Option<Instant>) {
+    if last_warning.is_none_or(|last| last.elapsed() >= WARN_INTERVAL) {
+        tracing::warn!(
+            event = "control.denied",
+            user,
+            "rejected a control connection from uid {user}: only root and the daemon's user may \
+            connect"
+        );
+        *last_warning = Some(Instant::now());
     }
 }
 

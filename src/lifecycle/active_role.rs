@@ -53,9 +53,9 @@ pub(super) enum Duty {
 /// How often the active generation refreshes the status text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RefreshInterval {
-    /// Refresh the status often, because a generation drains.
+    /// Refresh the status often while a generation is draining.
     Drain,
-    /// Refresh the status rarely, because no generation drains.
+    /// Refresh the status rarely while no generation is draining.
     Quiet,
 }
 

@@ -1,6 +1,9 @@
 //! A builder for a generation, with its listeners, its settings, and the threads that serve
 //! connections.
 
+#[cfg(feature = "program")]
+use std::path::Path;
+
 use super::driver::{Driver, RunReport};
 use super::embed::Starting;
 use crate::config::{Config, Listeners};
@@ -140,10 +143,11 @@ impl Builder {
         let workers = workers.unwrap_or_else(Workers::here);
         let host = ProgramHost {
             generation: inheritance.generation(),
-            runtime_directory: inheritance.runtime_directory(),
+            runtime_directory: inheritance.runtime_directory().map(Path::to_owned),
             watchdog: inheritance.program.watchdog(),
+            drain_timeout: config.drain_timeout,
         };
-        match ProgramPlane::new(program, &host, &config, workers, (service, names)) {
+        match ProgramPlane::new(program, host, &config, workers, (service, names)) {
             Ok(plane) => Driver::start(config, inheritance, plane)?.live()?.run().await,
             Err(error) => {
                 inheritance.refuse(&error);

@@ -245,8 +245,8 @@ impl State {
 /// has not answered the latest request, the state in the report is replaced by `Unknown`.
 fn last_word(known: Report, poll: &StatusPoll) -> Report {
     let last = poll.report().cloned().unwrap_or(known);
-    // Leave out how long the generation has been in its state, because the state may have changed.
-    // The report still contains the date of the last known change.
+    // The generation has not answered in time, so its state is unknown. Omit the time that it has
+    // been in this state; the report still has the date of the last known change.
     if poll.is_due() {
         Report { state: GenerationState::Unknown, for_ms: None, ..last }
     } else {

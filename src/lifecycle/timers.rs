@@ -13,8 +13,8 @@ use tokio::time::{Instant, sleep_until};
 pub(super) enum Timer {
     /// If the accept loops have not run by this deadline, the generation fails to start.
     Startup,
-    /// The handoff fails at this deadline if the successor still cannot be started, because
-    /// connections are still moving here from older generations.
+    /// A successor is started only when no more connections are moving here from an older
+    /// generation. If that takes until this deadline, the handoff fails.
     Delay,
     /// The successor is killed at this deadline if it is not ready.
     Ready,

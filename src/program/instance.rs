@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::launch::{Launched, ProgramLaunch};
 use super::notify::{Notification, NotifySocket};
-use super::observed::{Facts, ProgramFailure};
+use super::observed::{Facts, InstanceState, ProgramFailure};
 use super::ready::{Probe, ReadyBy};
 use super::running::{Running, exit_code};
 use crate::address::Address;
@@ -57,20 +57,6 @@ impl Order {
     pub(super) const fn runs(self) -> bool {
         matches!(self, Self::Prove | Self::Run)
     }
-}
-
-/// The state of an instance.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum InstanceState {
-    Starting,
-    Ready(ReadyBy),
-    Stopping,
-    /// The process has ended and is about to be started again.
-    Restarting,
-    /// The process has failed and will not be started again.
-    Failed,
-    /// No process of the instance is left.
-    Ended,
 }
 
 /// The listeners that a program inherits when it starts. The data plane empties the list at the

@@ -37,7 +37,7 @@ pub(super) struct ProgramLaunch<'a> {
     /// The private address on which the program may listen. `None` if it can only inherit the
     /// listeners.
     pub(super) private: Option<&'a Address>,
-    /// The maximum time between two answers of the program to its watchdog.
+    /// The maximum time between two keep-alive messages (`WATCHDOG=1`) of the program.
     pub(super) watchdog: Option<Duration>,
     /// The path of the notification socket.
     pub(super) notify: &'a Path,

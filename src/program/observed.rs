@@ -6,9 +6,23 @@ use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::instance::InstanceState;
+use super::ready::ReadyBy;
 use crate::error::Error;
 use crate::report::{ProgramCounters, ProgramReport, ProgramState};
+
+/// The state of an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum InstanceState {
+    Starting,
+    Ready(ReadyBy),
+    Stopping,
+    /// The process has ended and is about to be started again.
+    Restarting,
+    /// The process has failed and will not be started again.
+    Failed,
+    /// No process of the instance is left.
+    Ended,
+}
 
 /// The facts about an instance for status reports and for the service manager's watchdog.
 #[derive(Debug, Default)]

@@ -7,7 +7,7 @@
 //! program, such as the metrics listener.
 
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,9 +16,9 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::task::TaskTracker;
 
-use super::instance::{Instance, InstanceState, Order, SharedListeners};
+use super::instance::{Instance, Order, SharedListeners};
 use super::notify::NotifySocket;
-use super::observed::{Facts, Observed, ProgramFailure, failure};
+use super::observed::{Facts, InstanceState, Observed, ProgramFailure, failure};
 use super::private::{self, Folder};
 use super::ready::ReadyBy;
 use super::service::{ProgramService, contains};
@@ -35,31 +35,41 @@ use crate::report::{Connections, Counters, ProgramReport};
 use crate::server::{Server, Workers};
 use crate::service::Service;
 
-/// The properties of this process that the start of a program depends on.
+/// What a program needs to know about the process that runs it.
 #[derive(Debug)]
-pub(crate) struct ProgramHost<'a> {
+pub(crate) struct ProgramHost {
     pub(crate) generation: Generation,
     /// The parent of the generation's folder. `None` means the folder for temporary files.
-    pub(crate) runtime_directory: Option<&'a Path>,
+    pub(crate) runtime_directory: Option<PathBuf>,
     /// The timeout of the service manager's watchdog.
     pub(crate) watchdog: Option<Duration>,
+    /// How long connections may take to end when the generation drains.
+    pub(crate) drain_timeout: Duration,
+}
+
+/// The listeners that do not belong to the program. The built-in server serves them.
+#[derive(Debug)]
+struct OtherListeners {
+    names: Vec<ListenerName>,
+    open: Vec<Listener>,
+}
+
+impl OtherListeners {
+    fn contains(&self, listener: &Listener) -> bool {
+        contains(&self.names, listener.name())
+    }
 }
 
 /// The data plane of a generation that runs a program.
 #[derive(Debug)]
 pub(crate) struct ProgramPlane<S> {
     config: Arc<ProgramConfig>,
-    generation: Generation,
-    watchdog: Option<Duration>,
-    drain_timeout: Duration,
+    host: ProgramHost,
     folder: Folder,
     /// The built-in server. It forwards connections to a private program, and serves the listeners
     /// that do not belong to the program.
     server: Server<ProgramService<S>>,
-    /// The names of the listeners that do not belong to the program.
-    other_names: Vec<ListenerName>,
-    /// The open listeners with the names in `other_names`.
-    others: Vec<Listener>,
+    others: OtherListeners,
     /// Whether the built-in server serves the listeners of the program. This is decided when the
     /// program is ready, because only then is it known whether the program is private.
     relays: bool,
@@ -99,12 +109,12 @@ impl<S: Service> ProgramPlane<S> {
     /// available.
     pub(crate) fn new(
         program: ProgramConfig,
-        host: &ProgramHost<'_>,
+        host: ProgramHost,
         config: &Config,
         workers: Workers,
         (service, other_names): (S, Vec<ListenerName>),
     ) -> Result<Self, Error> {
-        let folder = Folder::create(host.runtime_directory)
+        let folder = Folder::create(host.runtime_directory.as_deref())
             .map_err(Error::system("create a directory for the program's sockets"))?;
         let address = |instance| private::address(program.attach, &folder, instance);
         let private = (0..program.instances.get()).map(address).collect::<Result<Vec<_>, _>>();
@@ -117,13 +127,10 @@ impl<S: Service> ProgramPlane<S> {
         let server_config = Config { on_handoff: OnHandoff::Drain, ..config.clone() };
         Ok(Self {
             config: Arc::new(program),
-            generation: host.generation,
-            watchdog: host.watchdog,
-            drain_timeout: config.drain_timeout,
+            host,
             folder,
             server: Server::new(service, workers, server_config),
-            other_names,
-            others: Vec::new(),
+            others: OtherListeners { names: other_names, open: Vec::new() },
             relays: false,
             private,
             listeners: SharedListeners::default(),
@@ -148,11 +155,11 @@ impl<S: Service> ProgramPlane<S> {
             self.instances.push(Observed { state: state.subscribe(), facts: Arc::clone(&facts) });
             let instance = Instance {
                 config: Arc::clone(&self.config),
-                generation: self.generation,
+                generation: self.host.generation,
                 number,
                 listeners: Arc::clone(&self.listeners),
                 private: private.clone(),
-                watchdog: self.watchdog.map(|limit| limit / 2),
+                watchdog: self.host.watchdog.map(|limit| limit / 2),
                 notify,
                 orders: self.orders.subscribe(),
                 failures: self.failures.clone(),
@@ -188,7 +195,7 @@ impl<S: Service> ProgramPlane<S> {
     async fn start_serving(&mut self) -> Result<(), Error> {
         if self.phase == Phase::Starting {
             self.relays = self.all_ready().await;
-            let mut served = self.others.clone();
+            let mut served = self.others.open.clone();
             if self.relays {
                 served.extend(listeners(&self.listeners).iter().cloned());
             }
@@ -204,18 +211,13 @@ impl<S: Service> ProgramPlane<S> {
 
     /// Returns whether the built-in server accepts on any listener.
     fn is_accepting(&self) -> bool {
-        self.relays || !self.others.is_empty()
+        self.relays || !self.others.open.is_empty()
     }
 
     /// Returns the listeners in `listeners` on which the built-in server accepts connections.
     fn served(&self, listeners: &[Listener]) -> Vec<Listener> {
-        let is_served = |listener: &&Listener| self.relays || self.is_other(listener);
+        let is_served = |listener: &&Listener| self.relays || self.others.contains(listener);
         listeners.iter().filter(is_served).cloned().collect()
-    }
-
-    /// Returns whether a listener does not belong to the program.
-    fn is_other(&self, listener: &Listener) -> bool {
-        contains(&self.other_names, listener.name())
     }
 
     /// Gives the order `new`, but only if the current order is `old`.
@@ -232,8 +234,9 @@ impl<S: Service> ProgramPlane<S> {
 
 impl<S: Service> DataPlane for ProgramPlane<S> {
     fn start(&mut self, listeners: &[Listener]) -> Result<(), Error> {
-        let (others, own) = listeners.iter().cloned().partition(|listener| self.is_other(listener));
-        self.others = others;
+        let (others, own) =
+            listeners.iter().cloned().partition(|listener| self.others.contains(listener));
+        self.others.open = others;
         *self::listeners(&self.listeners) = own;
         if self.instances.is_empty() {
             self.prepare()?;
@@ -292,15 +295,16 @@ impl<S: Service> DataPlane for ProgramPlane<S> {
 
     fn drain(&mut self, _successor: Option<OwnedFd>) {
         // Leave the program enough time to end by itself before the drain deadline.
-        let last = self.drain_timeout.saturating_sub(self.config.stop_timeout);
-        let last = last.max(self.drain_timeout / 2);
+        let last = self.host.drain_timeout.saturating_sub(self.config.stop_timeout);
+        let last = last.max(self.host.drain_timeout / 2);
         self.stop_at = Instant::now().checked_add(last);
         // Drop our copies of the listeners, because a copy would keep a closed listener open.
         listeners(&self.listeners).clear();
-        self.others.clear();
+        self.others.open.clear();
         self.server.drain(None);
-        // Let a private program first serve its remaining connections. A program that accepts
-        // connections itself must drain them after the stop signal.
+        // If the built-in server forwards to the program, the program must run until the last of
+        // these connections has ended. A program that accepts connections itself drains them when
+        // it gets the stop signal.
         self.orders.send_replace(if self.relays { Order::Finish } else { Order::Stop });
     }
 

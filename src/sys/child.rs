@@ -149,14 +149,20 @@ pub(crate) fn start(child: &ChildProgram<'_>) -> io::Result<Child> {
     pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
     let Forked::Parent { child: pid } = forked? else { return Err(Errno::ECHILD.into()) };
     drop(failed);
-    let mut errno = Vec::new();
-    File::from(failures).read_to_end(&mut errno)?;
-    if let Ok(errno) = errno.try_into().map(i32::from_ne_bytes) {
+    if let Some(error) = exec_error(File::from(failures))? {
         nix::sys::wait::waitpid(pid, None)?;
-        return Err(io::Error::from_raw_os_error(errno));
+        return Err(error);
     }
     let pidfd = PidFd::open(pid.as_raw().unsigned_abs())?;
     Ok(Child { pid, pidfd: watch(pidfd, Interest::READABLE)? })
+}
+
+/// Waits until the child has executed its program, and returns the error if it could not.
+fn exec_error(mut failures: File) -> io::Result<Option<io::Error>> {
+    let mut errno = Vec::new();
+    failures.read_to_end(&mut errno)?;
+    let errno = errno.try_into().ok().map(i32::from_ne_bytes);
+    Ok(errno.map(io::Error::from_raw_os_error))
 }
 
 /// The data that the child needs. It is allocated before the fork.

@@ -193,8 +193,8 @@ fn make_room_for_descriptors() {
     if let Some(last) =
         limit.min(DESCRIPTORS).checked_sub(1).and_then(|last| i32::try_from(last).ok())
     {
-        // Close the copy at once, because the kernel never shrinks the table. If the call fails,
-        // the table grows later.
+        // A copy with a high number makes the kernel grow the table. The copy can be closed at
+        // once, because the table never shrinks. If the call fails, the table grows when it must.
         drop(rustix::io::fcntl_dupfd_cloexec(std::io::stderr(), last));
     }
 }

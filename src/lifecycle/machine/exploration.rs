@@ -65,8 +65,8 @@ fn the_promise_holds_under_a_service_manager() {
     explore(Setting { supervised: true, generations: 3, fates: FATES });
 }
 
-/// Checks the promise with four reload requests instead of three, both without and with a service
-/// manager.
+/// Explores sequences of four reload requests, with and without a service manager. The test above
+/// explores three.
 #[test]
 fn the_promise_holds_for_longer() {
     for supervised in [false, true] {

@@ -13,7 +13,7 @@ use handoffd::status::{Settings, Status};
 use super::paths::{BoundPath, paths};
 use super::starts::failed_starts;
 use super::unit::Unit;
-use super::{program, run};
+use super::{program, reload, run};
 
 /// The facts about the running daemon that the rules need.
 pub(super) struct Daemon {
@@ -24,7 +24,7 @@ pub(super) struct Daemon {
     /// The paths of the Unix listeners that the daemon has bound itself, rather than inherited from
     /// systemd.
     pub(super) paths: Vec<BoundPath>,
-    /// The number of processes that the daemon runs as its program.
+    /// The number of running processes of the program that `handoffd run` starts.
     pub(super) programs: usize,
 }
 
@@ -82,8 +82,7 @@ pub(super) fn examine(unit: &Unit, daemon: &Daemon) -> Vec<Finding> {
     main_process(unit, &mut findings);
     end_of_main_process(unit, &mut findings);
     failed_starts(unit, &mut findings);
-    reload(unit, &mut findings);
-    reload_timeout(unit, daemon, &mut findings);
+    reload::examine(unit, daemon, &mut findings);
     stop(unit, daemon, &mut findings);
     sockets(unit, daemon, &mut findings);
     paths(unit, daemon, &mut findings);
@@ -106,7 +105,7 @@ pub(super) fn examine(unit: &Unit, daemon: &Daemon) -> Vec<Finding> {
 
 impl Unit {
     /// Creates a finding that names a property of the unit and its value.
-    fn finding(&self, severity: Severity, property: &str, why: &str) -> Finding {
+    pub(super) fn finding(&self, severity: Severity, property: &str, why: &str) -> Finding {
         Finding {
             severity,
             setting: format!("{property}={}", self.get(property)),
@@ -204,78 +203,6 @@ fn end_of_main_process(unit: &Unit, findings: &mut Vec<Finding>) {
             "the unit file has changed: run systemctl daemon-reload and restart the service to \
             apply it",
         );
-    }
-}
-
-/// Checks that `systemctl reload` reports whether the handoff has succeeded.
-fn reload(unit: &Unit, findings: &mut Vec<Finding>) {
-    let mut add = |severity, setting: &str, why: String| {
-        findings.push(Finding { severity, setting: setting.to_owned(), why });
-    };
-    let command = unit.get("ExecReload");
-    let by_signal = unit.get("Type") == "notify-reload";
-    if command.is_empty() && !by_signal {
-        add(
-            Risks,
-            "ExecReload=",
-            "systemctl reload fails without a command; use `/usr/bin/env /proc/${MAINPID}/exe \
-            reload`"
-                .into(),
-        );
-    }
-    if !command.is_empty() && by_signal {
-        add(
-            Breaks,
-            "ExecReload=",
-            "with Type=notify-reload, systemd also sends a reload signal, even if this command \
-            fails; use Type=notify"
-                .into(),
-        );
-    }
-    if command.contains("kill ") || command.contains("/kill") {
-        let why = "the command returns at once and succeeds even if the handoff fails; use \
-            `handoffd reload`";
-        add(Breaks, "ExecReload=", why.into());
-    }
-    if command.contains("ignore_errors=yes") {
-        add(
-            Breaks,
-            "ExecReload=-",
-            "the - makes systemd report a failed reload as a success; remove it".into(),
-        );
-    }
-    if command.contains(" reload")
-        && unit.get("RuntimeDirectory").is_empty()
-        && !unit.get("ExecStart").contains("--control")
-    {
-        let why =
-            "`handoffd reload` finds no control socket; set it, or give --control to the daemon \
-            and to this command"
-                .into();
-        add(Breaks, "RuntimeDirectory=", why);
-    }
-    if by_signal && !matches!(unit.get("ReloadSignal"), "" | "1") {
-        add(
-            Breaks,
-            "ReloadSignal",
-            "the daemon expects SIGHUP as a request for a handoff; use SIGHUP".into(),
-        );
-    }
-}
-
-/// Checks that systemd waits until a handoff has ended.
-fn reload_timeout(unit: &Unit, daemon: &Daemon, findings: &mut Vec<Finding>) {
-    let handoff = Duration::from_millis(
-        daemon.settings.ready_timeout_ms.saturating_add(daemon.settings.bake_ms),
-    );
-    if let Some(limit) = unit.time("TimeoutStartUSec").filter(|limit| *limit <= handoff) {
-        let why = format!(
-            "this also limits a reload, which may take {} (--ready-timeout plus --bake), so \
-            systemd may report a successful reload as failed; use a longer time",
-            humantime::format_duration(handoff)
-        );
-        let setting = format!("TimeoutStartSec={}", humantime::format_duration(limit));
-        findings.push(Finding { severity: Breaks, setting, why });
     }
 }
 

@@ -129,19 +129,7 @@ impl ProgramSettings {
         config.working_directory = value(self.working_directory);
         config.umask = value(self.umask);
         config.stdin = value(self.stdin);
-        if config.attach == Attach::Inherit
-            && matches!(config.ready, Some(Ready::Connect | Ready::Http(_)))
-        {
-            let what = "a program that inherits the listeners cannot be checked by a connection, \
-                because the old one may answer: expected another ready condition, or attach = \
-                \"port\"";
-            return Err(Mistake::at(ready_place, what));
-        }
-        if let Some(place) = interval_place.filter(|_| !config.ready().is_repeatable()) {
-            let what = "a program cannot be asked again with this ready condition; expected \
-                connect, http:/PATH or a ready command";
-            return Err(Mistake::at(place, what));
-        }
+        check_ready(&config, ready_place, interval_place)?;
         if let (Attach::Inherit, Some((setting, place))) = (config.attach, self.relay.first_given())
         {
             let (setting, attach) = (source.name(setting), source.name("attach"));
@@ -154,6 +142,29 @@ impl ProgramSettings {
         self.relay.apply(&mut config.relay, source, addresses)?;
         Ok(config)
     }
+}
+
+/// Checks that the ready condition fits the attachment, and that it can be checked again if there is
+/// a check interval.
+fn check_ready(
+    config: &ProgramConfig,
+    ready_place: Option<usize>,
+    interval_place: Option<Option<usize>>,
+) -> Result<(), Mistake> {
+    if config.attach == Attach::Inherit
+        && matches!(config.ready, Some(Ready::Connect | Ready::Http(_)))
+    {
+        let what = "a program that inherits the listeners cannot be checked by a connection, \
+            because the old one may answer: expected another ready condition, or attach = \
+            \"port\"";
+        return Err(Mistake::at(ready_place, what));
+    }
+    if let Some(place) = interval_place.filter(|_| !config.ready().is_repeatable()) {
+        let what = "a program cannot be asked again with this ready condition; expected connect, \
+            http:/PATH or a ready command";
+        return Err(Mistake::at(place, what));
+    }
+    Ok(())
 }
 
 /// Deserializes a table of variables.

@@ -106,8 +106,8 @@ fn additions_may_fill_the_whole_length() {
     }
 }
 
-/// A header is valid if its address family fits at least one of its two addresses, as in headers
-/// from Nginx.
+/// nginx sends headers in which one address is IPv4 and the other IPv6. Such a header is valid if
+/// the address family that it names fits one of the two addresses.
 #[test]
 fn the_two_addresses_of_a_line_may_be_of_two_families() {
     for (line, source, destination) in [
