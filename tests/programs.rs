@@ -301,6 +301,8 @@ fn an_inheriting_program_starts_again_when_its_successor_dies() {
     let mut old = Client::connect(&line.address()).unwrap();
     old.echo(b"before").unwrap();
     line.asked(&["reload"]).well();
+    // A program that was not told yet just goes on.
+    line.wait_for(1, Event::ProgramStopping);
     line.signal(2, Signal::SIGKILL);
     line.wait_for(1, Event::GenerationResumed);
     line.wait_for_count(3, Event::ProgramReady);

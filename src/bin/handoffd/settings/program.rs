@@ -144,8 +144,8 @@ impl ProgramSettings {
     }
 }
 
-/// Checks that the ready condition fits the attachment, and that it can be checked again if there is
-/// a check interval.
+/// Checks that the ready condition fits the attachment, and that the condition can be checked again
+/// if there is a check interval.
 fn check_ready(
     config: &ProgramConfig,
     ready_place: Option<usize>,
