@@ -23,7 +23,9 @@ fn run_watched(manager: &Manager, milliseconds: u64) -> Line {
 #[test]
 fn a_program_that_stops_answering_is_started_again() {
     let manager = Manager::new();
-    let line = run_watched(&manager, 4000);
+    // Long enough that the program answers in time on a busy machine.
+    let line = run_watched(&manager, 20_000);
+    line.wait_for(1, Event::ProgramWatched);
     signal(started(&line, 1), Signal::SIGSTOP);
     line.wait_for(1, Event::ProgramRestarting);
     assert!(line.text().contains("it stopped answering its watchdog"), "{}", line.text());
@@ -71,7 +73,7 @@ fn a_wrapper_may_name_the_main_process() {
 #[test]
 fn a_program_that_leaves_the_foreground_fails_the_reload() {
     let line = run_app(&good(), &[], &PRIVATE);
-    put(line.folder(), &format!("{REAL} \"$@\" & exit 0"));
+    put(line.folder(), &format!("(sleep 1; exec {REAL} \"$@\") & exit 0"));
     line.asked(&["reload"]).names(70, &["exit code 0; it must stay in the foreground"]);
     line.assert_serves();
 }

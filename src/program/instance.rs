@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::launch::{Launched, ProgramLaunch};
 use super::notify::{Notification, NotifySocket};
-use super::observed::{Facts, InstanceState, ProgramFailure};
+use super::observed::{Facts, InstanceState, Order, ProgramFailure};
 use super::ready::{Probe, ReadyBy};
 use super::running::{Running, exit_code};
 use crate::address::Address;
@@ -35,29 +35,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 const ABORT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often to check whether all processes of a program have ended.
 const GROUP_PAUSE: Duration = Duration::from_millis(20);
-
-/// An order from the data plane to an instance.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Order {
-    /// Run the program. If the program fails, the generation fails too, because the generation is
-    /// on probation.
-    Prove,
-    /// Run the program. If the program fails, start it again.
-    Run,
-    /// Let the program serve its remaining connections. If the program ends, do not start it again.
-    Finish,
-    /// Ask the program to end, and give it time to do so.
-    Stop,
-    /// Kill the program at once.
-    Kill,
-}
-
-impl Order {
-    /// Returns whether to start the program if it is not running.
-    pub(super) const fn runs(self) -> bool {
-        matches!(self, Self::Prove | Self::Run)
-    }
-}
 
 /// The listeners that a program inherits when it starts. The data plane empties the list at the
 /// start of a drain, so that no copy keeps a closed listener open.
@@ -227,9 +204,7 @@ impl Instance {
                         is_ready = true;
                         self.became_ready(ReadyBy::Report);
                     }
-                    if said.alive {
-                        silent_at = self.watchdog.and_then(|time| Instant::now().checked_add(time));
-                    }
+                    silent_at = self.silent_at(&said, running.pid(), silent_at);
                     self.note(said, running);
                 }
                 status = running.ended() => return self.ended(status, running, is_ready).await,
@@ -374,6 +349,20 @@ impl Instance {
             drop(facts);
             self.state.send_replace(InstanceState::Stopping);
         }
+    }
+
+    /// Returns when the program must have answered its watchdog again, after it has sent `said`.
+    fn silent_at(&self, said: &Notification, pid: u32, before: Option<Instant>) -> Option<Instant> {
+        let watchdog = self.watchdog.filter(|_| said.alive);
+        if watchdog.is_some() && before.is_none() {
+            tracing::info!(
+                event = "program.watched",
+                instance = self.number,
+                program_pid = pid,
+                "the program answers its watchdog, and is restarted if it stops answering"
+            );
+        }
+        watchdog.map_or(before, |time| Instant::now().checked_add(time))
     }
 
     fn count_end(&self, status: Option<ExitStatus>) {

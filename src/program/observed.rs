@@ -1,4 +1,5 @@
-//! The data plane's view of the instances of a program: their states, and why one has failed.
+//! What the data plane orders the instances of a program to do, and what it sees of them: their
+//! states, and why one has failed.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -9,6 +10,29 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use super::ready::ReadyBy;
 use crate::error::Error;
 use crate::report::{ProgramCounters, ProgramReport, ProgramState};
+
+/// An order from the data plane to an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    /// Run the program. If the program fails, the generation fails too, because the generation is
+    /// on probation.
+    Prove,
+    /// Run the program. If the program fails, start it again.
+    Run,
+    /// Let the program serve its remaining connections. If the program ends, do not start it again.
+    Finish,
+    /// Ask the program to end, and give it time to do so.
+    Stop,
+    /// Kill the program at once.
+    Kill,
+}
+
+impl Order {
+    /// Returns whether to start the program if it is not running.
+    pub(super) const fn runs(self) -> bool {
+        matches!(self, Self::Prove | Self::Run)
+    }
+}
 
 /// The state of an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

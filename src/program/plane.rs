@@ -16,9 +16,9 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::task::TaskTracker;
 
-use super::instance::{Instance, Order, SharedListeners};
+use super::instance::{Instance, SharedListeners};
 use super::notify::NotifySocket;
-use super::observed::{Facts, InstanceState, Observed, ProgramFailure, failure};
+use super::observed::{Facts, InstanceState, Observed, Order, ProgramFailure, failure};
 use super::private::{self, Folder};
 use super::ready::ReadyBy;
 use super::service::{ProgramService, contains};

@@ -107,6 +107,7 @@ events! {
     ProgramRestarting = "program.restarting",
     ProgramStarted = "program.started",
     ProgramStopping = "program.stopping",
+    ProgramWatched = "program.watched",
     ReloadIgnored = "reload.ignored",
     ReloadPending = "reload.pending",
     SignalIgnored = "signal.ignored",
