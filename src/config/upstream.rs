@@ -155,6 +155,7 @@ impl Upstreams {
     }
 
     /// Returns an empty list, for use until the addresses are known.
+    #[cfg(feature = "program")]
     pub(super) const fn unknown() -> Self {
         Self(Vec::new())
     }
