@@ -100,3 +100,36 @@ fn an_unreadable_file_is_named() {
     fs::write(path("latin"), b"# na\xefve\n").unwrap();
     Refusal::to(&["--config", &path("latin")]).names(78, &["latin:1:5: not UTF-8"]);
 }
+
+#[test]
+fn check_names_what_is_wrong_with_a_program() {
+    for (arguments, words) in [
+        (&["--", "no-such-program"][..], &["no-such-program", "not found in PATH"][..]),
+        (&["--", "/etc/passwd"], &["/etc/passwd", "Permission denied"]),
+        (&["--env-file", "/nonexistent", "--", "true"], &["/nonexistent", "No such file"]),
+        (&["--working-directory", "/nonexistent", "--", "true"], &["/nonexistent"]),
+        (&["--ready-command", "no-such-check", ";", "--", "true"], &["no-such-check"]),
+    ] {
+        let line = ["check", "run", "--listen", "web=127.0.0.1:0"];
+        Refusal::to(&[&line[..], arguments].concat()).names(78, words);
+    }
+    for (arguments, code, words) in [
+        (&["--", "true", "{fd:api}"][..], 78, &["api"][..]),
+        (&["--attach", "port", "--", "true", "{fd}"], 64, &["{fd}", "inherits the listeners"]),
+        (&["--attach", "socket", "--", "true", "{port}"], 64, &["{port}", "private port"]),
+        (&["--ready", "descriptor:3", "--", "true", "{fd}"], 64, &["descriptor:3", "above"]),
+        (&["--stdin", "api", "--", "true"], 78, &["api"]),
+        (&["--instances", "0", "--", "true"], 64, &["--instances"]),
+        (&["--instances", "1025", "--", "true"], 64, &["--instances"]),
+        (&["--attach", "inherit", "--ready", "connect", "--", "true"], 64, &["the old one may"]),
+        (&["--check-interval", "1s", "--", "true", "{fd}"], 64, &["cannot be asked again"]),
+        (&["--lifetime", "1s", "--", "true", "{fd}"], 64, &["--lifetime has no effect"]),
+        (&["--ready", "soon", "--", "true"], 64, &["--ready", "expected notify"]),
+        (&["--stop-signal", "STOP", "--", "true"], 64, &["--stop-signal"]),
+        (&["--env", "=x", "--", "true"], 64, &["--env", "NAME=VALUE"]),
+        (&[], 64, &["PROGRAM"]),
+    ] {
+        let line = ["check", "run", "--listen", "web=127.0.0.1:0"];
+        Refusal::to(&[&line[..], arguments].concat()).names(code, words);
+    }
+}

@@ -11,7 +11,7 @@ use std::process::Command;
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    Callers, Client, Event, Line, REAL, Refusal, assert_becomes, example, exit_code, signal,
+    Callers, Client, Event, Line, REAL, assert_becomes, example, exit_code, signal,
 };
 
 /// The arguments of an echo server that listens on a private port and logs nothing.
@@ -260,11 +260,22 @@ fn a_ready_program_is_checked_again() {
     fs::remove_file(line.folder().join("well-1")).unwrap();
     line.wait_for_count(1, Event::ProgramRestarting);
     line.wait_for_count(2, Event::ProgramReady);
+    let status = line.asked(&["status", "--json"]).well();
+    assert!(status.contains("\"exits_by_signal\":{\"9\":1}"), "{status}");
     let reload = line.ask(&["reload"]);
     line.wait_for(2, Event::ProgramReady);
     fs::remove_file(line.folder().join("well-2")).unwrap();
     reload.wait().names(76, &["the program failed its health check"]);
     line.assert_serves();
+}
+
+/// A program that inherits, although it was offered a port, cannot be checked by a connection.
+#[test]
+fn a_program_that_inherits_is_not_checked_on_its_port() {
+    let line = run_app(&good(), &["--check-interval", "10ms", "--bake", "300ms"], &INHERITING);
+    line.asked(&["reload"]).well();
+    line.assert_serves();
+    assert_eq!(line.count(Event::ProgramRestarting), 0);
 }
 
 /// A check that hangs does not keep the generation from giving up in time.
@@ -366,37 +377,4 @@ fn a_broken_environment_file_fails_the_reload() {
     fs::write(line.folder().join("env"), "A=b\nwhat\n").unwrap();
     line.asked(&["reload"]).names(70, &["env: line 2 is not NAME=VALUE"]);
     line.assert_serves();
-}
-
-#[test]
-fn check_names_what_is_wrong_with_a_program() {
-    for (arguments, words) in [
-        (&["--", "no-such-program"][..], &["no-such-program", "not found in PATH"][..]),
-        (&["--", "/etc/passwd"], &["/etc/passwd", "Permission denied"]),
-        (&["--env-file", "/nonexistent", "--", "true"], &["/nonexistent", "No such file"]),
-        (&["--working-directory", "/nonexistent", "--", "true"], &["/nonexistent"]),
-        (&["--ready-command", "no-such-check", ";", "--", "true"], &["no-such-check"]),
-    ] {
-        let line = ["check", "run", "--listen", "web=127.0.0.1:0"];
-        Refusal::to(&[&line[..], arguments].concat()).names(78, words);
-    }
-    for (arguments, code, words) in [
-        (&["--", "true", "{fd:api}"][..], 78, &["api"][..]),
-        (&["--attach", "port", "--", "true", "{fd}"], 64, &["{fd}", "inherits the listeners"]),
-        (&["--attach", "socket", "--", "true", "{port}"], 64, &["{port}", "private port"]),
-        (&["--ready", "descriptor:3", "--", "true", "{fd}"], 64, &["descriptor:3", "above"]),
-        (&["--stdin", "api", "--", "true"], 78, &["api"]),
-        (&["--instances", "0", "--", "true"], 64, &["--instances"]),
-        (&["--instances", "1025", "--", "true"], 64, &["--instances"]),
-        (&["--attach", "inherit", "--ready", "connect", "--", "true"], 64, &["the old one may"]),
-        (&["--check-interval", "1s", "--", "true", "{fd}"], 64, &["cannot be asked again"]),
-        (&["--lifetime", "1s", "--", "true", "{fd}"], 64, &["--lifetime has no effect"]),
-        (&["--ready", "soon", "--", "true"], 64, &["--ready", "expected notify"]),
-        (&["--stop-signal", "STOP", "--", "true"], 64, &["--stop-signal"]),
-        (&["--env", "=x", "--", "true"], 64, &["--env", "NAME=VALUE"]),
-        (&[], 64, &["PROGRAM"]),
-    ] {
-        let line = ["check", "run", "--listen", "web=127.0.0.1:0"];
-        Refusal::to(&[&line[..], arguments].concat()).names(code, words);
-    }
 }

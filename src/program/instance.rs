@@ -177,7 +177,7 @@ impl Instance {
     /// Watches a running program until it has ended.
     async fn watch(&self, running: &mut Running, probe: &Probe, pipe: Option<OwnedFd>) -> Lived {
         let mut orders = self.orders.clone();
-        let mut is_ready = false;
+        let mut ready_by = None;
         let mut ready = Box::pin(probe.ready(pipe));
         let mut failed_check = Box::pin(probe.failure());
         // The deadline for the program's next answer to its watchdog. `None` until the first
@@ -189,7 +189,7 @@ impl Instance {
                 changed = orders.changed() => {
                     let order = *orders.borrow_and_update();
                     if changed.is_err() || order == Order::Kill {
-                        running.kill().await;
+                        self.count_end(running.kill().await);
                         return Lived::Stopped;
                     }
                     if order == Order::Stop {
@@ -200,20 +200,22 @@ impl Instance {
                 // Read notifications before checking whether the process has ended, because a
                 // wrapper may name its main process and end at once.
                 said = self.notify.next(|pid| running.owns(pid)) => {
-                    if said.ready && !is_ready && probe.accepts_report() {
-                        is_ready = true;
+                    if said.ready && ready_by.is_none() && probe.accepts_report() {
+                        ready_by = Some(ReadyBy::Report);
                         self.became_ready(ReadyBy::Report);
                     }
                     silent_at = self.silent_at(&said, running.pid(), silent_at);
                     self.note(said, running);
                 }
-                status = running.ended() => return self.ended(status, running, is_ready).await,
-                by = &mut ready, if !is_ready => {
-                    is_ready = true;
+                status = running.ended() => {
+                    return self.ended(status, running, ready_by.is_some()).await;
+                }
+                by = &mut ready, if ready_by.is_none() => {
+                    ready_by = Some(by);
                     self.became_ready(by);
                 }
-                () = &mut failed_check, if is_ready => {
-                    running.kill().await;
+                () = &mut failed_check, if ready_by.is_some_and(|by| probe.can_repeat(by)) => {
+                    self.count_end(running.kill().await);
                     return Lived::failed("failed its health check and was killed".to_owned());
                 }
                 () = until(silent_at) => {
@@ -252,9 +254,9 @@ impl Instance {
     async fn abort(&self, running: &mut Running) -> Lived {
         self.facts().forget_watchdog();
         running.signal(Signal::SIGABRT);
-        let status = timeout(ABORT_TIMEOUT, running.ended()).await;
-        self.count_end(status.ok().and_then(Result::ok).flatten());
-        running.kill().await;
+        let status = timeout(ABORT_TIMEOUT, running.ended()).await.ok().and_then(Result::ok);
+        let killed = running.kill().await;
+        self.count_end(status.flatten().or(killed));
         Lived::failed("stopped answering its watchdog".to_owned())
     }
 

@@ -209,9 +209,10 @@ impl<S: Service> ProgramPlane<S> {
         Ok(())
     }
 
-    /// Returns whether the built-in server accepts on any listener.
+    /// Returns whether the built-in server accepts on any listener. While the program starts, it
+    /// does not, although it may have done so before.
     fn is_accepting(&self) -> bool {
-        self.relays || !self.others.open.is_empty()
+        self.phase != Phase::Starting && (self.relays || !self.others.open.is_empty())
     }
 
     /// Returns the listeners in `listeners` on which the built-in server accepts connections.

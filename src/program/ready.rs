@@ -63,6 +63,12 @@ impl Probe {
         Self { config, ready, private, command, pid: 0 }
     }
 
+    /// Returns whether a program that became ready in this way can be checked again. A program that
+    /// was offered both ways and inherits the listeners does not listen on its private address.
+    pub(super) fn can_repeat(&self, by: ReadyBy) -> bool {
+        self.ready != Ready::NotifyOrConnect || by == ReadyBy::Connect
+    }
+
     /// Returns whether the notification `READY=1` counts as a sign of readiness.
     pub(super) const fn accepts_report(&self) -> bool {
         matches!(self.ready, Ready::Notify | Ready::NotifyOrAlive | Ready::NotifyOrConnect)

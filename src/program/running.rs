@@ -132,12 +132,12 @@ impl Running {
         !self.is_gone
     }
 
-    /// Kills all processes of the program, and reaps the child.
-    pub(super) async fn kill(&mut self) {
+    /// Kills all processes of the program, and reaps the child. Returns the status of the child, or
+    /// `None` if it has already been reaped.
+    pub(super) async fn kill(&mut self) -> Option<ExitStatus> {
         self.signal_all(Signal::SIGKILL);
         self.is_gone = true;
-        // An error means that the child has already been reaped.
-        let _ = self.child.wait().await;
+        self.child.wait().await.ok()
     }
 
     /// Returns how the program ended and what it wrote last, as a part of a sentence.

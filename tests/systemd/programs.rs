@@ -196,6 +196,12 @@ pub(crate) fn a_program_that_hangs_is_started_again(system: System) {
 /// A stop does not reach the program before its last connection has ended.
 pub(crate) fn a_stop_lets_the_clients_of_a_program_finish(system: System) {
     let lab = ProgramLab::serving(system, "");
+    // A program that drains by itself would hide a stop that comes too early.
+    lab.release(
+        "unset RUNTIME_DIRECTORY; trap 'kill -KILL $p; exit' TERM; \
+        /opt/handoffd/1/handoffd --log off --no-carry \"$@\" & p=$!; wait",
+    );
+    lab.reload().well();
     let mut old = lab.client();
     lab.reload().well();
     let mut client = lab.client();
