@@ -111,59 +111,45 @@ fn silent_clients_leave_room_for_the_operator() {
     drop(silent);
 }
 
+/// Returns a command of another user, in the folder of the lineage. The command reaches the control
+/// socket by a relative path, because another user may not enter the folders above, such as /root.
+fn stranger(line: &Line, program: &str) -> Command {
+    std::fs::set_permissions(line.folder(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::fs::set_permissions(line.control(), std::fs::Permissions::from_mode(0o666)).unwrap();
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups", program]);
+    command.current_dir(line.folder());
+    command
+}
+
 /// The daemon checks the user of a connection before the connection takes a permit.
 #[test]
 fn clients_of_other_users_do_not_block_the_operator() {
     let line = Line::serve_controlled(&["--bake", "0"]);
-    std::fs::set_permissions(line.folder(), std::fs::Permissions::from_mode(0o755)).unwrap();
-    std::fs::set_permissions(line.control(), std::fs::Permissions::from_mode(0o666)).unwrap();
-    let mut command = Command::new("setpriv");
-    command.args([
-        "--reuid=65534",
-        "--regid=65534",
-        "--clear-groups",
-        "perl",
-        "-MIO::Socket::UNIX",
-        "-e",
-    ]);
+    let mut command = stranger(&line, "perl");
+    command.args(["-MIO::Socket::UNIX", "-e"]);
     command.arg("$| = 1; my @s = map { IO::Socket::UNIX->new($ARGV[0]) or die } 1..200; print qq(all\n); sleep 1000");
-    command.arg(line.control());
+    command.arg("control");
     let mut strangers = Operator::start(command);
     assert_eq!(strangers.line(), "all");
     line.asked(&["status"]).well();
     line.asked(&["reload", "--timeout", "5s"]).well();
     assert!(line.count(Event::ControlDenied) < 20, "the log has a record for each rejected client");
     // The client learns why it is rejected although its request was not read.
-    let mut command = Command::new("setpriv");
-    command
-        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
-        .arg(REAL)
-        .args(["status", "--control"]);
-    Operator::start({
-        command.arg(line.control());
-        command
-    })
-    .wait()
-    .names(77, &["uid 65534 may not connect"]);
+    std::fs::copy(REAL, line.folder().join("stranger")).unwrap();
+    let mut command = stranger(&line, "./stranger");
+    command.args(["status", "--control", "control"]);
+    Operator::start(command).wait().names(77, &["uid 65534 may not connect"]);
 }
 
 /// The mode of the path does not matter: the kernel reports the client's user.
 #[test]
 fn another_user_is_refused() {
     let line = Line::serve_controlled(&[]);
-    std::fs::set_permissions(line.folder(), std::fs::Permissions::from_mode(0o755)).unwrap();
-    std::fs::set_permissions(line.control(), std::fs::Permissions::from_mode(0o666)).unwrap();
-    let mut command = Command::new("setpriv");
-    command.args([
-        "--reuid=65534",
-        "--regid=65534",
-        "--clear-groups",
-        "perl",
-        "-MIO::Socket::UNIX",
-        "-e",
-    ]);
+    let mut command = stranger(&line, "perl");
+    command.args(["-MIO::Socket::UNIX", "-e"]);
     command.arg("my $s = IO::Socket::UNIX->new($ARGV[0]) or die; print $s qq({\"reload\":{}}\\n); print <$s>");
-    command.arg(line.control());
+    command.arg("control");
     let said = Operator::start(command).wait().well();
     assert!(
         said.contains(r#""why":"denied""#) && said.contains("uid 65534 may not connect"),
