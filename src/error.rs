@@ -90,8 +90,9 @@ pub enum Error {
     /// safely change the environment (see getenv(3), "ATTRIBUTES") or fork an init process (see
     /// fork(2)). Either the program called [`crate::Inheritance::take`] too late, or a library has
     /// started a thread.
-    #[error("the process has {threads} threads ({}){}, but may have only one at \
-        startup", escaped(names), preloaded_by(preloaded.as_ref()))]
+    #[error("the process has {threads} threads ({}){}, but may have only one at startup: take the \
+        inherited sockets first in main, and do not use #[tokio::main]", escaped(names),
+        preloaded_by(preloaded.as_ref()))]
     ThreadsRunning {
         /// The number of threads in the process.
         threads: usize,
@@ -186,6 +187,24 @@ pub enum Error {
         /// The exit code of the program, if this process must exit with the same code.
         code: Option<u8>,
     },
+    /// A server of your own has returned an error, has given up its start, or has returned before
+    /// it was ready.
+    #[error("the server has failed: {reason}")]
+    Server {
+        /// The text of the server's error.
+        reason: String,
+    },
+    /// A task that must run in only one generation has not ended although it was dropped, because
+    /// it blocks its thread. The process must end before the successor may run the task.
+    #[error("a task that runs in only one generation blocks its thread and cannot be ended")]
+    AloneBlocks,
+    /// [`Builder::serve_with`](crate::Builder::serve_with) was called inside a tokio runtime. It
+    /// creates a runtime itself, after the inherited sockets were taken.
+    #[error(
+        "the server was started inside a tokio runtime: call it in a plain fn main, without \
+        #[tokio::main]"
+    )]
+    InsideRuntime,
     /// A system call has failed, and no setting can fix the cause.
     #[error("cannot {doing}: {source}")]
     System {
@@ -218,6 +237,9 @@ impl Error {
             | Self::PidFile { source, .. }
             | Self::ProgramNotStarted { source, .. } => ExitStatus::of_io(source),
             Self::AlreadyTaken
+            | Self::Server { .. }
+            | Self::AloneBlocks
+            | Self::InsideRuntime
             | Self::Program { .. }
             | Self::Died { .. }
             | Self::ProgramFailed { .. }
@@ -313,12 +335,36 @@ pub(crate) enum HandoffFailure {
     /// The successor received a request to stop while it could still be rolled back.
     #[error("the successor received a stop request before it had taken over")]
     ToldToStop,
+    /// The server of the successor has given the handoff back while it could still be rolled back.
+    #[error("the successor gave the handoff back: {reason}")]
+    GivenBack {
+        /// The reason that the successor has given.
+        reason: String,
+    },
+    /// A task that must run in only one generation did not end in time, so this generation keeps
+    /// serving.
+    #[error(
+        "a task that runs in only one generation did not end within {}",
+        Seconds(*limit)
+    )]
+    NotYielded {
+        /// The time limit, as set by [`Config::alone_timeout`](crate::Config::alone_timeout).
+        limit: Duration,
+    },
     /// The successor has sent an invalid message.
     #[error("the successor sent an invalid message: {why}")]
     Garbage {
         /// A description of what is wrong with the message.
         why: String,
     },
+}
+
+impl HandoffFailure {
+    /// Returns whether the successor itself has rolled the handoff back, so that it drains its
+    /// connections and ends.
+    pub(crate) const fn is_rollback(&self) -> bool {
+        matches!(self, Self::ToldToStop | Self::GivenBack { .. })
+    }
 }
 
 /// Formats the value of `LD_PRELOAD` for use in an error message.

@@ -40,7 +40,7 @@
 //!
 //! # Your own server
 //!
-//! A server that accepts connections itself can be restarted in the same way.
+
 //! [`Starting::ready`](embed::Starting::ready) tells the predecessor that the server accepts
 //! connections. [`Serving::acceptor`](embed::Serving::acceptor) yields a listener's connections
 //! until the server must stop accepting. [`Serving::draining`](embed::Serving::draining) resolves
@@ -77,6 +77,8 @@ mod error;
 #[cfg(any(fuzzing, test))]
 pub mod fuzzing;
 mod generation;
+#[cfg(any(feature = "axum", feature = "hyper", feature = "tonic", feature = "tower"))]
+mod glue;
 mod handoff;
 mod ledger;
 mod lifecycle;
@@ -102,7 +104,8 @@ pub use service::{Connection, Echo, Next, Service};
 /// their connections, and tells the server when to stop accepting and when to exit.
 pub mod embed {
     pub use crate::drain::{DrainReport, DrainWatch};
-    pub use crate::lifecycle::{Acceptor, AfterDrain, Retirement, Serving, Starting};
+    pub use crate::lifecycle::{Acceptor, BlockingListener, Handshakes, Life, Stop, Tracked};
+    pub use crate::net::Handshake;
 }
 
 /// Listeners: their addresses, names and settings, and the streams that they accept.
@@ -114,6 +117,15 @@ pub mod listen {
     };
     pub use crate::net::{Binding, Listener, ListenerSet, Origin, Peer, Stream};
 }
+
+#[cfg(feature = "axum")]
+pub use glue::axum;
+#[cfg(feature = "hyper")]
+pub use glue::hyper;
+#[cfg(feature = "tonic")]
+pub use glue::tonic;
+#[cfg(feature = "tower")]
+pub use glue::tower;
 
 #[cfg(feature = "program")]
 pub mod program;

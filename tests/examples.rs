@@ -65,8 +65,8 @@ fn a_custom_service_loses_nothing_while_it_is_replaced() {
 }
 
 #[test]
-fn an_axum_server_loses_nothing_while_it_is_replaced() {
-    survives_replacement("axum", |address| Client::connect(address)?.get().map(drop));
+fn an_own_server_loses_nothing_while_it_is_replaced() {
+    survives_replacement("http", |address| Client::connect(address)?.get().map(drop));
 }
 
 /// Each connection also carries half a line; the other half reaches the next process.
@@ -135,8 +135,8 @@ fn a_carry_skips_connections_that_a_service_cannot_detach() {
 
 /// hyper closes a connection without any request as soon as it is told to shut down.
 #[test]
-fn an_axum_server_answers_a_late_first_request() {
-    let line = Line::start_program(&example("axum"), |command, _| {
+fn an_own_server_answers_a_late_first_request() {
+    let line = Line::start_program(&example("http"), |command, _| {
         command.arg("127.0.0.1:0");
     });
     let mut silent = Client::connect(&line.address()).unwrap();
@@ -149,11 +149,11 @@ fn an_axum_server_answers_a_late_first_request() {
 
 /// Each client keeps its connection until a response announces its end.
 #[test]
-fn an_axum_server_loses_no_request_of_keep_alive_clients() {
+fn an_own_server_loses_no_request_of_keep_alive_clients() {
     thread_local! {
         static KEPT: RefCell<Option<Client>> = const { RefCell::new(None) };
     }
-    survives_replacement("axum", |address| {
+    survives_replacement("http", |address| {
         KEPT.with_borrow_mut(|kept| {
             let mut client = kept.take().map_or_else(|| Client::connect(address), Ok)?;
             if keep_alive_get(&mut client)? == Kept::Open {
@@ -166,8 +166,8 @@ fn an_axum_server_loses_no_request_of_keep_alive_clients() {
 
 /// The client is idle when the server is replaced, and sends another request afterwards.
 #[test]
-fn an_axum_server_announces_the_end_of_a_connection() {
-    let line = Line::start_program(&example("axum"), |command, _| {
+fn an_own_server_announces_the_end_of_a_connection() {
+    let line = Line::start_program(&example("http"), |command, _| {
         command.arg("127.0.0.1:0");
     });
     let mut clients: Vec<_> =

@@ -238,8 +238,8 @@ fn a_check_over_http_is_asked_until_it_succeeds() {
     });
     assert_eq!(line.exit_code(1), 71);
     assert_eq!(line.count(Event::ProgramReady), 0);
-    let axum = example("axum");
-    let script = format!("exec {} \"$1\"", axum.display());
+    let server = example("http");
+    let script = format!("exec {} \"$1\"", server.display());
     let line = run_app(&script, &["--ready", "http:/"], &["127.0.0.1:{port}"]);
     Client::connect(&line.address()).unwrap().get().unwrap();
 }

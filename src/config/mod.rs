@@ -79,6 +79,13 @@ pub struct Config {
     /// During a drain, how long a client that has sent nothing yet may take to send its first
     /// request, counted from accept. Default 1 s.
     pub first_request_grace: Duration,
+    /// During a drain, how long a server of your own lets a connection wait for its next request.
+    /// Used by [`Life::closing`](crate::embed::Life::closing), at most half of `drain_timeout`.
+    /// Default 5 s.
+    pub keep_alive_grace: Duration,
+    /// How long the tasks of [`Life::alone`](crate::embed::Life::alone) may take to end before a
+    /// handoff or at the end of the service. Default 10 s.
+    pub alone_timeout: Duration,
     /// The maximum number of generations that serve or drain at the same time.
     pub max_generations: MaxGenerations,
     /// The path of the pid file, which always contains the pid of the process that takes the
@@ -100,6 +107,8 @@ impl Default for Config {
             drain_timeout: Duration::from_secs(30),
             on_handoff: OnHandoff::default(),
             first_request_grace: Duration::from_secs(1),
+            keep_alive_grace: Duration::from_secs(5),
+            alone_timeout: Duration::from_secs(10),
             max_generations: MaxGenerations::default(),
             pid_file: None,
             control: None,

@@ -29,7 +29,8 @@ pub(crate) fn message(packet: &[u8]) -> bool {
     let again = Message::decode(&message.encode());
     match (&message, &again) {
         // Accept a reason that was cut off, because the encoder shortens a long reason.
-        (Message::Failed { reason }, Ok(Message::Failed { reason: cut })) => {
+        (Message::Failed { reason }, Ok(Message::Failed { reason: cut }))
+        | (Message::Rollback { reason }, Ok(Message::Rollback { reason: cut })) => {
             assert!(reason.starts_with(cut))
         }
         _ => assert_eq!(again.as_ref(), Ok(&message)),
@@ -165,7 +166,10 @@ mod seeds {
             Message::ExecFailed { errno: 2 },
             Message::Ready { closed: vec![3, 5], replaced: vec![5] },
             Message::Failed { reason: "a=b is wrong".into() },
-            Message::Rollback,
+            Message::Rollback { reason: String::new() },
+            Message::Rollback { reason: "the cache is broken".to_owned() },
+            Message::Extend { milliseconds: 1500 },
+            Message::Offer { format: "sessions/1".to_owned() },
             Message::Stopping,
             Message::GivenUp { sockets: vec![u64::MAX, 1] },
             Message::Cut,

@@ -55,6 +55,16 @@ pub struct Inheritance {
     pub(crate) slot: ReservedFd,
     /// How many connections the predecessor may move to this process, for each listener by name.
     pub(crate) forecast: CarryForecast,
+    pub(crate) signal_use: SignalUse,
+}
+
+/// What a generation does with the signals of its process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SignalUse {
+    /// It handles them.
+    Handled,
+    /// It leaves them as they are, because it runs in a test beside other tests.
+    LeftAlone,
 }
 
 impl Inheritance {
@@ -97,6 +107,20 @@ impl Inheritance {
     /// Returns the same errors as [`Inheritance::take`].
     pub fn take_under_init() -> Result<Self, Error> {
         Self::take_alone(Variables::Removed)?.with_init()
+    }
+
+    /// Returns the inheritance of a first generation without a parent, for tests. It reads and
+    /// changes neither the environment nor any descriptor, so threads may run, and any number of
+    /// servers may run in one process.
+    ///
+    /// Such a server handles no signals and starts no successor. Stop it with
+    /// [`Life::stop`](crate::embed::Life::stop).
+    ///
+    /// # Errors
+    /// Fails if no descriptor is free or the path of this program is unknown.
+    pub fn none() -> Result<Self, Error> {
+        let inheritance = Self::new(&Environment::default(), Generation::FIRST, Vec::new())?;
+        Ok(Self { signal_use: SignalUse::LeftAlone, ..inheritance })
     }
 
     fn with_init_as_process_1(self) -> Result<Self, Error> {
@@ -215,6 +239,7 @@ impl Inheritance {
             runtime_directory,
             slot,
             forecast: CarryForecast::default(),
+            signal_use: SignalUse::Handled,
         })
     }
 }

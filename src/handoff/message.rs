@@ -73,8 +73,15 @@ pub(crate) enum Message {
     /// The successor tells its predecessor that it cannot serve, and why.
     Failed { reason: String },
     /// The successor tells its predecessor to keep serving. The successor sends this if it is told
-    /// to stop before the handoff is committed.
-    Rollback,
+    /// to stop, or finds a fault of its own, before the handoff is committed. `reason` is empty if
+    /// the successor was told to stop.
+    Rollback { reason: String },
+    /// The successor asks its predecessor for at least this much more time, from now on, until it
+    /// is ready.
+    Extend { milliseconds: u64 },
+    /// The predecessor passes a state of its server to the successor, just before it commits the
+    /// handoff. The attached file contains the state, and `format` is the name of its format.
+    Offer { format: String },
     /// The newest generation tells all draining generations that the whole service stops. They must
     /// then not accept connections again, even if the newest generation dies.
     Stopping,
@@ -165,6 +172,12 @@ impl Message {
             Self::Failed { reason } => {
                 packet.line("REASON", reason.chars().take(REASON_MAX).collect::<String>())
             }
+            Self::Rollback { reason } if reason.is_empty() => {}
+            Self::Rollback { reason } => {
+                packet.line("REASON", reason.chars().take(REASON_MAX).collect::<String>())
+            }
+            Self::Extend { milliseconds } => packet.line("MILLISECONDS", milliseconds),
+            Self::Offer { format } => packet.line("FORMAT", format),
             Self::Carry { version } => packet.line("CARRY", version),
             Self::Counted(counters) => {
                 packet.line("COUNTERS", serde_json::to_string(counters).unwrap_or_default())
@@ -174,7 +187,6 @@ impl Message {
             }
             Self::Unknown { kind } => packet.line("UNKNOWN", kind),
             Self::Stop
-            | Self::Rollback
             | Self::Stopping
             | Self::Cut
             | Self::Born
@@ -198,7 +210,9 @@ impl Message {
             Self::ExecFailed { .. } => "exec-failed",
             Self::Ready { .. } => "ready",
             Self::Failed { .. } => "failed",
-            Self::Rollback => "rollback",
+            Self::Rollback { .. } => "rollback",
+            Self::Extend { .. } => "extend",
+            Self::Offer { .. } => "offer",
             Self::Stopping => "stopping",
             Self::GivenUp { .. } => "given-up",
             Self::Cut => "cut",
@@ -238,7 +252,11 @@ impl Message {
                 Self::Ready { closed: fields.all("CLOSED")?, replaced: fields.all("REPLACED")? }
             }
             "failed" => Self::Failed { reason: fields.text("REASON")?.to_owned() },
-            "rollback" => Self::Rollback,
+            "rollback" => {
+                Self::Rollback { reason: fields.take("REASON").unwrap_or_default().to_owned() }
+            }
+            "extend" => Self::Extend { milliseconds: fields.number("MILLISECONDS")? },
+            "offer" => Self::Offer { format: fields.text("FORMAT")?.to_owned() },
             "stopping" => Self::Stopping,
             "given-up" => Self::GivenUp { sockets: fields.all("SOCKET")? },
             "cut" => Self::Cut,

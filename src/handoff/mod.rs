@@ -25,6 +25,7 @@ mod variables;
 pub(crate) use crate::sys::fd::ReservedFd;
 pub(crate) use crate::sys::signals;
 pub use inheritance::Inheritance;
+pub(crate) use inheritance::SignalUse;
 pub(crate) use init::Init;
 pub(crate) use launch::LaunchSpec;
 pub(crate) use message::{Commit, Message, OnSuccessorDeath, PendingReload};

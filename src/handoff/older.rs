@@ -65,6 +65,9 @@ impl Older {
             {
                 Taken::Event(PredecessorEvent::Carrying(version, channel))
             }
+            Received::Passed(Message::Offer { format }, file) if self.role == Role::Predecessor => {
+                Taken::Event(PredecessorEvent::Offered(format, file))
+            }
             Received::Message(Message::Stop) if self.role == Role::Predecessor => {
                 Taken::Event(PredecessorEvent::Stop)
             }

@@ -70,6 +70,9 @@ pub(crate) enum PredecessorEvent {
     /// The predecessor will move its connections to this process over the given channel. The number
     /// is the version of the protocol for moving connections.
     Carrying(u32, OwnedFd),
+    /// The predecessor passes a state of its server. The text is the name of the state's format,
+    /// and the file contains the state.
+    Offered(String, OwnedFd),
     /// A generation that has handed over, but still has connections, has reported its status.
     Reported,
     /// A draining generation has ended. The event contains its last status report, if it sent one

@@ -21,8 +21,9 @@ use super::packet::Received;
 use super::status_poll::StatusPoll;
 use crate::error::{EndStatus, HandoffFailure};
 use crate::report::{Counters, Report};
+use crate::sys;
 use crate::sys::fd::FIRST_PASSED;
-use crate::sys::socket::channel_pair;
+use crate::sys::socket::{channel_pair, retry};
 use crate::text::one_line;
 
 /// How long to wait for the exit status of a successor that has closed its end of the channel.
@@ -61,6 +62,8 @@ pub(crate) enum SuccessorEvent {
     Ready { pid: Option<u32>, given_up: Vec<usize>, replaced: Vec<usize> },
     /// The successor has died or will not take over, for the given reason.
     Lost(HandoffFailure),
+    /// The successor needs at least this much more time, from now on, until it is ready.
+    NeedsTime(Duration),
     /// The successor reports that the whole service stops. It sends this only after it has taken
     /// over.
     Stopping,
@@ -188,6 +191,20 @@ impl Successor {
         self.tell(&Message::Draining(Box::new(report)));
     }
 
+    /// Passes a state of this process's server to the successor.
+    pub(crate) fn offer(&self, format: String, state: &[u8]) {
+        let file = retry(|| sys::memory_file::written(state));
+        let passed =
+            file.and_then(|file| self.channel.pass(&Message::Offer { format }, file.as_fd()));
+        if let Err(error) = passed {
+            tracing::error!(
+                event = "offer.failed", reason = %error,
+                "cannot pass the state of the server to the successor, which begins without it: \
+                {error}"
+            );
+        }
+    }
+
     /// Offers to move connections to the successor. `version` is the version of the protocol for
     /// moving connections. Returns our end of the channel over which the connections move. Returns
     /// `None` if no channel was created or the offer could not be sent. A successor that takes no
@@ -252,7 +269,7 @@ impl Successor {
         let said = async {
             loop {
                 if let SuccessorEvent::Lost(failure) = self.next().await {
-                    return matches!(failure, HandoffFailure::ToldToStop);
+                    return failure.is_rollback();
                 }
             }
         };
@@ -291,7 +308,15 @@ impl Successor {
             Received::Message(Message::Failed { reason }) => {
                 lost(HandoffFailure::Refused { reason: one_line(&reason) })
             }
-            Received::Message(Message::Rollback) => lost(HandoffFailure::ToldToStop),
+            Received::Message(Message::Rollback { reason }) if reason.is_empty() => {
+                lost(HandoffFailure::ToldToStop)
+            }
+            Received::Message(Message::Rollback { reason }) => {
+                lost(HandoffFailure::GivenBack { reason: one_line(&reason) })
+            }
+            Received::Message(Message::Extend { milliseconds }) => {
+                Some(SuccessorEvent::NeedsTime(Duration::from_millis(milliseconds)))
+            }
             Received::Message(Message::Stopping) => Some(SuccessorEvent::Stopping),
             Received::Message(Message::Cut) => Some(SuccessorEvent::Cut),
             Received::Message(Message::GivenUp { sockets }) => {

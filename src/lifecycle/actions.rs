@@ -29,7 +29,10 @@ impl<P: DataPlane> Driver<P> {
             Action::NotifyReady => self.notify_ready(),
             Action::StartSuccessor => self.start_successor(),
             Action::StartBake => self.start_bake(),
-            Action::Commit(commit) => self.commit(commit),
+            Action::Commit(commit) => {
+                self.yield_at_once().await?;
+                self.commit(commit);
+            }
             Action::DropSuccessor => {
                 if let Some(failure) = failure.take() {
                     self.drop_successor(failure).await;
@@ -60,7 +63,9 @@ impl<P: DataPlane> Driver<P> {
     fn tell_rollback(&mut self) {
         // Send a last status report, so that the predecessor can add its counters to the totals.
         self.predecessors.tell_predecessor(&Message::Report(Box::new(self.report())));
-        self.predecessors.tell_predecessor(&Message::Rollback);
+        self.predecessors.tell_predecessor(&Message::Rollback {
+            reason: self.life.rollback.take().unwrap_or_default(),
+        });
         // Close only the listeners that this generation has bound, because the predecessor keeps
         // serving on all others.
         self.listeners.given_up = self.listeners.set.bound_here().to_vec();
@@ -112,6 +117,7 @@ impl<P: DataPlane> Driver<P> {
             self.operators.control.open(control.clone());
         }
         self.plane.committed();
+        self.life.become_active();
         if !self.plane.is_taking_over() {
             // Release the permits that are reserved for the predecessor's connections, because no
             // connection will arrive. A predecessor offers its connections before it commits the
@@ -164,6 +170,7 @@ impl<P: DataPlane> Driver<P> {
     /// Stops accepting on all listeners. Closes only the listeners on which no other generation
     /// will accept.
     async fn stop_accepting(&mut self) {
+        self.life.retire();
         self.plane.stop_accepting().await;
         let given_up = std::mem::take(&mut self.listeners.given_up);
         let (given_up, control) = self.listeners.set.remove(&given_up);
@@ -185,6 +192,7 @@ impl<P: DataPlane> Driver<P> {
     /// Stops accepting for good: serves the clients in the backlogs, removes the paths of Unix
     /// sockets, and closes the listening sockets.
     async fn close_listeners(&mut self) {
+        self.life.retire_for_good();
         self.plane.stop_accepting().await;
         let all = self.listeners.set.take();
         // Remove the paths of Unix sockets first, so that no new client connects to a socket that

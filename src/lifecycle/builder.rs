@@ -1,11 +1,12 @@
 //! A builder for a generation, with its listeners, its settings, and the threads that serve
 //! connections.
 
+use std::collections::HashSet;
 #[cfg(feature = "program")]
 use std::path::Path;
 
 use super::driver::{Driver, RunReport};
-use super::embed::Starting;
+use super::life::{Life, LifeLine};
 use crate::config::{Config, Listeners};
 #[cfg(feature = "program")]
 use crate::config::{ListenerName, ProgramConfig};
@@ -39,9 +40,13 @@ use crate::service::Service;
 /// ```
 #[derive(Debug)]
 pub struct Builder {
-    inheritance: Inheritance,
-    config: Config,
-    workers: Option<Workers>,
+    pub(super) inheritance: Inheritance,
+    pub(super) config: Config,
+    pub(super) workers: Option<Workers>,
+    /// The names of the listeners that stop last.
+    pub(super) last: HashSet<String>,
+    pub(super) life: Life,
+    pub(super) line: LifeLine,
 }
 
 impl Builder {
@@ -49,7 +54,18 @@ impl Builder {
     /// generation uses those that a parent passed in.
     #[must_use]
     pub fn new(inheritance: Inheritance) -> Self {
-        Self { inheritance, config: Config::default(), workers: None }
+        let (life, line) = Life::new(inheritance.generation());
+        let (config, workers, last) = (Config::default(), None, HashSet::new());
+        Self { inheritance, config, workers, last, life, line }
+    }
+
+    /// Takes the inheritance, as [`Inheritance::take`] does, and creates a builder with it. Call
+    /// this function first in `main`, before any thread exists.
+    ///
+    /// # Errors
+    /// Returns the same errors as [`Inheritance::take`].
+    pub fn from_env() -> Result<Self, Error> {
+        Inheritance::take().map(Self::new)
     }
 
     /// Adds a listener, written as `[NAME=]ADDRESS`. If a parent passed in a socket with this name
@@ -76,6 +92,23 @@ impl Builder {
             }
         }
         Ok(self)
+    }
+
+    /// Lets the listener called `name` stop last when the service stops: it accepts until the
+    /// connections of all other listeners have ended. Use it for a listener that reports the state
+    /// of the server. At a handoff, all listeners stop together, because the successor accepts on
+    /// them. Applies to [`Builder::serve_with`].
+    #[must_use]
+    pub fn last(mut self, name: &str) -> Self {
+        self.last.insert(name.to_owned());
+        self
+    }
+
+    /// Returns a handle to the life of this generation, for a service that is run with
+    /// [`Builder::run`]. With it, the service learns when the generation becomes active or retires.
+    #[must_use]
+    pub fn life(&self) -> Life {
+        self.life.clone()
     }
 
     /// Returns what this process has inherited.
@@ -113,7 +146,7 @@ impl Builder {
     pub async fn run<S: Service>(self, service: S) -> Result<RunReport, Error> {
         let workers = self.workers.unwrap_or_else(Workers::here);
         let server = Server::new(service, workers, self.config.clone());
-        Driver::start(self.config, self.inheritance, server)?.live()?.run().await
+        Driver::start(self.config, self.inheritance, server, self.line)?.live()?.run().await
     }
 
     /// Runs the generation with a program that serves the listeners. The caller must be the main
@@ -139,7 +172,7 @@ impl Builder {
         service: impl Service,
         names: Vec<ListenerName>,
     ) -> Result<RunReport, Error> {
-        let Self { inheritance, config, workers } = self;
+        let Self { inheritance, config, workers, line, .. } = self;
         let workers = workers.unwrap_or_else(Workers::here);
         let host = ProgramHost {
             generation: inheritance.generation(),
@@ -148,21 +181,11 @@ impl Builder {
             drain_timeout: config.drain_timeout,
         };
         match ProgramPlane::new(program, host, &config, workers, (service, names)) {
-            Ok(plane) => Driver::start(config, inheritance, plane)?.live()?.run().await,
+            Ok(plane) => Driver::start(config, inheritance, plane, line)?.live()?.run().await,
             Err(error) => {
                 inheritance.refuse(&error);
                 Err(error)
             }
         }
-    }
-
-    /// Starts the generation for a server that accepts connections itself, as [`Starting::new`]
-    /// does. Ignores the workers set by [`Builder::workers`].
-    ///
-    /// # Errors
-    /// Fails when a listener cannot be bound or the configuration cannot be served. A predecessor
-    /// receives the reason and keeps serving.
-    pub fn start(self) -> Result<Starting, Error> {
-        Starting::new(self.config, self.inheritance)
     }
 }

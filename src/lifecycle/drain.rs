@@ -60,6 +60,7 @@ impl<P: DataPlane> Driver<P> {
             carry_until: carry,
             carries: true,
         });
+        self.life.drain();
         self.plane.drain(channel);
         // Report the counters of this process to the active generation now. If this process dies,
         // the active generation then knows how many connections were lost.
@@ -97,6 +98,7 @@ impl<P: DataPlane> Driver<P> {
     /// Returns the error of the last attempt.
     pub(super) async fn resume(&mut self) -> Result<(), Error> {
         self.drain = None;
+        self.life.resume();
         let until = Instant::now() + RESUME_TIMEOUT;
         let mut has_failed = false;
         loop {
@@ -129,6 +131,7 @@ impl<P: DataPlane> Driver<P> {
     /// Cuts the connections of this generation. If it is the active generation, it also tells all
     /// older generations to cut their connections.
     pub(super) async fn cut(&mut self) {
+        self.life.cut();
         self.plane.cut();
         if self.active.is_some() {
             self.predecessors.tell_all(&Message::Cut);

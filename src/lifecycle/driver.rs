@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 use super::active_role::ActiveRole;
 use super::drain::DrainPhase;
 use super::handoff::Handoff;
+use super::life::LifeLine;
 use super::machine::{Birth, Event, State, step};
 use super::messages::History;
 use super::pid_file::PidFile;
@@ -21,8 +22,7 @@ use crate::config::Config;
 use crate::data_plane::DataPlane;
 use crate::drain::DrainReport;
 use crate::error::{Error, HandoffFailure};
-use crate::generation::Generation;
-use crate::handoff::{Inheritance, ManagerNumbers, Message, Predecessors, Successor};
+use crate::handoff::{Inheritance, ManagerNumbers, Message, Predecessors, SignalUse, Successor};
 use crate::net::ListenerSet;
 use crate::notify::{MainProcess, Notifier};
 
@@ -47,7 +47,10 @@ pub(super) struct Driver<P> {
     pub(super) listeners: OwnListeners,
     pub(super) plane: P,
     pub(super) liveness: Liveness,
-    pub(super) signals: Signals,
+    /// The signals of this process. `None` if the server runs in a test, which keeps them.
+    pub(super) signals: Option<Signals>,
+    /// The connection to the server's [`Life`](super::life::Life) handles.
+    pub(super) life: LifeLine,
     /// The duties of the active generation. `None` if another generation is active.
     pub(super) active: Option<ActiveRole>,
     pub(super) pid_file: Option<PidFile>,
@@ -89,7 +92,7 @@ impl From<Event> for Occurrence {
 
 impl From<HandoffFailure> for Occurrence {
     fn from(failure: HandoffFailure) -> Self {
-        let has_rolled_back = matches!(failure, HandoffFailure::ToldToStop);
+        let has_rolled_back = failure.is_rollback();
         let event = if has_rolled_back { Event::SuccessorRolledBack } else { Event::SuccessorLost };
         Self { event, failure: Some(failure) }
     }
@@ -102,8 +105,15 @@ impl<P: DataPlane> Driver<P> {
         config: Config,
         inheritance: Inheritance,
         mut plane: P,
+        life: LifeLine,
     ) -> Result<Self, Error> {
-        let signals = Signals::install().map_err(Error::system("install signal handlers"))?;
+        life.configure(&config);
+        let signals = match inheritance.signal_use {
+            SignalUse::Handled => {
+                Some(Signals::install().map_err(Error::system("install signal handlers"))?)
+            }
+            SignalUse::LeftAlone => None,
+        };
         let Inheritance {
             generation, sockets, predecessors, program, slot, init, forecast, ..
         } = inheritance;
@@ -134,6 +144,7 @@ impl<P: DataPlane> Driver<P> {
             plane,
             liveness: Liveness::default(),
             signals,
+            life,
             active: None,
             pid_file,
             predecessors,
@@ -160,11 +171,6 @@ impl<P: DataPlane> Driver<P> {
         &self.listeners.set
     }
 
-    /// Returns the number of this generation.
-    pub(super) const fn generation(&self) -> Generation {
-        self.process.generation
-    }
-
     /// Returns the successor of the latest handoff, or `None` if no successor exists.
     pub(super) fn successor(&self) -> Option<&Successor> {
         self.handoff.as_ref().and_then(|handoff| handoff.successor.as_ref())
@@ -173,6 +179,7 @@ impl<P: DataPlane> Driver<P> {
     /// Handles events until the generation ends, and returns how its connections ended.
     pub(super) async fn run(mut self) -> Result<RunReport, Error> {
         let lived = self.live_on().await;
+        let lived = self.end_duties(lived).await;
         let drain = self.plane.report();
         // Send the pending replies on the control socket before this process ends.
         self.operators.control.finish().await;

@@ -15,7 +15,7 @@ use super::driver::Driver;
 use super::machine::State;
 use super::pid_file::log_failure;
 use super::timers::{Timer, deadline};
-use crate::carry;
+use crate::carry::{self, CarriedState};
 use crate::control::{Answer, Refusal};
 use crate::data_plane::DataPlane;
 use crate::error::HandoffFailure;
@@ -55,6 +55,9 @@ pub(super) enum Stage {
     /// The successor accepts connections. The handoff is committed at the deadline, unless it fails
     /// first.
     Baking(Option<Instant>),
+    /// The successor's probation has ended. The handoff is committed when the tasks that run in
+    /// only one generation have ended here. It fails at the deadline.
+    Yielding(Option<Instant>),
     /// The handoff has no deadline: it has not begun, is committed, or the successor was told to
     /// stop.
     #[default]
@@ -68,8 +71,21 @@ impl Stage {
             Self::Delayed(until) => until.map(|until| (until, Timer::Delay)),
             Self::Starting(until) => until.map(|until| (until, Timer::Ready)),
             Self::Baking(until) => until.map(|until| (until, Timer::Bake)),
+            Self::Yielding(until) => until.map(|until| (until, Timer::Yield)),
             Self::Idle => None,
         }
+    }
+
+    /// Gives a successor that is starting at least `time` from now until it must be ready.
+    pub(super) fn extend_start(&mut self, time: Duration) {
+        if let Self::Starting(Some(until)) = self {
+            *until = deadline(time).map_or(*until, |later| later.max(*until));
+        }
+    }
+
+    /// Returns whether the handoff waits for the tasks that run in only one generation.
+    pub(super) const fn is_yielding(self) -> bool {
+        matches!(self, Self::Yielding(_))
     }
 
     /// Returns whether the start of the successor is delayed, because a predecessor is still moving
@@ -183,6 +199,9 @@ impl<P: DataPlane> Driver<P> {
         }
         self.predecessors.leave();
         handoff.carry_channel = successor.carry(carry::VERSION);
+        if let Some(CarriedState { format, bytes, .. }) = self.life.take_offered() {
+            successor.offer(format, &bytes);
+        }
         successor.counted(self.history.past.clone());
         successor.commit(commit);
         tracing::info!(
@@ -197,6 +216,7 @@ impl<P: DataPlane> Driver<P> {
     pub(super) async fn drop_successor(&mut self, failure: HandoffFailure) {
         self.listeners.given_up.clear();
         self.listeners.set.restore();
+        self.life.keep_duties();
         let Some(mut handoff) = self.handoff.take() else { return };
         let successor = self.process.generation.next();
         // This generation is the active one unless the successor has taken over.
@@ -248,9 +268,12 @@ impl<P: DataPlane> Driver<P> {
         // Let the successor drain its connections if it was told to stop, or if it accepts
         // connections but the handoff took too long. Any other successor that is still alive hangs
         // or violates the protocol.
-        let serves = successor.is_ready() && matches!(failure, HandoffFailure::OutOfTime { .. });
-        let is_well = matches!(failure, HandoffFailure::ToldToStop)
-            || serves && successor.gives_back(SETTLE_TIMEOUT).await;
+        let serves = successor.is_ready()
+            && matches!(
+                failure,
+                HandoffFailure::OutOfTime { .. } | HandoffFailure::NotYielded { .. }
+            );
+        let is_well = failure.is_rollback() || serves && successor.gives_back(SETTLE_TIMEOUT).await;
         if let Some(last) = successor.poll().report() {
             self.history.add(last.counters.clone(), &self.plane.counters());
         }

@@ -114,6 +114,10 @@ impl<P: DataPlane> Driver<P> {
                 }
                 None
             }
+            PredecessorEvent::Offered(format, file) => {
+                self.receive_state(format, file);
+                None
+            }
             PredecessorEvent::Counted(counters) => {
                 self.history.past = *counters;
                 None
@@ -155,6 +159,12 @@ impl<P: DataPlane> Driver<P> {
                 Some(Event::ServiceStopping.into())
             }
             SuccessorEvent::Lost(failure) => Some(failure.into()),
+            SuccessorEvent::NeedsTime(time) => {
+                if let Some(handoff) = &mut self.handoff {
+                    handoff.stage.extend_start(time);
+                }
+                None
+            }
             SuccessorEvent::Stopping => Some(Event::ServiceStopping.into()),
             SuccessorEvent::GivenUp(sockets) if retired => {
                 self.close_given_up(&sockets);

@@ -5,8 +5,8 @@
 //! performs the actions. The driver uses the top-level modules `handoff`, `server` and `notify`,
 //! which know nothing about each other.
 //!
-//! A program that implements [`crate::Service`] calls [`run`]. A program with its own server begins
-//! with [`Starting`].
+//! A program that implements [`crate::Service`] calls [`run`]. A program with its own server calls
+//! [`Builder::serve_with`].
 
 mod actions;
 mod active_role;
@@ -16,10 +16,12 @@ mod drain;
 mod driver;
 mod embed;
 mod handoff;
+mod life;
 mod machine;
 mod messages;
 mod pid_file;
 mod process;
+mod requests;
 mod signals;
 mod startup;
 mod status;
@@ -33,7 +35,8 @@ use crate::service::Service;
 
 pub use builder::Builder;
 pub use driver::RunReport;
-pub use embed::{Acceptor, AfterDrain, Retirement, Serving, Starting};
+pub use embed::{Acceptor, BlockingListener, Handshakes, Tracked};
+pub use life::{Life, Stop};
 
 /// Runs a generation that serves clients with `service`, and returns when the generation ends. It
 /// adopts or binds the listeners, takes over from a predecessor, hands over to a successor, and

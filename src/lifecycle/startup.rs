@@ -40,6 +40,13 @@ impl Liveness {
         self.starting = Some(StartDeadline { until: deadline(limit) });
     }
 
+    /// Gives the data plane at least `time` from now until it must accept connections.
+    pub(super) fn extend(&mut self, time: Duration) {
+        if let Some(StartDeadline { until: Some(until) }) = &mut self.starting {
+            *until = deadline(time).map_or(*until, |later| later.max(*until));
+        }
+    }
+
     /// Returns whether the data plane is starting.
     pub(super) const fn is_starting(&self) -> bool {
         self.starting.is_some()
@@ -107,7 +114,7 @@ impl<P: DataPlane> Driver<P> {
             State::Retiring { .. } | State::Stopping | State::Stopped => {
                 tracing::error!(
                     event = "worker.died", reason = %error,
-                    "lost the connections of a worker thread, draining all others: {error}"
+                    "a part of the server has failed, draining its remaining connections: {error}"
                 );
                 self.liveness.death = Some(error);
                 return Ok(());

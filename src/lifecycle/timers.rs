@@ -23,6 +23,8 @@ pub(super) enum Timer {
     Operator,
     /// The successor's probation ends at this deadline, and the handoff is committed.
     Bake,
+    /// The handoff fails at this deadline if a task that runs in only one generation has not ended.
+    Yield,
     /// The drain ends at this deadline. Connections that are still open are cut.
     Drain,
     /// Connections that have not moved to the successor by this deadline are asked to end.

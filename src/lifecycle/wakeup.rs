@@ -1,10 +1,14 @@
 //! The part of the driver that waits for events from all sources, such as messages, signals and
 //! deadlines, and calls the handler of each event.
 
+use std::sync::Arc;
+
 use super::active_role::{ActiveRole, Duty};
 use super::driver::{Driver, Occurrence};
+use super::life::LifeRequest;
 use super::machine::{Event, State};
 use super::pid_file::PidFile;
+use super::signals::Signals;
 use super::timers::{Timer, due};
 use crate::control::{Answer, Request};
 use crate::data_plane::{Awaited, DataPlane, PlaneEvent};
@@ -19,6 +23,8 @@ enum Wakeup {
     Plane(PlaneEvent),
     Due(Timer),
     Asked(Request, Answer),
+    Server(LifeRequest),
+    Yielded,
     Duty(Duty),
 }
 
@@ -35,12 +41,16 @@ impl<P: DataPlane> Driver<P> {
                 return Ok(occurrence);
             }
             let (awaited, timer) = (self.awaited(), self.next_timer());
+            let life = Arc::clone(&self.life.state);
+            let yields = self.handoff.as_ref().is_some_and(|handoff| handoff.stage.is_yielding());
             let successor = self.handoff.as_mut().and_then(|handoff| handoff.successor.as_mut());
             let wakeup = tokio::select! {
                 biased;
                 event = self.predecessors.next() => Wakeup::Predecessor(event),
                 event = next_of_successor(successor) => Wakeup::Successor(event),
-                event = self.signals.next() => Wakeup::Signal(event),
+                event = next_signal(self.signals.as_mut()) => Wakeup::Signal(event),
+                request = self.life.next() => Wakeup::Server(request),
+                () = life.yielded(), if yields => Wakeup::Yielded,
                 event = self.plane.next(awaited) => Wakeup::Plane(event),
                 timer = due(timer) => Wakeup::Due(timer),
                 (request, answer) = self.operators.control.next() => Wakeup::Asked(request, answer),
@@ -60,6 +70,8 @@ impl<P: DataPlane> Driver<P> {
             Wakeup::Plane(event) => self.plane_said(event)?,
             Wakeup::Due(timer) => self.expired(timer)?,
             Wakeup::Asked(request, answer) => self.asked(request, answer),
+            Wakeup::Server(request) => self.server_requested(request)?,
+            Wakeup::Yielded => Some(Event::BakeOver.into()),
             Wakeup::Duty(duty) => {
                 self.do_duty(duty);
                 None
@@ -92,7 +104,11 @@ impl<P: DataPlane> Driver<P> {
             Timer::Delay => HandoffFailure::NotStarted { limit: self.config.drain_timeout }.into(),
             Timer::Ready => HandoffFailure::TimedOut { limit }.into(),
             Timer::Operator => self.out_of_time().into(),
-            Timer::Bake => Event::BakeOver.into(),
+            Timer::Bake => {
+                self.yield_duties();
+                return Ok(None);
+            }
+            Timer::Yield => HandoffFailure::NotYielded { limit: self.config.alone_timeout }.into(),
             Timer::Drain => Event::DrainExpired.into(),
             Timer::Carry => Event::CarryEnded.into(),
             Timer::Status => {
@@ -153,6 +169,14 @@ impl<P: DataPlane> Driver<P> {
             | State::Baking { .. }
             | State::Stopped => false,
         }
+    }
+}
+
+/// Waits for the next signal. Waits forever if this process does not handle signals. Cancel safe.
+async fn next_signal(signals: Option<&mut Signals>) -> Event {
+    match signals {
+        Some(signals) => signals.next().await,
+        None => std::future::pending().await,
     }
 }
 

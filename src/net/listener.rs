@@ -92,6 +92,12 @@ impl Listener {
         &self.address
     }
 
+    /// Returns the address of the socket itself, not of a client.
+    #[cfg(feature = "axum")]
+    pub(crate) fn local_address(&self) -> io::Result<Peer> {
+        self.socket.local_addr().map(|address| Peer::new(&address))
+    }
+
     /// Returns the origin of the socket: this service created it, or a parent such as systemd.
     #[must_use]
     pub fn origin(&self) -> &Origin {
@@ -148,6 +154,16 @@ impl Listener {
                 Err(error)
             }
         }
+    }
+
+    /// Accepts one connection without waiting, and makes it blocking.
+    ///
+    /// # Errors
+    /// `WouldBlock` when the backlog is empty. After any other error, the caller may try again.
+    pub(crate) fn accept_blocking(&self) -> io::Result<(OwnedFd, Peer)> {
+        let Accepted { socket, peer, .. } = self.accept()?;
+        socket.set_nonblocking(false)?;
+        Ok((socket.into(), peer))
     }
 
     fn set_back_nonblocking(&self) -> io::Result<()> {

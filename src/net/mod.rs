@@ -38,5 +38,5 @@ pub(crate) use stored_name::StoredName;
 pub(crate) use stored_name::fuzz as fuzz_stored_name;
 #[cfg(test)]
 pub(crate) use stored_name::seeds as stored_names;
-pub use stream::Stream;
+pub use stream::{Handshake, Stream};
 pub(crate) use traffic::Traffic;

@@ -7,7 +7,7 @@ use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, ready};
 
 use socket2::{Domain, SockRef, Socket, Type};
@@ -34,15 +34,40 @@ pub struct Stream {
     /// `proxied::hangup`).
     pub(super) tries_writes: bool,
     pub(super) delay: Delay,
-    /// A token that this stream holds until it has read its first byte. A drain waits for these
-    /// tokens, so it waits for the first request of each client.
-    awaiting_first_byte: Option<TaskTrackerToken>,
-    /// A token that this stream holds until it is dropped. A drain waits for these tokens, so it
-    /// waits for all open connections.
-    open: Option<TaskTrackerToken>,
+    /// How a server of its own counts this connection. `None` if the built-in server serves it.
+    counted: Option<Box<CountedByServer>>,
     /// A claim to one file descriptor, which this process will need to connect to an upstream for
     /// this client.
     pub(super) earmark: Option<Earmark>,
+}
+
+/// How a server of its own counts a connection.
+#[derive(Debug)]
+struct CountedByServer {
+    /// A token that is held until the client has sent its first byte, after a handshake if there is
+    /// one. A drain waits for these tokens, so it waits for the first request of each client.
+    awaiting_first_byte: Option<TaskTrackerToken>,
+    /// The handshake that runs on the connection, if any.
+    handshake: Option<Weak<()>>,
+    /// A token that is held until the stream is dropped. A drain waits for these tokens, so it
+    /// waits for all open connections.
+    _open: TaskTrackerToken,
+}
+
+/// A handshake that runs on a [`Stream`]. Dropping this value ends it.
+#[derive(Debug)]
+pub struct Handshake {
+    _runs: Arc<()>,
+}
+
+impl CountedByServer {
+    fn count_read(&mut self) {
+        let runs_handshake =
+            self.handshake.as_ref().is_some_and(|handshake| handshake.strong_count() > 0);
+        if !runs_handshake {
+            self.awaiting_first_byte = None;
+        }
+    }
 }
 
 /// When to set `TCP_NODELAY`. The option is set just before the second write.
@@ -77,8 +102,7 @@ impl Stream {
             is_shared: false,
             tries_writes: false,
             delay: Delay::None,
-            awaiting_first_byte: None,
-            open: None,
+            counted: None,
             earmark: None,
         })
     }
@@ -117,21 +141,52 @@ impl Stream {
         self.peer_finished
     }
 
-    /// Holds `token` until this stream has read the first byte or the peer's half-close. A drain
-    /// waits until all such tokens are dropped.
-    pub(crate) fn awaiting_first_byte(&mut self, token: TaskTrackerToken) {
-        self.awaiting_first_byte = Some(token);
+    /// Holds two tokens: `awaiting_first_byte` until this stream has read the first byte or the
+    /// peer's half-close, and `open` until the stream is dropped. A drain waits for the tokens.
+    pub(crate) fn belongs_to_server(
+        &mut self,
+        awaiting_first_byte: TaskTrackerToken,
+        open: TaskTrackerToken,
+    ) {
+        self.counted = Some(Box::new(CountedByServer {
+            awaiting_first_byte: Some(awaiting_first_byte),
+            handshake: None,
+            _open: open,
+        }));
     }
 
-    /// Holds `token` until the stream is dropped. A drain waits until all such tokens are dropped.
-    pub(crate) fn open(&mut self, token: TaskTrackerToken) {
-        self.open = Some(token);
+    /// Marks the beginning of a handshake, such as TLS. Until the returned value is dropped, the
+    /// bytes that the stream reads do not count as the client's first request. So a drain still
+    /// gives the client `first_request_grace` for its first request after the handshake.
+    ///
+    /// ```ignore
+    /// let handshake = stream.begin_handshake();
+    /// let stream = tls.accept(stream).await?;
+    /// drop(handshake);
+    /// ```
+    #[must_use = "the handshake ends when this value is dropped"]
+    pub fn begin_handshake(&mut self) -> Handshake {
+        let runs = Arc::new(());
+        if let Some(counted) = &mut self.counted {
+            counted.handshake = Some(Arc::downgrade(&runs));
+        }
+        Handshake { _runs: runs }
     }
 
     /// Takes the claim to the file descriptor that this client's upstream connection will need. A
     /// server without upstreams drops the claim.
     pub(crate) const fn take_earmark(&mut self) -> Option<Earmark> {
         self.earmark.take()
+    }
+
+    /// Returns the address of the peer. A TCP connection whose address the kernel no longer knows,
+    /// because it is closed, counts as one without an address.
+    #[must_use]
+    pub fn peer(&self) -> Peer {
+        match &self.socket {
+            Family::Tcp(socket) => socket.peer_addr().map_or(Peer::Unix, Peer::Tcp),
+            Family::Unix(_) => Peer::Unix,
+        }
     }
 
     /// Returns the number of bytes read from the peer so far.
@@ -211,7 +266,9 @@ impl Stream {
     }
 
     pub(super) fn count_read(&mut self, count: usize) {
-        self.awaiting_first_byte = None;
+        if let Some(counted) = &mut self.counted {
+            counted.count_read();
+        }
         self.earmark = None;
         self.traffic.count_received(count as u64);
         self.peer_finished |= count == 0;

@@ -23,7 +23,7 @@ static TAKEN: AtomicBool = AtomicBool::new(false);
 
 /// The environment variables at startup, split into two groups: those that the caller requested by
 /// name, and all others.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Environment {
     /// The requested variables that were set, with their values.
     taken: Vec<(&'static str, OsString)>,

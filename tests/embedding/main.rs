@@ -19,8 +19,7 @@ use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Stdio};
 
 use command_fds::{CommandFdExt, FdMapping};
-use handoffd::embed::Starting;
-use handoffd::{Config, Inheritance};
+use handoffd::Builder;
 
 /// Prints the variables and the descriptors, except the descriptor of the folder that it lists.
 const PROGRAM: &str =
@@ -32,14 +31,14 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 /// Takes the inheritance, serves, and starts a program.
 fn serve() -> Result<(), Box<dyn Error>> {
-    let inheritance = Inheritance::take()?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let _inside = runtime.enter();
-    let serving = Starting::new(Config::default(), inheritance)?.ready()?;
-    let listener = serving.listener("web")?;
-    let status = Command::new("bash").args(["-c", PROGRAM]).status()?;
-    assert!(status.success());
-    drop(listener);
+    Builder::from_env()?.serve_with(async |life| {
+        let _listener = life.tcp_listener("web")?;
+        life.ready();
+        life.committed().await;
+        let status = Command::new("bash").args(["-c", PROGRAM]).status()?;
+        assert!(status.success());
+        Ok::<_, Box<dyn Error>>(())
+    })?;
     Ok(())
 }
 

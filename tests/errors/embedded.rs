@@ -1,4 +1,5 @@
-//! The error matrix for a server that embeds the library: the axum example, with all its threads.
+//! The error matrix for a server that embeds the library: the example with its own accept loop,
+//! with all its threads.
 //!
 //! The server has no control socket here. Its log says how a handoff ended, and its replies say
 //! which generation serves.
@@ -22,7 +23,7 @@ const CALLERS: usize = 2;
 const OF_THE_RUNTIME: [&str; 3] = ["fcntl", "recvfrom", "sendto"];
 
 fn serve() -> Line {
-    let line = Line::start_program(&example("axum"), |command, _| {
+    let line = Line::start_program(&example("http"), |command, _| {
         command.arg("127.0.0.1:0");
     });
     line.wait("the first generation", |record| record.is_event(Event::GenerationServing));
@@ -72,7 +73,7 @@ fn hand_over(line: &Line, plan: &Plan, finish: impl FnOnce() -> String) -> Resul
     if calls.refused > 0 || calls.broken > may_cost(plan, &trace) {
         return Err(format!("{calls:?} after {outcome:?}\n{trace}"));
     }
-    line.put_link(example("axum"));
+    line.put_link(example("http"));
     let next = hand_over_from(line, serving)
         .map_err(|why| format!("the next handoff failed: {why}\n{trace}"))?;
     assert_becomes(&vec![next], || line.processes());
@@ -118,11 +119,11 @@ pub(crate) fn old_generation(extent: Extent) {
 /// Fails calls of every thread of the new generation.
 pub(crate) fn new_generation(extent: Extent) {
     let put_traced = |line: &Line, options: &str| {
-        let (trace, axum) = (line.folder().join("trace"), example("axum"));
+        let (trace, server) = (line.folder().join("trace"), example("http"));
         line.put_script(&format!(
             "exec strace -f -D -I 2 -o '{}' {options} '{}' \"$@\"",
             trace.display(),
-            axum.display()
+            server.display()
         ));
         trace
     };

@@ -94,8 +94,8 @@ impl Client {
         client.expect_end()
     }
 
-    /// Sends one HTTP request to the axum example and reads the whole reply. Returns the generation
-    /// that answers.
+    /// Sends one HTTP request to the example with its own accept loop and reads the whole reply.
+    /// Returns the generation that answers.
     pub(crate) fn get(&mut self) -> io::Result<u64> {
         self.write_all(b"GET / HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n")?;
         let mut reply = String::new();

@@ -1,26 +1,49 @@
-//! The data plane for a program with its own server. It forwards the driver's requests to this
-//! server, because the driver cannot see the server's connections.
+//! The data plane for a program with its own server. The server learns from its
+//! [`Life`](crate::embed::Life) when to accept, to drain and to cut. This module tells the driver
+//! what the server does.
 
 use std::os::fd::OwnedFd;
 
+use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
-use super::{Embedded, ServerRequest, ServerStatus};
 use crate::data_plane::{CarryPlane, DataPlane};
 use crate::drain::DrainReport;
 use crate::error::Error;
+use crate::lifecycle::life::Life;
 use crate::net::Listener;
 use crate::report::{Connections, Counters};
 
+/// The driver's view of the program's own server.
+#[derive(Debug)]
+pub(super) struct Embedded {
+    life: Life,
+    server: watch::Receiver<Server>,
+}
+
+/// Whether a call of the server function runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Server {
+    /// A call has not returned yet.
+    Running,
+    /// All calls have returned, or were dropped.
+    Ended,
+}
+
+impl Embedded {
+    pub(super) fn new(life: Life, server: watch::Receiver<Server>) -> Self {
+        Self { life, server }
+    }
+}
+
 impl DataPlane for Embedded {
+    /// Does nothing, because the server is called at the beginning of each term.
     fn start(&mut self, _listeners: &[Listener]) -> Result<(), Error> {
-        self.asked.send_replace(ServerRequest::Accepting);
         Ok(())
     }
 
-    /// Resolves at once, because the server itself decides when to accept. Until then, clients wait
-    /// in the backlog.
     async fn started(&self) -> Result<(), Error> {
+        self.life.state.ready.cancelled().await;
         Ok(())
     }
 
@@ -32,48 +55,56 @@ impl DataPlane for Embedded {
         beat
     }
 
-    /// Never resolves, because your own server ends the process itself when it fails.
+    /// Never resolves, because the server reports its failure with a request of its
+    /// [`Life`](crate::embed::Life).
     async fn died(&self) -> Error {
         std::future::pending().await
     }
 
-    /// Asks the server to stop accepting. Does not wait until the server has stopped, because the
-    /// server still serves the connections that it accepts in the meantime.
-    async fn stop_accepting(&mut self) {
-        self.asked.send_replace(ServerRequest::Draining);
-    }
+    /// Does not wait until the server has stopped, because the server still serves the connections
+    /// that it accepts in the meantime.
+    async fn stop_accepting(&mut self) {}
 
-    /// Does nothing, because the server itself accepts the clients in the backlog.
-    fn accept_backlog(&mut self, _listeners: &[Listener]) {}
+    /// Leaves the clients in the backlog to the server's acceptors, which have stopped to wait for
+    /// new clients.
+    fn accept_backlog(&mut self, listeners: &[Listener]) {
+        let term = self.life.term();
+        listeners.iter().for_each(|listener| term.leave_backlog(listener.name()));
+    }
 
     /// Does nothing, because the server itself accepts its last clients.
     fn accept_late(&mut self, _replaced: Vec<Listener>) {}
 
-    fn drain(&mut self, _successor: Option<OwnedFd>) {
-        self.asked.send_replace(ServerRequest::Draining);
-    }
+    /// Does nothing, because the driver begins the drain of the term.
+    fn drain(&mut self, _successor: Option<OwnedFd>) {}
 
+    /// Waits until the server function has returned and all connections are closed. After a cut,
+    /// does not wait for the connections, because they end with the process.
     async fn drained(&self) {
-        // Ignore an error, which means that the server has dropped its end of the channel and so
-        // has no connections left.
-        let _ = self.heard.clone().wait_for(|told| *told == ServerStatus::Drained).await;
+        // An error means that nobody waits for the server any more.
+        let _ = self.server.clone().wait_for(|server| *server == Server::Ended).await;
+        if let Some(served) = self.life.state.served.get() {
+            tokio::select! {
+                () = served.ended() => {}
+                () = self.life.cut() => {}
+            }
+        }
     }
 
-    fn cut(&mut self) {
-        self.asked.send_replace(ServerRequest::Cut);
-    }
+    /// Does nothing, because the driver tells the server to cut its connections.
+    fn cut(&mut self) {}
 
-    /// Returns `None`, because only the server counts its connections.
     fn connections(&self) -> Option<Connections> {
-        None
+        self.life.state.served.get().map(|served| served.connections())
     }
 
     fn counters(&self) -> Counters {
-        Counters::default()
+        self.life.state.served.get().map(|served| served.counters()).unwrap_or_default()
     }
 
     fn report(&self) -> DrainReport {
-        DrainReport { ended: 0, carried: 0, cut: 0 }
+        let none = DrainReport { ended: 0, carried: 0, cut: 0 };
+        self.life.state.served.get().map_or(none, |served| served.report())
     }
 }
 

@@ -1,0 +1,14 @@
+//! Glue between this library and other server libraries. Each file belongs to a feature of the same
+//! name, and uses only the public interface of [`crate::embed`].
+
+#[cfg(any(feature = "hyper", feature = "tower"))]
+mod announce;
+
+#[cfg(feature = "axum")]
+pub mod axum;
+#[cfg(feature = "hyper")]
+pub mod hyper;
+#[cfg(feature = "tonic")]
+pub mod tonic;
+#[cfg(feature = "tower")]
+pub mod tower;

@@ -1,0 +1,84 @@
+//! Servers of tonic.
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use ::tonic::transport::server::Connected;
+
+use crate::embed::{Acceptor, Life};
+use crate::error::Error;
+use crate::listen::{Peer, Stream};
+
+/// A stream of the connections of one listener, for
+/// [`serve_with_incoming_shutdown`](tonic::transport::server::Router::serve_with_incoming_shutdown).
+/// Made by [`incoming`].
+pub struct IncomingConnections(Next);
+
+type Next = Pin<Box<dyn Future<Output = (Acceptor, Option<Stream>)> + Send>>;
+
+/// Returns the connections of the listener called `name`, and reports that the server is ready.
+///
+/// The stream does not end when the generation retires, because tonic would then drop its
+/// connections. Pass [`Life::draining`] as the signal, with which tonic asks its connections to end
+/// by GOAWAY:
+///
+/// ```ignore
+/// let incoming = handoffd::tonic::incoming(&life, "grpc")?;
+/// Server::builder().add_service(service)
+///     .serve_with_incoming_shutdown(incoming, life.draining()).await
+/// ```
+///
+/// A method that streams its reply for long waits for [`Life::draining`] to end it.
+///
+/// # Errors
+/// Returns [`Error::NoSuchListener`] if the name is unknown, or the kernel's error if the socket
+/// cannot be registered for events.
+pub fn incoming(life: &Life, name: &str) -> Result<IncomingConnections, Error> {
+    let acceptor = life.acceptor(name)?;
+    life.ready();
+    Ok(IncomingConnections(next(acceptor)))
+}
+
+fn next(mut acceptor: Acceptor) -> Next {
+    Box::pin(async move {
+        let accepted = acceptor.accept().await;
+        (acceptor, accepted.map(|(stream, _)| stream))
+    })
+}
+
+impl futures_core::Stream for IncomingConnections {
+    type Item = io::Result<Stream>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let (acceptor, accepted) = ready!(self.0.as_mut().poll(cx));
+        match accepted {
+            Some(stream) => {
+                self.0 = next(acceptor);
+                Poll::Ready(Some(Ok(stream)))
+            }
+            None => {
+                drop(acceptor);
+                self.0 = Box::pin(std::future::pending());
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl fmt::Debug for IncomingConnections {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("IncomingConnections")
+    }
+}
+
+/// A method gets the address of its client from the extensions of the request, as a [`Peer`].
+impl Connected for Stream {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        self.peer()
+    }
+}

@@ -1,0 +1,144 @@
+//! A listener for servers of plain threads, whose calls block.
+//!
+//! The listening socket itself must stay non-blocking, because other generations share it. So this
+//! module waits with poll(2) and then accepts without blocking.
+
+use std::io;
+use std::net::{SocketAddr, TcpStream};
+use std::ops::{Deref, DerefMut};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
+use crate::error::Error;
+use crate::lifecycle::life::{Life, ServedListener, StopOrder};
+use crate::net::Peer;
+
+/// A listener whose calls block the calling thread. Made by [`Life::blocking`].
+///
+/// ```no_run
+/// # fn example(life: handoffd::embed::Life) -> Result<(), handoffd::Error> {
+/// use std::io::Write;
+///
+/// let listener = life.blocking("web")?;
+/// std::thread::spawn(move || {
+///     while let Some((mut client, _)) = listener.accept_tcp() {
+///         std::thread::spawn(move || client.write_all(b"hello\n"));
+///     }
+/// });
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct BlockingListener {
+    served: Arc<ServedListener>,
+    /// A socket that ends when the generation stops accepting.
+    retired: UnixStream,
+    /// Lets [`Life::draining`] wait until this listener accepts no more.
+    _accepting: Option<TaskTrackerToken>,
+}
+
+/// A connection that counts as open until this value is dropped. It dereferences to the connection.
+#[derive(Debug)]
+pub struct Tracked<S> {
+    stream: S,
+    _open: TaskTrackerToken,
+}
+
+impl Life {
+    /// Returns a listener for a server of plain threads. Must be called in a tokio runtime.
+    ///
+    /// # Errors
+    /// Returns [`Error::NoSuchListener`] if the name is unknown, or the kernel's error if no
+    /// descriptor is free.
+    pub fn blocking(&self, name: &str) -> Result<BlockingListener, Error> {
+        let served = self.served(name)?;
+        let failed = Error::system("create a socket for a blocking listener");
+        let (retired, told) = UnixStream::pair().map_err(failed)?;
+        let term = self.term();
+        let accepting = match served.order {
+            StopOrder::First => Some(term.awaiting_first_byte().token()),
+            StopOrder::Last => None,
+        };
+        let order = served.order;
+        // The task ends at the end of the term, or with the runtime.
+        drop(tokio::spawn(async move {
+            match order {
+                StopOrder::First => term.retired().await,
+                StopOrder::Last => term.last_retired().await,
+            }
+            drop(told);
+        }));
+        Ok(BlockingListener { served, retired, _accepting: accepting })
+    }
+}
+
+impl BlockingListener {
+    /// Waits for the next TCP connection. Returns `None` once the generation has stopped accepting,
+    /// and for a Unix listener. Several threads may call this function at the same time.
+    pub fn accept_tcp(&self) -> Option<(Tracked<TcpStream>, SocketAddr)> {
+        let (socket, peer) = self.accept()?;
+        peer.address().map(|address| (self.track(socket.into()), address))
+    }
+
+    /// Waits for the next connection to a Unix listener. Returns `None` once the generation has
+    /// stopped accepting, and for a TCP listener.
+    pub fn accept_unix(&self) -> Option<Tracked<UnixStream>> {
+        let (socket, peer) = self.accept()?;
+        (peer == Peer::Unix).then(|| self.track(socket.into()))
+    }
+
+    fn track<S>(&self, stream: S) -> Tracked<S> {
+        Tracked { stream, _open: self.served.admit() }
+    }
+
+    fn accept(&self) -> Option<(OwnedFd, Peer)> {
+        loop {
+            let is_retired = self.wait();
+            match self.served.listener.accept_blocking() {
+                Ok(accepted) => return Some(accepted),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && is_retired => {
+                    return None;
+                }
+                Err(_) => {}
+            }
+            if is_retired {
+                return None;
+            }
+        }
+    }
+
+    /// Waits until a client waits or the generation has stopped accepting. Returns whether it has.
+    fn wait(&self) -> bool {
+        let mut watched = [
+            PollFd::new(self.served.listener.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.retired.as_fd(), PollFlags::POLLIN),
+        ];
+        let _ = poll(&mut watched, PollTimeout::NONE);
+        watched[1].any().unwrap_or(false)
+    }
+}
+
+impl<S> Tracked<S> {
+    /// Returns the connection itself, which no longer counts as open.
+    pub fn into_inner(self) -> S {
+        self.stream
+    }
+}
+
+impl<S> Deref for Tracked<S> {
+    type Target = S;
+
+    fn deref(&self) -> &S {
+        &self.stream
+    }
+}
+
+impl<S> DerefMut for Tracked<S> {
+    fn deref_mut(&mut self) -> &mut S {
+        &mut self.stream
+    }
+}

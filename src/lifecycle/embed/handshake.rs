@@ -1,0 +1,100 @@
+//! Connections that begin with a handshake, such as TLS.
+//!
+//! Handshakes run at the same time, so that a slow client does not hold up the others. The bytes of
+//! a handshake do not count as the first request: a client that has just completed it still gets
+//! the grace for its first request.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use tokio::task::JoinSet;
+
+use super::acceptor::Acceptor;
+use crate::net::{Listener, Peer, Stream};
+
+/// A source of connections on which a handshake has succeeded. Made by [`Acceptor::handshakes`].
+pub struct Handshakes<T> {
+    acceptor: Acceptor,
+    begin: Arc<Begin<T>>,
+    running: JoinSet<io::Result<(T, Peer)>>,
+}
+
+type Begin<T> = dyn Fn(Stream) -> Pin<Box<dyn Future<Output = io::Result<T>> + Send>> + Send + Sync;
+
+impl<T> std::fmt::Debug for Handshakes<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let running = self.running.len();
+        f.debug_struct("Handshakes")
+            .field("acceptor", &self.acceptor)
+            .field("running", &running)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Acceptor {
+    /// Performs a handshake on each accepted connection. Connections on which it fails are closed.
+    ///
+    /// ```ignore
+    /// let tls = tokio_rustls::TlsAcceptor::from(config);
+    /// let connections = acceptor.handshakes(move |stream| tls.accept(stream));
+    /// ```
+    #[must_use]
+    pub fn handshakes<T, F>(
+        self,
+        handshake: impl Fn(Stream) -> F + Send + Sync + 'static,
+    ) -> Handshakes<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = io::Result<T>> + Send + 'static,
+    {
+        let begin: Arc<Begin<T>> = Arc::new(move |stream| Box::pin(handshake(stream)));
+        Handshakes { acceptor: self, begin, running: JoinSet::new() }
+    }
+}
+
+impl<T: Send + 'static> Handshakes<T> {
+    /// Waits for the next connection on which the handshake has succeeded. Returns `None` once the
+    /// generation has stopped accepting and all handshakes have ended. Cancel safe.
+    pub async fn accept(&mut self) -> Option<(T, Peer)> {
+        let mut is_accepting = true;
+        loop {
+            tokio::select! {
+                Some(done) = self.running.join_next() => match done {
+                    Ok(Ok(connection)) => return Some(connection),
+                    Ok(Err(error)) => {
+                        tracing::debug!(
+                            event = "connection.handshake_failed",
+                            listener = %self.listener().name(), %error,
+                            "closed a client connection, because its handshake failed: {error}"
+                        );
+                    }
+                    Err(panicked) if panicked.is_panic() => {
+                        std::panic::resume_unwind(panicked.into_panic())
+                    }
+                    Err(_) => {}
+                },
+                accepted = self.acceptor.accept(), if is_accepting => match accepted {
+                    Some((mut stream, peer)) => {
+                        let handshake = stream.begin_handshake();
+                        let begun = (self.begin)(stream);
+                        self.running.spawn(async move {
+                            let connection = begun.await?;
+                            drop(handshake);
+                            Ok((connection, peer))
+                        });
+                    }
+                    None => is_accepting = false,
+                },
+                else => return None,
+            }
+        }
+    }
+
+    /// Returns the listener whose connections are accepted.
+    #[must_use]
+    pub fn listener(&self) -> &Listener {
+        self.acceptor.listener()
+    }
+}

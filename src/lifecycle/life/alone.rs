@@ -1,0 +1,140 @@
+//! Tasks that run in a single generation of a service, the active one.
+//!
+//! A handoff is committed only after these tasks have ended in the old generation, and they begin
+//! in the new one only after the commit. A generation that becomes active because another has died
+//! begins them when the kernel has reported the death. So two generations never run them at the
+//! same time.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::Life;
+use super::state::Standing;
+
+/// How long a dropped task may take. A second is enough, because the runtime only has to drop it.
+const DROP_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The running tasks of a generation.
+#[derive(Debug)]
+pub(super) struct AloneTasks {
+    running: TaskTracker,
+    /// Cancelled when the tasks have had enough time, so they are dropped.
+    dropped: CancellationToken,
+}
+
+impl Default for AloneTasks {
+    fn default() -> Self {
+        let running = TaskTracker::new();
+        // `wait` resolves only on a closed tracker. A closed tracker still gives out tokens.
+        running.close();
+        Self { running, dropped: CancellationToken::new() }
+    }
+}
+
+impl AloneTasks {
+    /// Waits until no task runs. Cancel safe.
+    pub(super) async fn ended(&self) {
+        self.running.wait().await;
+    }
+
+    /// Waits until no task runs, and drops the tasks after `limit`. Returns whether all tasks have
+    /// ended. A task that blocks its thread cannot be dropped.
+    pub(super) async fn end_within(&self, limit: Duration) -> bool {
+        if tokio::time::timeout(limit, self.ended()).await.is_ok() {
+            return true;
+        }
+        tracing::warn!(
+            event = "alone.dropped",
+            "dropped a task that runs in only one generation: it did not end within {} s",
+            limit.as_secs_f64()
+        );
+        self.dropped.cancel();
+        tokio::time::timeout(DROP_TIMEOUT, self.ended()).await.is_ok()
+    }
+}
+
+/// The request to end a task that runs in only one generation. Clones belong to the same task.
+#[derive(Clone, Debug)]
+pub struct Stop(watch::Receiver<Standing>);
+
+impl Stop {
+    /// Waits until the task must end. Cancel safe.
+    pub async fn requested(&self) {
+        let mut standing = self.0.clone();
+        // If the sender is gone, the generation has ended.
+        let _ = standing.wait_for(|now| *now != Standing::Active).await;
+    }
+
+    /// Returns whether the task must end.
+    #[must_use]
+    pub fn is_requested(&self) -> bool {
+        *self.0.borrow() != Standing::Active
+    }
+}
+
+/// Runs `task` whenever this generation is active, until it returns by itself.
+pub(super) fn run<T, F>(life: &Life, mut task: T)
+where
+    T: FnMut(Stop) -> F + Send + 'static,
+    F: Future<Output = ()> + Send + 'static,
+{
+    let state = Arc::clone(&life.state);
+    // A server that is called again in another term also starts its tasks again.
+    let term = life.term.clone();
+    // The task ends at the end of the term, or with the runtime.
+    drop(tokio::spawn(async move {
+        let mut standing = state.standing.subscribe();
+        let term_over = async {
+            match &term {
+                Some(term) => term.retired().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::pin!(term_over);
+        loop {
+            tokio::select! {
+                active = standing.wait_for(|now| *now == Standing::Active) => {
+                    if active.is_err() {
+                        return;
+                    }
+                }
+                () = &mut term_over => return,
+            }
+            // Count the task before the last look at the standing. The driver changes the standing
+            // before it looks at the count, so one of the two sees the other.
+            let running = state.alone.running.token();
+            if *standing.borrow() != Standing::Active {
+                continue;
+            }
+            let stop = Stop(standing.clone());
+            let mut work = tokio::spawn(task(stop.clone()));
+            tokio::select! {
+                ended = &mut work => {
+                    drop(running);
+                    if ended.is_err_and(|error| error.is_panic()) {
+                        tracing::error!(
+                            event = "alone.panicked",
+                            "a task that runs in only one generation has panicked and does not \
+                            start again in this generation"
+                        );
+                        return;
+                    }
+                    if !stop.is_requested() {
+                        return;
+                    }
+                }
+                () = state.alone.dropped.cancelled() => {
+                    // Count the task until it is dropped.
+                    work.abort();
+                    let _ = work.await;
+                    return;
+                }
+            }
+        }
+    }));
+}

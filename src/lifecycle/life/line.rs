@@ -1,0 +1,140 @@
+//! The driver's end of a [`super::Life`]: it tells the server what happens to the generation, and
+//! receives the server's requests.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::state::{LifeState, Standing};
+use super::term::Term;
+use crate::carry::CarriedState;
+use crate::config::Config;
+use crate::generation::Generation;
+
+/// The driver's end of the connection to the server.
+#[derive(Debug)]
+pub(in crate::lifecycle) struct LifeLine {
+    pub(in crate::lifecycle) state: Arc<LifeState>,
+    requests: mpsc::UnboundedReceiver<LifeRequest>,
+    /// Why the server has given the handoff back. `None` if it has not.
+    pub(in crate::lifecycle) rollback: Option<String>,
+}
+
+/// A request of the server to the driver.
+#[derive(Debug)]
+pub(in crate::lifecycle) enum LifeRequest {
+    /// Give the server at least this much time, from now on, until it is ready.
+    ExtendStart(Duration),
+    /// Give the handoff back for this reason.
+    RollBack(String),
+    /// The server has failed for this reason.
+    Failed(String),
+    /// The server has returned, although nothing has told it to stop.
+    Returned,
+    /// Start a handoff.
+    Reload,
+    /// Stop the service.
+    Stop,
+}
+
+impl LifeLine {
+    pub(super) fn new(generation: Generation) -> (Arc<LifeState>, Self) {
+        let (sender, requests) = mpsc::unbounded_channel();
+        let state = Arc::new(LifeState::new(generation, sender));
+        (Arc::clone(&state), Self { state, requests, rollback: None })
+    }
+
+    /// Sets the time limits that concern the server.
+    pub(in crate::lifecycle) fn configure(&self, config: &Config) {
+        self.state.configure(config);
+    }
+
+    /// Waits for the next request of the server. Cancel safe.
+    pub(in crate::lifecycle) async fn next(&mut self) -> LifeRequest {
+        match self.requests.recv().await {
+            Some(request) => request,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Tells the server that this generation is the active one.
+    pub(in crate::lifecycle) fn become_active(&self) {
+        self.state.committed.cancel();
+        self.state.standing.send_replace(Standing::Active);
+    }
+
+    /// Tells the tasks that run in only one generation to end, before the handoff is committed.
+    pub(in crate::lifecycle) fn yield_duties(&self) {
+        self.state.standing.send_if_modified(|standing| {
+            let yields = *standing == Standing::Active;
+            if yields {
+                *standing = Standing::Yielding;
+            }
+            yields
+        });
+    }
+
+    /// Lets the tasks that run in only one generation start again, because the handoff has failed.
+    pub(in crate::lifecycle) fn keep_duties(&self) {
+        self.state.standing.send_if_modified(|standing| {
+            let keeps = *standing == Standing::Yielding;
+            if keeps {
+                *standing = Standing::Active;
+            }
+            keeps
+        });
+    }
+
+    /// Ends the tasks that run in only one generation, and drops them if they take too long.
+    /// Returns whether all tasks have ended.
+    pub(in crate::lifecycle) async fn end_duties(&self, within: Duration) -> bool {
+        self.yield_duties();
+        self.state.alone.end_within(within).await
+    }
+
+    /// Tells the server to stop accepting, because another generation accepts.
+    pub(in crate::lifecycle) fn retire(&self) {
+        self.retire_for_good();
+        self.state.term.borrow().retire_last();
+    }
+
+    /// Tells the server to stop accepting, because the service stops. The server still accepts on
+    /// the listeners that stop last.
+    pub(in crate::lifecycle) fn retire_for_good(&self) {
+        self.state.standing.send_replace(Standing::Retired);
+        self.state.term.borrow().retire();
+    }
+
+    /// Tells the server that the drain begins.
+    pub(in crate::lifecycle) fn drain(&self) {
+        if let Some(served) = self.state.served.get() {
+            served.begin_drain();
+        }
+        self.state.term.borrow().drain();
+    }
+
+    /// Tells the server to accept again, because the successor has died.
+    pub(in crate::lifecycle) fn resume(&self) {
+        self.state.term.send_replace(Term::default());
+    }
+
+    /// Tells the server to drop its connections.
+    pub(in crate::lifecycle) fn cut(&self) {
+        if let Some(served) = self.state.served.get() {
+            served.cut();
+        }
+        self.state.term.borrow().retire_last();
+        self.state.cut.cancel();
+    }
+
+    /// Takes the state that the server offers to the successor.
+    pub(in crate::lifecycle) fn take_offered(&self) -> Option<CarriedState> {
+        self.state.take_offered()
+    }
+
+    /// Stores the state that the predecessor has offered.
+    pub(in crate::lifecycle) fn receive(&self, state: CarriedState) {
+        self.state.receive(state);
+    }
+}

@@ -1,0 +1,125 @@
+//! The state that the driver and the [`super::Life`] handles of a generation share.
+
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::line::LifeRequest;
+use super::served::ServedListeners;
+use super::term::Term;
+use crate::carry::CarriedState;
+use crate::config::Config;
+use crate::generation::Generation;
+
+/// The state of a generation, as its server sees it.
+#[derive(Debug)]
+pub(in crate::lifecycle) struct LifeState {
+    pub(in crate::lifecycle) generation: Generation,
+    pub(in crate::lifecycle) term: watch::Sender<Term>,
+    pub(super) standing: watch::Sender<Standing>,
+    /// Cancelled when the server has reported that it is ready.
+    pub(in crate::lifecycle) ready: CancellationToken,
+    /// Cancelled when this generation has become active for the first time.
+    pub(super) committed: CancellationToken,
+    /// Cancelled when the remaining connections must be dropped.
+    pub(in crate::lifecycle) cut: CancellationToken,
+    pub(super) alone: super::alone::AloneTasks,
+    requests: mpsc::UnboundedSender<LifeRequest>,
+    /// The state for the successor.
+    offered: Mutex<Option<CarriedState>>,
+    /// The state from the predecessor.
+    received: Mutex<Option<CarriedState>>,
+    limits: OnceLock<Limits>,
+    /// The listeners of a server that accepts connections itself. Empty while the built-in server
+    /// accepts them.
+    pub(in crate::lifecycle) served: OnceLock<ServedListeners>,
+}
+
+/// Whether this generation is the one that may run the tasks of [`super::Life::alone`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// The generation is not active yet.
+    Waiting,
+    /// The generation is active.
+    Active,
+    /// The generation is still active, but is about to hand over. Its tasks must end first.
+    Yielding,
+    /// The generation has handed over, or was told to stop.
+    Retired,
+}
+
+/// The time limits that concern the server.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::lifecycle) struct Limits {
+    pub(super) first_request: Duration,
+    pub(super) keep_alive: Duration,
+}
+
+impl LifeState {
+    pub(super) fn new(
+        generation: Generation,
+        requests: mpsc::UnboundedSender<LifeRequest>,
+    ) -> Self {
+        Self {
+            generation,
+            term: watch::Sender::new(Term::default()),
+            standing: watch::Sender::new(Standing::Waiting),
+            ready: CancellationToken::new(),
+            committed: CancellationToken::new(),
+            cut: CancellationToken::new(),
+            alone: super::alone::AloneTasks::default(),
+            requests,
+            offered: Mutex::default(),
+            received: Mutex::default(),
+            limits: OnceLock::new(),
+            served: OnceLock::new(),
+        }
+    }
+
+    /// Sends a request to the driver. Ignores a failure, because a driver that has ended cannot
+    /// fulfil a request.
+    pub(in crate::lifecycle) fn request(&self, request: LifeRequest) {
+        let _ = self.requests.send(request);
+    }
+
+    /// Waits until no task that runs in only one generation is left. Cancel safe.
+    pub(in crate::lifecycle) async fn yielded(&self) {
+        self.alone.ended().await;
+    }
+
+    pub(super) fn configure(&self, config: &Config) {
+        let _ = self.limits.set(Limits::of(config));
+    }
+
+    pub(in crate::lifecycle) fn limits(&self) -> Limits {
+        self.limits.get().copied().unwrap_or_else(|| Limits::of(&Config::default()))
+    }
+
+    pub(super) fn offer(&self, state: CarriedState) {
+        *self.offered.lock().unwrap_or_else(PoisonError::into_inner) = Some(state);
+    }
+
+    pub(super) fn take_offered(&self) -> Option<CarriedState> {
+        self.offered.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    pub(super) fn receive(&self, state: CarriedState) {
+        *self.received.lock().unwrap_or_else(PoisonError::into_inner) = Some(state);
+    }
+
+    pub(super) fn take_received(&self) -> Option<CarriedState> {
+        self.received.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl Limits {
+    fn of(config: &Config) -> Self {
+        Self {
+            first_request: config.first_request_grace,
+            // Leave the connections half of the drain to end after the grace.
+            keep_alive: config.keep_alive_grace.min(config.drain_timeout / 2),
+        }
+    }
+}

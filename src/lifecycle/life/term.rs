@@ -1,0 +1,95 @@
+//! A term of a generation: the time from when it begins to accept connections until it has drained.
+//!
+//! A generation whose successor dies during its drain accepts connections again. That begins
+//! another term. A server that still ends the connections of the earlier term must not be confused
+//! by it, so each term has its own events, and an event that has happened stays so.
+
+use std::collections::HashSet;
+use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// The events of one term.
+#[derive(Clone, Debug, Default)]
+pub(in crate::lifecycle) struct Term(Arc<TermEvents>);
+
+#[derive(Debug, Default)]
+struct TermEvents {
+    /// The same as `retired.is_cancelled()`, but without a lock, because a server looks at it for
+    /// each request.
+    has_retired: AtomicBool,
+    /// Cancelled when the server must stop accepting, except on the listeners that stop last.
+    retired: CancellationToken,
+    /// Cancelled when the server must stop accepting on the listeners that stop last.
+    last_retired: CancellationToken,
+    /// Cancelled when the drain begins.
+    draining: CancellationToken,
+    /// Tracks the acceptors that still accept, and the accepted connections on which the client has
+    /// not sent anything yet.
+    awaiting_first_byte: TaskTracker,
+    /// The names of the listeners with a backlog that no other generation will accept.
+    backlogs: Mutex<HashSet<String>>,
+}
+
+impl Term {
+    pub(in crate::lifecycle) fn has_retired(&self) -> bool {
+        self.0.has_retired.load(Ordering::Acquire)
+    }
+
+    pub(in crate::lifecycle) fn retired(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.0.retired.clone().cancelled_owned()
+    }
+
+    pub(in crate::lifecycle) fn last_retired(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.0.last_retired.clone().cancelled_owned()
+    }
+
+    /// Waits until the drain has begun.
+    pub(in crate::lifecycle) fn drain_begun(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.0.draining.clone().cancelled_owned()
+    }
+
+    /// Waits until no acceptor accepts any more and every client has sent something.
+    pub(in crate::lifecycle) async fn all_heard(&self) {
+        self.0.awaiting_first_byte.wait().await;
+    }
+
+    /// Returns the tracker of connections on which the client has not sent anything yet.
+    pub(in crate::lifecycle) fn awaiting_first_byte(&self) -> &TaskTracker {
+        // `wait` resolves only on a closed tracker. A closed tracker still gives out tokens.
+        self.0.awaiting_first_byte.close();
+        &self.0.awaiting_first_byte
+    }
+
+    /// Tells the server to stop accepting, except on the listeners that stop last.
+    pub(in crate::lifecycle) fn retire(&self) {
+        self.0.has_retired.store(true, Ordering::Release);
+        self.0.retired.cancel();
+    }
+
+    /// Tells the server to stop accepting on the listeners that stop last.
+    pub(in crate::lifecycle) fn retire_last(&self) {
+        self.0.last_retired.cancel();
+    }
+
+    /// Records that no other generation will accept the clients in the backlog of this listener.
+    pub(in crate::lifecycle) fn leave_backlog(&self, listener: &str) {
+        let mut backlogs = self.0.backlogs.lock().unwrap_or_else(PoisonError::into_inner);
+        backlogs.insert(listener.to_owned());
+    }
+
+    /// Returns whether this server must accept the clients in the backlog of this listener.
+    pub(in crate::lifecycle) fn has_backlog(&self, listener: &str) -> bool {
+        let backlogs = self.0.backlogs.lock().unwrap_or_else(PoisonError::into_inner);
+        backlogs.contains(listener)
+    }
+
+    /// Begins the drain.
+    pub(in crate::lifecycle) fn drain(&self) {
+        self.0.awaiting_first_byte.close();
+        self.0.draining.cancel();
+    }
+}
