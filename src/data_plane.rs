@@ -9,6 +9,7 @@
 
 use std::future::{Future, pending, ready};
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use tokio_util::task::TaskTracker;
 
@@ -31,6 +32,11 @@ pub(crate) trait DataPlane: CarryPlane {
     /// # Errors
     /// Returns the reason why the data plane will never accept connections.
     fn started(&self) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Returns the error for a data plane that has not started within `limit`.
+    fn not_started(&self, limit: Duration) -> Error {
+        Error::NotAccepting { limit }
+    }
 
     /// Waits until a part of the data plane has died, and returns the reason. The generation cannot
     /// continue without that part. Cancel safe.

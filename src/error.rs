@@ -170,6 +170,14 @@ pub enum Error {
         /// The time limit, as set by `--ready-timeout`.
         limit: Duration,
     },
+    /// The program was not ready before the time limit.
+    #[error("the program was not ready within {}: {why}", Seconds(*limit))]
+    ProgramNotReady {
+        /// The time limit, as set by `--ready-timeout`.
+        limit: Duration,
+        /// What the program had not done, as a part of the error message.
+        why: String,
+    },
     /// The program that should serve the listeners cannot be started.
     #[error("cannot start {what}: {source}")]
     ProgramNotStarted {
@@ -244,6 +252,7 @@ impl Error {
             | Self::Died { .. }
             | Self::ProgramFailed { .. }
             | Self::NotAccepting { .. }
+            | Self::ProgramNotReady { .. }
             | Self::System { .. } => ExitStatus::System,
         }
     }

@@ -57,6 +57,7 @@ mod output;
 mod pid_file;
 mod preloaded;
 mod program;
+mod program_reasons;
 mod program_reports;
 mod programs;
 mod proxy;

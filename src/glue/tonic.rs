@@ -12,9 +12,8 @@ use crate::embed::{Acceptor, Life};
 use crate::error::Error;
 use crate::listen::{Peer, Stream};
 
-/// A stream of the connections of one listener, for
-/// [`serve_with_incoming_shutdown`](tonic::transport::server::Router::serve_with_incoming_shutdown).
-/// Made by [`incoming`].
+/// A stream of the connections of one listener, for `serve_with_incoming_shutdown` of a tonic
+/// router. Made by [`incoming`].
 pub struct IncomingConnections(Next);
 
 type Next = Pin<Box<dyn Future<Output = (Acceptor, Option<Stream>)> + Send>>;

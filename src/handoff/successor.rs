@@ -276,6 +276,14 @@ impl Successor {
         tokio::time::timeout(within, said).await.unwrap_or(false)
     }
 
+    /// Waits until the successor has closed its end of the channel, but at most for the given time.
+    pub(crate) async fn ended(&mut self, within: Duration) {
+        let ended = async {
+            while !matches!(poll_fn(|cx| self.channel.poll_receive(cx)).await, Received::End) {}
+        };
+        let _ = tokio::time::timeout(within, ended).await;
+    }
+
     fn tell(&self, message: &Message) {
         if let Err(error) = self.channel.send(message) {
             tracing::debug!(

@@ -162,7 +162,9 @@ impl<P: DataPlane> Driver<P> {
             self.predecessors.tell_predecessor(&Message::Failed { reason: error.to_string() });
             return Err(error);
         }
-        self.liveness.begin(self.config.ready_timeout);
+        let is_successor = self.predecessors.has_predecessor();
+        let birth = if is_successor { Birth::Successor } else { Birth::First };
+        self.liveness.begin(self.config.ready_timeout, birth);
         Ok(self)
     }
 

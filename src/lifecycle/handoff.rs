@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::driver::Driver;
 use super::machine::State;
 use super::pid_file::log_failure;
+use super::startup::REPORT_TIME;
 use super::timers::{Timer, deadline};
 use crate::carry::{self, CarriedState};
 use crate::control::{Answer, Refusal};
@@ -79,6 +80,7 @@ impl Stage {
     /// Gives a successor that is starting at least `time` from now until it must be ready.
     pub(super) fn extend_start(&mut self, time: Duration) {
         if let Self::Starting(Some(until)) = self {
+            let time = time.saturating_add(REPORT_TIME);
             *until = deadline(time).map_or(*until, |later| later.max(*until));
         }
     }
@@ -278,6 +280,10 @@ impl<P: DataPlane> Driver<P> {
             self.history.add(last.counters.clone(), &self.plane.counters());
         }
         if !is_well {
+            if matches!(failure, HandoffFailure::Refused { .. }) {
+                // It ends by itself, and first removes its files and stops its program.
+                successor.ended(SETTLE_TIMEOUT).await;
+            }
             successor.end(StopMode::Kill);
             self.log_lost_connections().await;
         }

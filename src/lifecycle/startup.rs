@@ -10,11 +10,14 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::driver::{Driver, Occurrence};
-use super::machine::{Event, State};
+use super::machine::{Birth, Event, State};
 use super::timers::deadline;
 use crate::data_plane::DataPlane;
 use crate::error::Error;
 use crate::handoff::Message;
+
+/// How much earlier than its predecessor expects a successor gives up its start.
+pub(super) const REPORT_TIME: Duration = Duration::from_millis(500);
 
 /// The health of the data plane, the part that serves clients: whether it has started, and whether
 /// a part of it has died.
@@ -36,7 +39,14 @@ struct StartDeadline {
 
 impl Liveness {
     /// Records that the data plane is starting, and that it must accept connections within `limit`.
-    pub(super) fn begin(&mut self, limit: Duration) {
+    ///
+    /// A predecessor kills this process at the same limit. So a successor ends a little earlier,
+    /// and reports what it was waiting for.
+    pub(super) fn begin(&mut self, limit: Duration, birth: Birth) {
+        let limit = match birth {
+            Birth::Successor => limit - REPORT_TIME.min(limit / 10),
+            Birth::First | Birth::Orphan => limit,
+        };
         self.starting = Some(StartDeadline { until: deadline(limit) });
     }
 

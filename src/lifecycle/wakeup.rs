@@ -98,7 +98,7 @@ impl<P: DataPlane> Driver<P> {
         let limit = self.config.ready_timeout;
         Ok(Some(match timer {
             Timer::Startup => {
-                self.part_died(Error::NotAccepting { limit })?;
+                self.part_died(self.plane.not_started(limit))?;
                 return Ok(None);
             }
             Timer::Delay => HandoffFailure::NotStarted { limit: self.config.drain_timeout }.into(),

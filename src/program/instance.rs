@@ -143,7 +143,11 @@ impl Instance {
         };
         let pid = running.pid();
         self.count(|counters| counters.starts += 1);
-        self.facts().pid = Some(pid);
+        {
+            let mut facts = self.facts();
+            facts.pid = Some(pid);
+            facts.missing = Some(probe.missing().clone());
+        }
         tracing::info!(
             event = "program.started",
             instance = self.number,
@@ -214,9 +218,9 @@ impl Instance {
                     ready_by = Some(by);
                     self.became_ready(by);
                 }
-                () = &mut failed_check, if ready_by.is_some_and(|by| probe.can_repeat(by)) => {
+                why = &mut failed_check, if ready_by.is_some_and(|by| probe.can_repeat(by)) => {
                     self.count_end(running.kill().await);
-                    return Lived::failed("failed its health check and was killed".to_owned());
+                    return Lived::failed(format!("failed its health check and was killed: {why}"));
                 }
                 () = until(silent_at) => {
                     return self.abort(running).await;
@@ -263,11 +267,17 @@ impl Instance {
     /// Records that the program is ready.
     fn became_ready(&self, by: ReadyBy) {
         let pid = self.facts().pid;
+        let seen = match by {
+            ReadyBy::Report => "it has reported so, or its check succeeds",
+            ReadyBy::Connect => "it accepts connections on its private address",
+            ReadyBy::Guess => "it has run for a second",
+        };
         tracing::info!(
             event = "program.ready",
             instance = self.number,
             program_pid = pid,
-            "the program is ready"
+            seen,
+            "the program is ready: {seen}"
         );
         if by == ReadyBy::Guess {
             tracing::warn!(

@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::ready::ReadyBy;
+use super::ready::{Missing, ReadyBy};
 use crate::error::Error;
 use crate::report::{ProgramCounters, ProgramReport, ProgramState};
 
@@ -54,6 +54,8 @@ pub(super) struct Facts {
     pub(super) pid: Option<u32>,
     pub(super) status: Option<String>,
     pub(super) counters: ProgramCounters,
+    /// What the program has not done yet to be ready. `None` before its first start.
+    pub(super) missing: Option<Missing>,
     /// Whether the program has ever answered its watchdog.
     answers: bool,
     /// The heartbeats that wait for the program's next answer.
@@ -100,6 +102,15 @@ pub(super) struct Observed {
 impl Observed {
     pub(super) fn facts(&self) -> MutexGuard<'_, Facts> {
         self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns why the program is not ready, as a part of a sentence. Returns `None` if it is
+    /// ready.
+    pub(super) fn missing(&self) -> Option<String> {
+        if matches!(*self.state.borrow(), InstanceState::Ready(_)) {
+            return None;
+        }
+        self.facts().missing.as_ref().map(Missing::text)
     }
 
     /// Returns the instance's part of a status report.

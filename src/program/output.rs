@@ -18,8 +18,9 @@ use tokio::sync::oneshot;
 
 use crate::text::cut_line;
 
-/// The number of lines to keep, and the maximum length of each in bytes.
-const LINES: usize = 5;
+/// The number of lines to keep, and the maximum length of each in bytes. An interpreter may print a
+/// long stack trace after the line that says what is wrong.
+const LINES: usize = 20;
 const LONGEST: usize = 300;
 
 /// The last lines that a program wrote to standard error. Clones share the same lines.

@@ -260,6 +260,13 @@ impl<S: Service> DataPlane for ProgramPlane<S> {
         Ok(())
     }
 
+    fn not_started(&self, limit: Duration) -> Error {
+        match self.instances.iter().find_map(Observed::missing) {
+            Some(why) => Error::ProgramNotReady { limit, why },
+            None => Error::NotAccepting { limit },
+        }
+    }
+
     async fn died(&self) -> Error {
         tokio::select! {
             error = failure(self.failures.subscribe()) => error,

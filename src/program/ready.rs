@@ -5,8 +5,9 @@
 //! reach the old program instead.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -51,16 +52,52 @@ pub(super) struct Probe {
     command: Option<(Vec<String>, ProgramEnvironment)>,
     /// The pid of the program.
     pub(super) pid: u32,
+    /// What the program has not done yet, as a part of a sentence.
+    missing: Missing,
+}
+
+/// What a program has not done yet to be ready, as a part of a sentence. Clones share the text.
+#[derive(Clone, Debug)]
+pub(super) struct Missing(Arc<Mutex<String>>);
+
+impl Missing {
+    fn new(ready: &Ready) -> Self {
+        let text = match ready {
+            Ready::Notify | Ready::NotifyOrConnect => "it has not sent READY=1".to_owned(),
+            Ready::Descriptor(number) => {
+                format!("it has not written a newline to descriptor {number}")
+            }
+            Ready::NotifyOrAlive | Ready::After(_) => "it has not run long enough".to_owned(),
+            Ready::Connect | Ready::Http(_) | Ready::Command(_) => {
+                "its first check has not ended".to_owned()
+            }
+        };
+        Self(Arc::new(Mutex::new(text)))
+    }
+
+    fn set(&self, text: String) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = text;
+    }
+
+    pub(super) fn text(&self) -> String {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 impl Probe {
-    pub(super) const fn new(
+    pub(super) fn new(
         config: Arc<ProgramConfig>,
         ready: Ready,
         private: Option<Address>,
         command: Option<(Vec<String>, ProgramEnvironment)>,
     ) -> Self {
-        Self { config, ready, private, command, pid: 0 }
+        let missing = Missing::new(&ready);
+        Self { config, ready, private, command, pid: 0, missing }
+    }
+
+    /// Returns what the program has not done yet. The text changes with each check.
+    pub(super) fn missing(&self) -> &Missing {
+        &self.missing
     }
 
     /// Returns whether a program that became ready in this way can be checked again. A program that
@@ -106,39 +143,49 @@ impl Probe {
     }
 
     async fn until_it_succeeds(&self) {
-        while !self.check().await {
+        while let Err(why) = self.check().await {
+            let also = if self.ready == Ready::NotifyOrConnect {
+                ", and it has not sent READY=1"
+            } else {
+                ""
+            };
+            self.missing.set(why + also);
             sleep(PAUSE).await;
         }
     }
 
-    /// Checks a ready program periodically, and returns when a check fails. Never returns if no
-    /// checks are configured.
-    pub(super) async fn failure(&self) {
+    /// Checks a ready program periodically, and returns when a check fails, with the reason. Never
+    /// returns if no checks are configured.
+    pub(super) async fn failure(&self) -> String {
         let Some(interval) = self.config.check_interval else {
             return std::future::pending().await;
         };
         loop {
             sleep(interval).await;
-            if !self.check().await {
-                return;
+            if let Err(why) = self.check().await {
+                return why;
             }
         }
     }
 
-    /// Checks once whether the program is ready. Returns true for kinds of readiness that cannot be
-    /// checked again.
-    async fn check(&self) -> bool {
+    /// Checks once whether the program is ready, and returns why it is not. Succeeds for kinds of
+    /// readiness that cannot be checked again.
+    async fn check(&self) -> Result<(), String> {
         let checked = async {
             match (&self.ready, &self.private) {
-                (Ready::Connect | Ready::NotifyOrConnect, Some(address)) => {
-                    dial(address).await.is_ok()
+                (Ready::Connect | Ready::NotifyOrConnect, Some(address)) => dial(address)
+                    .await
+                    .map(drop)
+                    .map_err(|error| format!("it does not accept connections: {error}")),
+                (Ready::Http(path), Some(address)) => answers(address, path).await,
+                (Ready::Command(words), _) if !self.succeeds().await => {
+                    Err(format!("its check {} fails", words[0]))
                 }
-                (Ready::Http(path), Some(address)) => answers(address, path).await.unwrap_or(false),
-                (Ready::Command(_), _) => self.succeeds().await,
-                _ => true,
+                _ => Ok(()),
             }
         };
-        timeout(CHECK_TIMEOUT, checked).await.unwrap_or(false)
+        let timed_out = || Err(format!("its check has not ended within {CHECK_TIMEOUT:?}"));
+        timeout(CHECK_TIMEOUT, checked).await.unwrap_or_else(|_| timed_out())
     }
 
     /// Runs the check command, and returns whether it succeeds. Kills a command that takes too
@@ -178,13 +225,23 @@ impl Probe {
     }
 }
 
-/// Returns whether the program answers a request for `path` with a status below 400.
-async fn answers(address: &Address, path: &str) -> std::io::Result<bool> {
-    let mut stream = dial(address).await?;
-    let request = format!("GET {path} HTTP/1.0\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await?;
-    let mut line = String::new();
-    BufReader::new(stream).read_line(&mut line).await?;
+/// Checks whether the program answers a request for `path` with a status below 400, and returns why
+/// it does not.
+async fn answers(address: &Address, path: &str) -> Result<(), String> {
+    let asked = async {
+        let mut stream = dial(address).await?;
+        let request =
+            format!("GET {path} HTTP/1.0\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line).await?;
+        io::Result::Ok(line)
+    };
+    let line = asked.await.map_err(|error| format!("it does not answer GET {path}: {error}"))?;
     let status = line.split(' ').nth(1).and_then(|status| status.parse::<u16>().ok());
-    Ok(line.starts_with("HTTP/") && status.is_some_and(|status| (100..400).contains(&status)))
+    match status.filter(|_| line.starts_with("HTTP/")) {
+        Some(100..400) => Ok(()),
+        Some(status) => Err(format!("it answers GET {path} with status {status}")),
+        None => Err(format!("it answers GET {path}, but not in HTTP")),
+    }
 }

@@ -23,9 +23,9 @@ use crate::net::Stream;
 static NEXT: AtomicU64 = AtomicU64::new(0);
 
 impl Life {
-    /// Returns a blocking Unix listener that gets the connections of the listener called `name`. Its
-    /// abstract address differs from that of every other listener, but any local process may connect
-    /// to it. Must be called in a tokio runtime.
+    /// Returns a blocking Unix listener that gets the connections of the listener called `name`.
+    /// Its abstract address differs from that of every other listener, but any local process may
+    /// connect to it. Must be called in a tokio runtime.
     ///
     /// The server sees all connections come from a Unix socket, so it does not learn the addresses
     /// of its clients. After [`Life::retired`], no further connections arrive, and the server may
