@@ -19,7 +19,9 @@ use crate::text::{escaped, printable};
 pub use exit::ExitStatus;
 
 /// The reason why a generation cannot start or continue.
-#[derive(Debug, thiserror::Error)]
+///
+/// `Debug` shows the same text as `Display`, because Rust prints the error of `main` with `Debug`.
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The address of a listener or an upstream is not valid.
@@ -221,6 +223,12 @@ pub enum Error {
         /// The error that the kernel has returned.
         source: io::Error,
     },
+}
+
+impl std::fmt::Debug for Error {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Display::fmt(self, f)
+    }
 }
 
 impl Error {

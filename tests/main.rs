@@ -49,6 +49,7 @@ mod launch;
 mod launch_faults;
 mod layers;
 mod leaks;
+mod life;
 mod listeners;
 mod log;
 mod moved_listeners;

@@ -42,14 +42,15 @@ where
         let connection =
             server.serve_connection_with_upgrades(TokioIo::new(stream), service.clone());
         let connection = graceful.watch(connection.into_owned());
-        let _ = tokio::spawn(async move {
+        // The task ends with its connection, which the drain waits for, or with the runtime.
+        drop(tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(
                     event = "connection.http_failed", %peer, error,
                     "a connection of an HTTP client has ended with an error: {error}"
                 );
             }
-        });
+        }));
     }
     drop(acceptor);
     closing.await;

@@ -26,7 +26,7 @@ use super::driver::{Driver, RunReport};
 use super::life::{Life, LifeRequest, ServedListeners};
 use crate::error::Error;
 use data_plane::{Embedded, Server};
-use turns::Turns;
+use turns::{TurnEnd, Turns};
 
 pub use acceptor::Acceptor;
 pub use blocking::{BlockingListener, Tracked};
@@ -59,9 +59,9 @@ impl Builder {
     ///
     /// # Panics
     /// Panics if `serve` panics.
-    pub fn serve_with<E: Display>(
+    pub fn serve_with<T, E: Display>(
         self,
-        serve: impl AsyncFn(Life) -> Result<(), E>,
+        serve: impl AsyncFn(Life) -> Result<T, E>,
     ) -> Result<RunReport, Error> {
         if Handle::try_current().is_ok() {
             self.refuse(&Error::InsideRuntime);
@@ -88,9 +88,9 @@ impl Builder {
     ///
     /// # Panics
     /// Panics if `serve` panics, or outside of a tokio runtime with I/O and time enabled.
-    pub async fn serve_here<E: Display>(
+    pub async fn serve_here<T, E: Display>(
         self,
-        serve: impl AsyncFn(Life) -> Result<(), E>,
+        serve: impl AsyncFn(Life) -> Result<T, E>,
     ) -> Result<RunReport, Error> {
         let Self { inheritance, config, line, life, last, .. } = self;
         let (server, calls) = watch::channel(Server::Running);
@@ -118,10 +118,12 @@ impl Builder {
                     Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
                 },
                 ended = turns.next() => {
-                    if let Err(reason) = ended {
-                        life.state.request(LifeRequest::Failed(reason));
-                    } else if !life.has_retired() {
-                        life.state.request(LifeRequest::Returned);
+                    match ended {
+                        TurnEnd::AsTold => {}
+                        TurnEnd::Early => life.state.request(LifeRequest::Returned),
+                        TurnEnd::Failed(reason) => {
+                            life.state.request(LifeRequest::Failed(reason));
+                        }
                     }
                 }
             }

@@ -69,6 +69,11 @@ impl Life {
         self.term.clone().unwrap_or_else(|| self.state.term.borrow().clone())
     }
 
+    /// Returns whether no later term has begun than the one to which this handle is bound.
+    pub(super) fn is_current(&self) -> bool {
+        self.term.as_ref().is_none_or(|term| term.is(&self.state.term.borrow()))
+    }
+
     /// Returns the generation number of this process. The first process of a service has number 1.
     #[must_use]
     pub fn generation(&self) -> Generation {
@@ -131,7 +136,14 @@ impl Life {
         let (term, state) = (self.term(), Arc::clone(&self.state));
         async move {
             term.drain_begun().await;
-            let _ = tokio::time::timeout(state.limits().first_request, term.all_heard()).await;
+            let served = state.served.get();
+            let heard = async {
+                term.all_heard().await;
+                if served.is_some_and(ServedListeners::has_unknown) {
+                    std::future::pending().await
+                }
+            };
+            let _ = tokio::time::timeout(state.limits().first_request, heard).await;
         }
     }
 
@@ -141,6 +153,9 @@ impl Life {
     /// connections are closed, but at most for
     /// [`Config::keep_alive_grace`](crate::Config::keep_alive_grace).
     ///
+    /// If the server accepts on a listener by itself (see [`Life::tcp_listener`]), its connections
+    /// are unknown, so both waits take their full time.
+    ///
     /// Use it for protocols such as HTTP/1.1, in which a reply can announce the end of its
     /// connection (see [`Life::has_retired`]). A client that sends a request in the meantime gets
     /// such a reply, so no request is lost.
@@ -149,7 +164,13 @@ impl Life {
         async move {
             draining.await;
             let Some(served) = state.served.get() else { return };
-            let _ = tokio::time::timeout(state.limits().keep_alive, served.first_ended()).await;
+            let ended = async {
+                served.first_ended().await;
+                if served.has_unknown() {
+                    std::future::pending().await
+                }
+            };
+            let _ = tokio::time::timeout(state.limits().keep_alive, ended).await;
         }
     }
 

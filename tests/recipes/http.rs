@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -129,21 +130,36 @@ impl From<io::Error> for Unanswered {
     }
 }
 
+/// A connection, TCP or Unix.
+trait Connection: Read + Write {}
+
+impl<S: Read + Write> Connection for S {}
+
 #[expect(clippy::disallowed_methods, reason = "the pace of a load, not a wait for an event")]
 fn pause() {
     std::thread::sleep(PAUSE);
 }
 
-fn connect(address: &str) -> io::Result<TcpStream> {
+/// Connects to a TCP address or to the path of a Unix socket.
+fn connect(address: &str) -> io::Result<Box<dyn Connection>> {
+    if address.starts_with('/') {
+        let stream = UnixStream::connect(address)?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
+        stream.set_write_timeout(Some(TIMEOUT))?;
+        return Ok(Box::new(stream));
+    }
     let stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
     stream.set_nodelay(true)?;
-    Ok(stream)
+    Ok(Box::new(stream))
 }
 
 /// Sends a request and reads its reply.
-fn request(stream: &mut BufReader<TcpStream>, is_last: bool) -> Result<Reply, Unanswered> {
+fn request(
+    stream: &mut BufReader<Box<dyn Connection>>,
+    is_last: bool,
+) -> Result<Reply, Unanswered> {
     let connection = if is_last { "close" } else { "keep-alive" };
     let request = format!("GET / HTTP/1.1\r\nHost: test\r\nConnection: {connection}\r\n\r\n");
     let sent = stream.get_mut().write_all(request.as_bytes());
@@ -186,14 +202,14 @@ fn request(stream: &mut BufReader<TcpStream>, is_last: bool) -> Result<Reply, Un
     Ok(Reply { status, body: String::from_utf8_lossy(&body).into_owned(), closes })
 }
 
-fn exactly(stream: &mut BufReader<TcpStream>, length: usize) -> io::Result<Vec<u8>> {
+fn exactly(stream: &mut BufReader<Box<dyn Connection>>, length: usize) -> io::Result<Vec<u8>> {
     let mut body = vec![0; length];
     stream.read_exact(&mut body)?;
     Ok(body)
 }
 
 /// Reads a body in chunks (RFC 9112, section 7.1).
-fn chunks(stream: &mut BufReader<TcpStream>) -> Result<Vec<u8>, Unanswered> {
+fn chunks(stream: &mut BufReader<Box<dyn Connection>>) -> Result<Vec<u8>, Unanswered> {
     let mut body = Vec::new();
     loop {
         let mut line = String::new();

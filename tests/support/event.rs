@@ -118,6 +118,7 @@ events! {
     ReloadIgnored = "reload.ignored",
     ReloadPending = "reload.pending",
     RollbackIgnored = "rollback.ignored",
+    ServerFailed = "server.failed",
     ServerHung = "server.hung",
     SignalIgnored = "signal.ignored",
     SignalReceived = "signal.received",

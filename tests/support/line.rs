@@ -113,6 +113,8 @@ impl Line {
         let stderr = fs::read_link(format!("/proc/self/fd/{}", read.as_raw_fd())).unwrap();
         let mut command = command(folder.path());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(write);
+        // What a killed generation leaves behind goes with the folder.
+        command.env("TMPDIR", folder.path());
         prepare(&mut command, folder.path());
         let pid = command.spawn().unwrap().id();
         drop(command);

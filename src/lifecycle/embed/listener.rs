@@ -40,6 +40,9 @@ impl Life {
         let copy = served.listener.try_clone().map_err(failed)?;
         let domain = SockRef::from(&copy).domain();
         if domain.is_ok_and(is_wanted) {
+            if let Some(served) = self.state.served.get() {
+                served.set_unknown();
+            }
             Ok(copy)
         } else {
             Err(Error::NoSuchListener { name: name.to_owned() })

@@ -6,11 +6,12 @@
 //! server listens alone. This costs some processor time for each byte. The library knows when the
 //! connections have ended, whatever the server does with them.
 
+use std::fs;
 use std::io;
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixListener};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::os::unix::net::{UnixListener, UnixStream as BlockingStream};
+use std::path::{Path, PathBuf};
 
+use nix::unistd::mkdtemp;
 use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 
@@ -19,13 +20,21 @@ use crate::error::Error;
 use crate::lifecycle::life::Life;
 use crate::net::Stream;
 
-/// Distinguishes the private listeners of a process.
-static NEXT: AtomicU64 = AtomicU64::new(0);
+/// A folder that only this user may enter. Dropping this value removes it.
+#[derive(Debug)]
+struct Folder(PathBuf);
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // Ignore errors, because at worst the folder is left behind.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
 
 impl Life {
-    /// Returns a blocking Unix listener that gets the connections of the listener called `name`.
-    /// Its abstract address differs from that of every other listener, but any local process may
-    /// connect to it. Must be called in a tokio runtime.
+    /// Returns a blocking Unix listener that gets the connections of the listener called `name`. It
+    /// lies in a folder for temporary files that only this user may enter. Must be called in a
+    /// tokio runtime.
     ///
     /// The server sees all connections come from a Unix socket, so it does not learn the addresses
     /// of its clients. After [`Life::retired`], no further connections arrive, and the server may
@@ -33,39 +42,38 @@ impl Life {
     ///
     /// # Errors
     /// Returns [`Error::NoSuchListener`] if the name is unknown, or the kernel's error if no
-    /// descriptor is free.
+    /// descriptor is free or the folder cannot be created.
     pub fn private_listener(&self, name: &str) -> Result<UnixListener, Error> {
         let acceptor = self.acceptor(name)?;
-        let address = address().map_err(Error::system("name a private listener"))?;
-        let listener = UnixListener::bind_addr(&address)
-            .map_err(Error::system("listen on a private socket"))?;
+        let folder = mkdtemp(&std::env::temp_dir().join("handoffd-XXXXXX")).map(Folder);
+        let folder = folder.map_err(Error::system("create a folder for a private socket"))?;
+        let path = folder.0.join("listener");
+        let listener =
+            UnixListener::bind(&path).map_err(Error::system("listen on a private socket"))?;
         // The task ends with the last connection, which the drain waits for, or with the runtime.
-        drop(tokio::spawn(forward(acceptor, address)));
+        drop(tokio::spawn(async move {
+            forward(acceptor, &path).await;
+            drop(folder);
+        }));
         Ok(listener)
     }
 }
 
-/// Returns an abstract address that no other listener of any process has.
-fn address() -> io::Result<SocketAddr> {
-    let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    SocketAddr::from_abstract_name(format!("handoffd-private-{}-{number}", std::process::id()))
-}
-
 /// Forwards the connections of the acceptor to the private listener until all of them have ended.
-async fn forward(mut acceptor: Acceptor, address: SocketAddr) {
+async fn forward(mut acceptor: Acceptor, path: &Path) {
     let mut running = JoinSet::new();
     while let Some((client, _)) = acceptor.accept().await {
-        running.spawn(copy(client, address.clone()));
+        running.spawn(copy(client, path.to_owned()));
         while running.try_join_next().is_some() {}
     }
     drop(acceptor);
     while running.join_next().await.is_some() {}
 }
 
-async fn copy(mut client: Stream, address: SocketAddr) {
+async fn copy(mut client: Stream, path: PathBuf) {
     let copied = async {
         // The call waits while the backlog of the server is full, so it needs a thread.
-        let connect = move || std::os::unix::net::UnixStream::connect_addr(&address);
+        let connect = move || BlockingStream::connect(path);
         let server = tokio::task::spawn_blocking(connect).await.map_err(io::Error::other)??;
         server.set_nonblocking(true)?;
         let mut server = UnixStream::from_std(server)?;

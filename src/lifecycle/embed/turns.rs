@@ -18,15 +18,15 @@ pub(super) struct Turns<'a, S> {
     life: Life,
     serve: &'a S,
     terms: watch::Receiver<Term>,
-    running: Vec<Call<'a>>,
+    running: Vec<(Life, Call<'a>)>,
 }
 
 /// A running call, with the text of the server's error as its result.
 type Call<'a> = Pin<Box<dyn Future<Output = Result<(), String>> + 'a>>;
 
-impl<'a, S, E> Turns<'a, S>
+impl<'a, S, T, E> Turns<'a, S>
 where
-    S: AsyncFn(Life) -> Result<(), E>,
+    S: AsyncFn(Life) -> Result<T, E>,
     E: Display,
 {
     /// Begins the first call.
@@ -39,8 +39,9 @@ where
 
     fn begin(&mut self) {
         let (serve, life) = (self.serve, self.life.of_this_term());
-        self.running
-            .push(Box::pin(async move { serve(life).await.map_err(|error| error.to_string()) }));
+        let own = life.clone();
+        let call = async move { serve(own).await.map(drop).map_err(|error| error.to_string()) };
+        self.running.push((life, Box::pin(call)));
     }
 
     /// Returns whether no call runs.
@@ -48,10 +49,9 @@ where
         self.running.is_empty()
     }
 
-    /// Waits until a call has returned, and returns its result. Meanwhile begins a new call for
-    /// each new term, lets the listeners that stop last stop, and drops all calls at a cut. Returns
-    /// `Ok` if it has dropped the calls. Cancel safe.
-    pub(super) async fn next(&mut self) -> Result<(), String> {
+    /// Waits until a call has returned, and returns how. Meanwhile begins a new call for each new
+    /// term, lets the listeners that stop last stop, and drops all calls at a cut. Cancel safe.
+    pub(super) async fn next(&mut self) -> TurnEnd {
         loop {
             let is_cut = self.life.state.cut.is_cancelled();
             let life = self.life.clone();
@@ -68,9 +68,21 @@ where
                 biased;
                 () = self.life.cut(), if !is_cut => {
                     self.running.clear();
-                    return Ok(());
+                    return TurnEnd::AsTold;
                 }
-                ended = Finished(&mut self.running) => return ended,
+                (life, ended) = Finished(&mut self.running) => return match ended {
+                    Err(reason) if life.is_current() => TurnEnd::Failed(reason),
+                    Err(reason) => {
+                        tracing::error!(
+                            event = "server.failed", reason,
+                            "the server has failed while it ended the connections of an earlier \
+                            term: {reason}"
+                        );
+                        TurnEnd::AsTold
+                    }
+                    Ok(()) if life.has_retired() => TurnEnd::AsTold,
+                    Ok(()) => TurnEnd::Early,
+                },
                 Ok(()) = self.terms.changed() => self.begin(),
                 () = last_may_stop => {}
             }
@@ -78,18 +90,28 @@ where
     }
 }
 
+/// How a call has ended.
+pub(super) enum TurnEnd {
+    /// The call has returned at the end of its term, or was dropped.
+    AsTold,
+    /// The call has returned although nothing told it to.
+    Early,
+    /// The call of the current term has failed.
+    Failed(String),
+}
+
 /// A future that resolves when one of the calls has returned. The call is then removed. Never
 /// resolves if no call runs.
-struct Finished<'a, 'b>(&'a mut Vec<Call<'b>>);
+struct Finished<'a, 'b>(&'a mut Vec<(Life, Call<'b>)>);
 
 impl Future for Finished<'_, '_> {
-    type Output = Result<(), String>;
+    type Output = (Life, Result<(), String>);
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         for place in 0..self.0.len() {
-            if let Poll::Ready(ended) = self.0[place].as_mut().poll(cx) {
-                drop(self.0.swap_remove(place));
-                return Poll::Ready(ended);
+            if let Poll::Ready(ended) = self.0[place].1.as_mut().poll(cx) {
+                let (life, _) = self.0.swap_remove(place);
+                return Poll::Ready((life, ended));
             }
         }
         Poll::Pending

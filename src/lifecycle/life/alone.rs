@@ -98,12 +98,14 @@ where
         tokio::pin!(term_over);
         loop {
             tokio::select! {
+                biased;
+                // Of a later term, another call of the server takes care.
+                () = &mut term_over => return,
                 active = standing.wait_for(|now| *now == Standing::Active) => {
                     if active.is_err() {
                         return;
                     }
                 }
-                () = &mut term_over => return,
             }
             // Count the task before the last look at the standing. The driver changes the standing
             // before it looks at the count, so one of the two sees the other.

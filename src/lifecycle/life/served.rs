@@ -6,7 +6,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -20,6 +20,8 @@ use crate::report::{Connections, Counters};
 #[derive(Debug)]
 pub(in crate::lifecycle) struct ServedListeners {
     all: Vec<Arc<ServedListener>>,
+    /// Whether the server accepts on a listener by itself, so that its connections are unknown here.
+    has_unknown: AtomicBool,
     /// How many connections had been accepted and had ended when the drain began.
     ended_before: AtomicUsize,
     carried: AtomicUsize,
@@ -56,7 +58,19 @@ impl ServedListeners {
             Arc::new(ServedListener { listener, order, open, accepted })
         });
         let [ended_before, carried, cut] = [const { AtomicUsize::new(0) }; 3];
-        Self { all: all.collect(), ended_before, carried, cut }
+        let (all, has_unknown) = (all.collect(), AtomicBool::new(false));
+        Self { all, has_unknown, ended_before, carried, cut }
+    }
+
+    /// Records that the server accepts on a listener by itself.
+    pub(in crate::lifecycle) fn set_unknown(&self) {
+        self.has_unknown.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns whether the server accepts on a listener by itself. If so, nobody knows when its
+    /// connections have ended, or whether they have sent anything.
+    pub(in crate::lifecycle) fn has_unknown(&self) -> bool {
+        self.has_unknown.load(Ordering::Relaxed)
     }
 
     pub(in crate::lifecycle) fn get(&self, name: &str) -> Result<Arc<ServedListener>, Error> {

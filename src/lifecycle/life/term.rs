@@ -35,6 +35,11 @@ struct TermEvents {
 }
 
 impl Term {
+    /// Returns whether both values belong to the same term.
+    pub(in crate::lifecycle) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     pub(in crate::lifecycle) fn has_retired(&self) -> bool {
         self.0.has_retired.load(Ordering::Acquire)
     }

@@ -1,0 +1,191 @@
+//! A server that shows the events of its life, and what a server can do about them.
+//!
+//! `cargo run --example life -- MODE ADDRESS` serves an echo. Each MODE shows one thing; see the
+//! functions below. The tests in tests/life.rs use all of them.
+
+use std::error::Error;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::Path;
+use std::time::Duration;
+
+use handoffd::carry::CarriedState;
+use handoffd::embed::{Life, Stop};
+use handoffd::listen::Stream;
+use handoffd::{Builder, Config, Echo};
+use rustix::fs::FlockOperation;
+use tokio::time::sleep;
+
+type Failure = Box<dyn Error + Send + Sync>;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let server = Builder::from_env()?;
+    tracing_subscriber::fmt()
+        .with_writer(io::stderr)
+        .with_ansi(false)
+        .with_max_level(tracing_subscriber::filter::LevelFilter::DEBUG)
+        .init();
+    let mut arguments = std::env::args().skip(1);
+    let mode = arguments.next().ok_or("expected a mode")?;
+    let address = arguments.next().unwrap_or_else(|| "127.0.0.1:7001".to_owned());
+    let server = server.listen(&format!("echo={address}"))?;
+    let server = server.listen("admin=127.0.0.1:0")?.last("admin").configure(hurry);
+    match mode.as_str() {
+        "alone" => server.serve_with(async |life| {
+            life.alone(work);
+            echo(life).await
+        })?,
+        "alone-deaf" => server.serve_with(async |life| {
+            life.alone(|_| deaf_work());
+            echo(life).await
+        })?,
+        // The library's own server: the hooks are the same.
+        "alone-service" => {
+            let runtime = tokio::runtime::Runtime::new()?;
+            let _inside = runtime.enter();
+            server.life().alone(work);
+            runtime.block_on(server.run(Echo))?
+        }
+        "roll-back" => server.serve_with(roll_back)?,
+        "refuse" => server.serve_with(refuse)?,
+        "warm-up" => server.serve_with(warm_up)?,
+        "offer" => server.serve_with(offer)?,
+        "deaf" => server.serve_with(deaf)?,
+        "blocked" => server.serve_with(blocked)?,
+        "echo" => server.serve_with(echo)?,
+        "in-runtime" => {
+            let runtime = tokio::runtime::Runtime::new()?;
+            let _inside = runtime.enter();
+            server.serve_with(echo)?
+        }
+        other => return Err(format!("the mode {other} is unknown").into()),
+    };
+    Ok(())
+}
+
+/// Sets short time limits, so that the effect of each is seen soon.
+fn hurry(config: &mut Config) {
+    config.bake = Duration::from_millis(10);
+    config.ready_timeout = Duration::from_secs(2);
+    config.drain_timeout = Duration::from_secs(2);
+    config.alone_timeout = Duration::from_millis(200);
+}
+
+/// Serves an echo on both listeners.
+async fn echo(life: Life) -> Result<(), Failure> {
+    let (mut acceptor, mut admin) = (life.acceptor("echo")?, life.acceptor("admin")?);
+    life.ready();
+    let main = async {
+        while let Some((client, _)) = acceptor.accept().await {
+            tokio::spawn(answer(client));
+        }
+        drop(acceptor);
+    };
+    let side = async {
+        while let Some((client, _)) = admin.accept().await {
+            tokio::spawn(answer(client));
+        }
+    };
+    tokio::join!(main, side);
+    Ok(())
+}
+
+async fn answer(client: Stream) -> io::Result<()> {
+    let (mut from, mut to) = tokio::io::split(client);
+    tokio::io::copy(&mut from, &mut to).await?;
+    tokio::io::AsyncWriteExt::shutdown(&mut to).await
+}
+
+/// Works in one generation only. The file `lock` is the witness that nobody else works.
+async fn work(stop: Stop) {
+    let witness = File::create("lock").and_then(|file| {
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+        Ok(file)
+    });
+    if witness.is_err() {
+        let _ = File::create("overlap");
+    }
+    let _ = log("begin");
+    stop.requested().await;
+    let _ = log("end");
+}
+
+/// Appends a line to the file `work`.
+fn log(what: &str) -> io::Result<()> {
+    let mut file = File::options().append(true).create(true).open("work")?;
+    file.write_all(format!("{what} {}\n", std::process::id()).as_bytes())
+}
+
+/// Ignores the request to stop.
+async fn deaf_work() {
+    std::future::pending().await
+}
+
+/// Gives the handoff back while the file `broken` exists.
+async fn roll_back(life: Life) -> Result<(), Failure> {
+    if Path::new("broken").exists() {
+        let life = life.clone();
+        tokio::spawn(async move {
+            life.roll_back("the cache is broken");
+        });
+    }
+    echo(life).await
+}
+
+/// Refuses to serve while the file `broken` exists.
+async fn refuse(life: Life) -> Result<(), Failure> {
+    if Path::new("broken").exists() {
+        return Err("there is no database".into());
+    }
+    echo(life).await
+}
+
+/// Takes longer to start than the ready timeout, and asks for more time.
+async fn warm_up(life: Life) -> Result<(), Failure> {
+    for _ in 0..3 {
+        life.extend_start(Duration::from_secs(60));
+        sleep(Duration::from_secs(1)).await;
+    }
+    echo(life).await
+}
+
+/// Passes the number of generations so far to the successor, and writes it to the file `count`.
+async fn offer(life: Life) -> Result<(), Failure> {
+    let counting = life.clone();
+    tokio::spawn(async move {
+        let state = counting.from_predecessor().await;
+        let before: u64 = state.map_or(0, |state| {
+            assert_eq!(state.format, "count/1");
+            String::from_utf8_lossy(&state.bytes).parse().unwrap_or(0)
+        });
+        let bytes = (before + 1).to_string().into_bytes();
+        let _ = counting.offer(CarriedState::new("count/1", bytes));
+        let _ = fs::write("count", (before + 1).to_string());
+    });
+    echo(life).await
+}
+
+/// Ignores the drain and the cut.
+async fn deaf(life: Life) -> Result<(), Failure> {
+    let mut acceptor = life.acceptor("echo")?;
+    life.ready();
+    loop {
+        match acceptor.accept().await {
+            Some((client, _)) => drop(tokio::spawn(answer(client))),
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// Blocks the main thread for ever once the generation retires.
+#[expect(clippy::disallowed_methods, reason = "that is what it shows")]
+async fn blocked(life: Life) -> Result<(), Failure> {
+    let mut acceptor = life.acceptor("echo")?;
+    life.ready();
+    while let Some((client, _)) = acceptor.accept().await {
+        tokio::spawn(answer(client));
+    }
+    loop {
+        std::thread::sleep(Duration::from_secs(1));
+    }
+}

@@ -1,0 +1,261 @@
+//! Tests of a server of its own: what it learns of the life of its generation, and what it can do.
+//!
+//! The server is the example `life`.
+
+use std::fs;
+use std::path::Path;
+
+use nix::sys::signal::Signal;
+
+use crate::support::{
+    Client, Event, Line, Record, adopt_orphans, assert_becomes, example, exit_code, install, signal,
+};
+
+fn start(mode: &str) -> Line {
+    let line = Line::start_program(&example("life"), |command, folder| {
+        command.args([mode, "127.0.0.1:0"]).current_dir(folder);
+    });
+    line.wait("the first generation", |record| record.is_event(Event::GenerationServing));
+    line
+}
+
+/// Replaces the server by a signal. Returns the new pid, or why the handoff failed.
+fn replace(line: &Line, pid: u32) -> Result<u32, Record> {
+    let mark = line.mark();
+    signal(pid, Signal::SIGHUP);
+    let outcome = line.wait_since(mark, "the outcome of the handoff", |record| {
+        record.is_event(Event::HandoffCommitted) || record.is_event(Event::HandoffFailed)
+    });
+    match outcome.field("successor_pid") {
+        Some(pid) => Ok(pid.parse().unwrap()),
+        None => Err(outcome),
+    }
+}
+
+/// Stops the service, and waits until all of its processes have ended.
+fn stop(line: &Line, pid: u32) {
+    signal(pid, Signal::SIGTERM);
+    line.wait_for_end();
+}
+
+/// Returns the addresses of the two listeners.
+fn addresses(line: &Line) -> (String, String) {
+    let record = line.wait("accepting", |record| record.is_event(Event::GenerationAccepting));
+    let listeners = record.field("listeners").unwrap().to_owned();
+    let of = |name: &str| {
+        let found = listeners.split(' ').find_map(|one| one.strip_prefix(name));
+        found.unwrap().to_owned()
+    };
+    (of("echo="), of("admin="))
+}
+
+/// Returns what the worker has noted: which process began or ended, in order.
+fn noted(line: &Line) -> Vec<String> {
+    let text = fs::read_to_string(line.folder().join("work")).unwrap_or_default();
+    text.lines().map(str::to_owned).collect()
+}
+
+/// Checks that exactly one worker ran at any time, and that `pid` works now.
+fn one_works(line: &Line, pid: u32) {
+    assert_becomes(&Some(format!("begin {pid}")), || noted(line).pop());
+    let folder = line.folder();
+    assert!(!folder.join("overlap").exists(), "{:?}", noted(line));
+    for pair in noted(line).windows(2) {
+        // A worker that was killed has not said that it ended.
+        let is_same = pair[0].split(' ').nth(1) == pair[1].split(' ').nth(1);
+        assert!(pair[0].starts_with("begin") || !is_same || pair[1].starts_with("begin"));
+    }
+}
+
+/// Returns how many times a worker moves. More by `HANDOFFS=1000 cargo test a_worker_never`.
+#[expect(clippy::disallowed_methods, reason = "the caller of the tests chooses it")]
+fn handoffs() -> u64 {
+    std::env::var("HANDOFFS").map_or(30, |count| count.parse().unwrap())
+}
+
+/// Handoffs, handoffs that fail, and killed generations alternate.
+#[test]
+fn a_worker_never_runs_twice() {
+    let line = start("alone");
+    let (address, _) = addresses(&line);
+    let mut pid = line.first_pid();
+    for round in 0..handoffs() {
+        one_works(&line, pid);
+        match round % 3 {
+            0 => pid = replace(&line, pid).unwrap(),
+            1 => {
+                install(line.folder(), "exit 1");
+                replace(&line, pid).unwrap_err();
+                line.put_link(example("life"));
+            }
+            _ => {
+                // The connection keeps the old generation, which serves again when the new one dies.
+                let mut held = Client::connect(&address).unwrap();
+                held.echo(b"stay").unwrap();
+                let next = replace(&line, pid).unwrap();
+                one_works(&line, next);
+                let mark = line.mark();
+                signal(next, Signal::SIGKILL);
+                line.wait_since(mark, "the old generation", |record| {
+                    record.is_event(Event::GenerationResumed)
+                });
+                drop(held);
+            }
+        }
+    }
+    one_works(&line, pid);
+    stop(&line, pid);
+    assert_eq!(noted(&line).pop(), Some(format!("end {pid}")));
+}
+
+#[test]
+fn a_worker_beside_a_service_moves_too() {
+    let line = start("alone-service");
+    one_works(&line, line.first_pid());
+    let pid = replace(&line, line.first_pid()).unwrap();
+    one_works(&line, pid);
+    stop(&line, pid);
+}
+
+#[test]
+fn a_worker_that_ignores_the_stop_prevents_the_handoff() {
+    let line = start("alone-deaf");
+    let failed = replace(&line, line.first_pid()).unwrap_err();
+    assert!(failed.text.contains("a task that runs in only one generation did not end"));
+    assert!(Client::connect(&addresses(&line).0).unwrap().echo(b"served").is_ok());
+    // At the end of the service, the task is dropped.
+    stop(&line, line.first_pid());
+    assert_eq!(line.count(Event::AloneDropped), 1);
+}
+
+#[test]
+fn a_server_rolls_back_with_its_reason() {
+    let line = start("roll-back");
+    fs::write(line.folder().join("broken"), "").unwrap();
+    let failed = replace(&line, line.first_pid()).unwrap_err();
+    assert!(failed.text.contains("gave the handoff back: the cache is broken"), "{}", failed.text);
+    Client::connect(&addresses(&line).0).unwrap().echo(b"served").unwrap();
+    fs::remove_file(line.folder().join("broken")).unwrap();
+    let pid = replace(&line, line.first_pid()).unwrap();
+    stop(&line, pid);
+}
+
+#[test]
+fn a_server_refuses_to_start_with_its_reason() {
+    let line = start("refuse");
+    fs::write(line.folder().join("broken"), "").unwrap();
+    let failed = replace(&line, line.first_pid()).unwrap_err();
+    assert!(failed.text.contains("the server has failed: there is no database"), "{}", failed.text);
+    stop(&line, line.first_pid());
+}
+
+#[test]
+fn a_server_that_warms_up_gets_more_time() {
+    let line = start("warm-up");
+    let pid = replace(&line, line.first_pid()).unwrap();
+    stop(&line, pid);
+}
+
+#[test]
+fn a_server_passes_a_state_to_its_successor() {
+    let line = start("offer");
+    let count = || fs::read_to_string(line.folder().join("count")).unwrap_or_default();
+    assert_becomes(&"1".to_owned(), count);
+    let mut pid = line.first_pid();
+    for expected in 2..5 {
+        pid = replace(&line, pid).unwrap();
+        assert_becomes(&expected.to_string(), count);
+    }
+    stop(&line, pid);
+}
+
+#[test]
+fn a_server_that_ignores_the_cut_is_gone() {
+    for mode in ["deaf", "blocked"] {
+        let line = start(mode);
+        let mut held = Client::connect(&addresses(&line).0).unwrap();
+        held.echo(b"held").unwrap();
+        let pid = replace(&line, line.first_pid()).unwrap();
+        assert_eq!(exit_code(line.first_pid()), 0, "{mode}");
+        assert_eq!(line.count(Event::GenerationEnded.with("cut", 1)), 1, "{mode}");
+        drop(held);
+        signal(pid, Signal::SIGQUIT);
+        line.wait_for_end();
+    }
+}
+
+#[test]
+fn connections_of_an_own_server_are_counted() {
+    let line = start("echo");
+    let mut held = Client::connect(&addresses(&line).0).unwrap();
+    held.echo(b"held").unwrap();
+    let pid = replace(&line, line.first_pid()).unwrap();
+    line.wait("the drain", |record| record.is_event(Event::DrainStarted.with("connections", 1)));
+    held.half_close().unwrap();
+    held.expect_end().unwrap();
+    line.wait("the end", |record| {
+        record.is_event(Event::GenerationEnded.with("ended", 1).with("cut", 0))
+    });
+    stop(&line, pid);
+}
+
+/// The server is called again while its earlier call still waits for a connection.
+#[test]
+fn an_own_server_accepts_again_when_its_successor_dies() {
+    let line = start("echo");
+    let (address, _) = addresses(&line);
+    let mut held = Client::connect(&address).unwrap();
+    held.echo(b"held").unwrap();
+    let next = replace(&line, line.first_pid()).unwrap();
+    signal(next, Signal::SIGKILL);
+    line.wait("the old generation", |record| record.is_event(Event::GenerationResumed));
+    held.echo(b"still").unwrap();
+    Client::connect(&address).unwrap().echo(b"again").unwrap();
+    let pid = replace(&line, line.first_pid()).unwrap();
+    drop(held);
+    stop(&line, pid);
+}
+
+#[test]
+fn a_listener_that_stops_last_serves_during_the_stop() {
+    let line = start("echo");
+    let (address, admin) = addresses(&line);
+    let mut held = Client::connect(&address).unwrap();
+    held.echo(b"held").unwrap();
+    signal(line.first_pid(), Signal::SIGTERM);
+    line.wait("the drain", |record| record.is_event(Event::DrainStarted));
+    let mut late = Client::connect(&admin).unwrap();
+    late.echo(b"how are you?").unwrap();
+    late.half_close().unwrap();
+    late.expect_end().unwrap();
+    held.half_close().unwrap();
+    held.expect_end().unwrap();
+    line.wait_for_end();
+}
+
+/// The clients in the backlog are served although the service stops.
+#[test]
+fn an_own_server_serves_its_backlog_when_it_stops() {
+    let line = start("echo");
+    let (address, _) = addresses(&line);
+    crate::support::freeze(line.first_pid());
+    let mut clients: Vec<_> = (0..20).map(|_| Client::connect(&address).unwrap()).collect();
+    signal(line.first_pid(), Signal::SIGTERM);
+    crate::support::thaw(line.first_pid());
+    for client in &mut clients {
+        client.echo(b"served").unwrap();
+        client.half_close().unwrap();
+        client.expect_end().unwrap();
+    }
+    line.wait_for_end();
+}
+
+#[test]
+fn a_server_inside_a_runtime_is_refused_with_a_hint() {
+    adopt_orphans();
+    let mut command = std::process::Command::new(example("life"));
+    let said = command.args(["in-runtime", "127.0.0.1:0"]).output().unwrap();
+    let text = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert!(!said.status.success() && text.contains("#[tokio::main]"), "{text}");
+    assert!(!Path::new("lock").exists());
+}

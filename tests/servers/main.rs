@@ -1,0 +1,144 @@
+//! Tests of the servers in `examples/servers`, which are the recipes of docs/servers.md: each server
+//! is replaced 20 times under load, and no request fails.
+//!
+//! Run with `cargo test --test servers`. The tests build the package of the recipes first, which
+//! takes minutes. The variable `HANDOFFS` is another number of replacements. A test passes the
+//! listening sockets and a control socket, as a service manager does, so the programs are exactly
+//! those of the page.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::expect_used,
+    reason = "a test that cannot go on has failed"
+)]
+#![allow(clippy::missing_panics_doc, reason = "tests panic")]
+#![allow(
+    clippy::print_stdout,
+    reason = "a load tells what it was made of; cargo shows it on request"
+)]
+#![allow(dead_code, unused_imports, reason = "of what the tests share, each uses a part")]
+
+#[path = "../recipes/http.rs"]
+mod http;
+mod server;
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::fs;
+
+use http::Load;
+use server::{Clients, Server};
+
+/// Replaces a server of HTTP under load: short connections, and connections that are kept.
+fn loses_no_request(name: &str, expected: &'static str) {
+    let server = Server::start(name, &["http"]);
+    let load = Load::start(&server.address("http"), expected);
+    server.replace();
+    let requests = load.finish();
+    println!("{name}: {requests:?}");
+    assert!(requests.served > 100 && requests.failed.is_empty(), "{requests:?}");
+    assert_eq!(requests.closed_idle, 0, "{requests:?}");
+    server.stop();
+}
+
+/// Replaces a server under the load of clients of its own.
+fn loses_nothing(name: &str, listener: &str, kinds: &[&str]) {
+    let server = Server::start(name, &[listener]);
+    let address = server.address(listener);
+    let clients: Vec<_> =
+        kinds.iter().map(|kind| Clients::start(kind, &address, server.folder())).collect();
+    server.replace();
+    for clients in clients {
+        clients.lose_nothing();
+    }
+    server.stop();
+}
+
+#[test]
+fn axum_over_tcp() {
+    loses_no_request("axum_tcp", "generation ");
+}
+
+#[test]
+fn axum_over_a_unix_socket() {
+    let server = Server::start_unix("axum_unix", "http");
+    let load = Load::start(&server.address("http"), "hello, unix");
+    server.replace();
+    let requests = load.finish();
+    assert!(requests.served > 100 && requests.failed.is_empty(), "{requests:?}");
+    assert_eq!(requests.closed_idle, 0, "{requests:?}");
+    server.stop();
+}
+
+#[test]
+fn axum_over_tls() {
+    loses_nothing("axum_tls", "https", &["tls"]);
+}
+
+#[test]
+fn axum_with_websockets() {
+    loses_nothing("axum_websocket", "http", &["websocket"]);
+}
+
+#[test]
+fn axum_with_server_sent_events() {
+    loses_nothing("axum_sse", "http", &["sse"]);
+}
+
+#[test]
+fn hyper() {
+    loses_no_request("hyper", "generation ");
+}
+
+#[test]
+fn tonic() {
+    loses_nothing("tonic", "grpc", &["unary", "streaming"]);
+}
+
+#[test]
+fn actix_web() {
+    loses_no_request("actix", "generation ");
+}
+
+#[test]
+fn poem() {
+    loses_no_request("poem", "generation");
+}
+
+#[test]
+fn tiny_http() {
+    loses_no_request("tiny_http", "generation");
+}
+
+#[test]
+fn plain_tokio() {
+    server::answers_lines("plain_tokio");
+}
+
+#[test]
+fn plain_threads() {
+    server::answers_lines("plain_threads");
+}
+
+#[test]
+fn two_listeners() {
+    let server = Server::start("two_listeners", &["http", "admin"]);
+    let load = Load::start(&server.address("http"), "generation ");
+    server.replace();
+    let requests = load.finish();
+    assert!(requests.served > 100 && requests.failed.is_empty(), "{requests:?}");
+    server.stop();
+}
+
+/// The lock file is the witness: a second worker would panic, and the server would not serve.
+#[test]
+fn a_background_worker() {
+    let server = Server::start("worker", &["http"]);
+    let load = Load::start(&server.address("http"), "generation ");
+    server.replace();
+    let requests = load.finish();
+    assert!(requests.served > 100 && requests.failed.is_empty(), "{requests:?}");
+    assert!(fs::exists(server.folder().join("worker.lock")).unwrap());
+    assert_eq!(server.errors(), "", "a worker has met another one");
+    server.stop();
+}
