@@ -77,7 +77,6 @@ mod error;
 #[cfg(any(fuzzing, test))]
 pub mod fuzzing;
 mod generation;
-#[cfg(any(feature = "axum", feature = "hyper", feature = "tonic", feature = "tower"))]
 mod glue;
 mod handoff;
 mod ledger;
@@ -118,6 +117,8 @@ pub mod listen {
     pub use crate::net::{Binding, Listener, ListenerSet, Origin, Peer, Stream};
 }
 
+#[cfg(feature = "actix")]
+pub use glue::actix;
 #[cfg(feature = "axum")]
 pub use glue::axum;
 #[cfg(feature = "hyper")]

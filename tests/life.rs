@@ -89,7 +89,7 @@ fn a_worker_never_runs_twice() {
                 line.put_link(example("life"));
             }
             _ => {
-                // The connection keeps the old generation, which serves again when the new one dies.
+                // The connection keeps the old generation, which resumes when the new one dies.
                 let mut held = Client::connect(&address).unwrap();
                 held.echo(b"stay").unwrap();
                 let next = replace(&line, pid).unwrap();

@@ -1,5 +1,5 @@
-//! Generates the gRPC service of the recipe for tonic. Described here instead of in a `.proto` file,
-//! so that no compiler for such files is needed.
+//! Generates the gRPC service of the recipe for tonic. It is described here instead of in a
+//! `.proto` file, so that no compiler for such files is needed.
 
 use tonic_build::manual::{Builder, Method, Service};
 

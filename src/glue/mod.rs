@@ -4,6 +4,8 @@
 #[cfg(any(feature = "hyper", feature = "tower"))]
 mod announce;
 
+#[cfg(feature = "actix")]
+pub mod actix;
 #[cfg(feature = "axum")]
 pub mod axum;
 #[cfg(feature = "hyper")]

@@ -62,10 +62,16 @@ impl Builder {
     /// Takes the inheritance, as [`Inheritance::take`] does, and creates a builder with it. Call
     /// this function first in `main`, before any thread exists.
     ///
+    /// If the service manager has created a runtime directory (`RuntimeDirectory=` in the unit),
+    /// the control socket is `control` in this directory. Then `handoffd reload --control PATH`
+    /// reports the outcome of a reload.
+    ///
     /// # Errors
     /// Returns the same errors as [`Inheritance::take`].
     pub fn from_env() -> Result<Self, Error> {
-        Inheritance::take().map(Self::new)
+        let inheritance = Inheritance::take()?;
+        let control = inheritance.runtime_directory().map(|folder| folder.join("control"));
+        Ok(Self::new(inheritance).configure(|config| config.control = control))
     }
 
     /// Adds a listener, written as `[NAME=]ADDRESS`. If a parent passed in a socket with this name

@@ -6,10 +6,12 @@
 
 mod reload;
 
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tracing::subscriber::NoSubscriber;
 
 use super::driver::Driver;
 use super::machine::State;
@@ -231,6 +233,10 @@ impl<P: DataPlane> Driver<P> {
             event = "handoff.failed", %successor, reason = %failure,
             "the handoff {when}: {failure}"
         );
+        if tracing::dispatcher::get_default(|logger| logger.is::<NoSubscriber>()) {
+            // The program has installed no subscriber, so nobody reads the log record above.
+            let _ = writeln!(io::stderr(), "handoffd: the handoff {when}: {failure}");
+        }
         let was_ready = handoff.successor.as_ref().is_some_and(Successor::is_ready);
         if let Some(successor) = handoff.successor.take() {
             self.release(successor, &failure).await;

@@ -1,5 +1,5 @@
-//! Tests of the servers in `examples/servers`, which are the recipes of docs/servers.md: each server
-//! is replaced 20 times under load, and no request fails.
+//! Tests of the servers in `examples/servers`, which are the recipes of docs/servers.md: each
+//! server is replaced 20 times under load, and no request fails.
 //!
 //! Run with `cargo test --test servers`. The tests build the package of the recipes first, which
 //! takes minutes. The variable `HANDOFFS` is another number of replacements. A test passes the
@@ -85,6 +85,21 @@ fn axum_with_server_sent_events() {
     loses_nothing("axum_sse", "http", &["sse"]);
 }
 
+/// The recipes install no logger: a handoff that fails writes one line, and nothing else does.
+#[test]
+fn without_a_logger_only_a_failed_handoff_is_reported() {
+    let server = Server::start("hyper", &["http"]);
+    server.reload();
+    assert_eq!(server.errors(), "");
+    server.break_program();
+    let (code, _) = server.handoffd(&["reload"]);
+    assert_eq!(code, 70);
+    let errors = server.errors();
+    assert!(errors.starts_with("handoffd: the handoff failed: "), "{errors}");
+    assert_eq!(errors.lines().count(), 1, "{errors}");
+    server.stop();
+}
+
 #[test]
 fn hyper() {
     loses_no_request("hyper", "generation ");
@@ -97,7 +112,7 @@ fn tonic() {
 
 #[test]
 fn actix_web() {
-    loses_no_request("actix", "generation ");
+    loses_no_request("actix", "generation");
 }
 
 #[test]

@@ -77,7 +77,9 @@ impl Server {
         let control = UnixListener::bind(folder.path().join("control")).unwrap();
         sockets.push(("control".to_owned(), control.into()));
         let mut command = Command::new("bash");
-        command.args(["-c", "LISTEN_PID=$$ exec \"$0\""]).arg(program);
+        let link = folder.path().join("server");
+        std::os::unix::fs::symlink(program, &link).unwrap();
+        command.args(["-c", "LISTEN_PID=$$ exec \"$0\""]).arg(link);
         let names: Vec<_> = sockets.iter().map(|(name, _)| name.as_str()).collect();
         command.env("LISTEN_FDS", sockets.len().to_string()).env("LISTEN_FDNAMES", names.join(":"));
         command.current_dir(folder.path()).stdin(Stdio::null()).stdout(Stdio::null());
@@ -103,6 +105,13 @@ impl Server {
     /// Returns what the server has written to standard error.
     pub(crate) fn errors(&self) -> String {
         fs::read_to_string(self.folder().join("errors")).unwrap()
+    }
+
+    /// Replaces the program by one that ends at once.
+    pub(crate) fn break_program(&self) {
+        let (link, new) = (self.folder().join("server"), self.folder().join("server.new"));
+        std::os::unix::fs::symlink("/bin/false", &new).unwrap();
+        fs::rename(new, link).unwrap();
     }
 
     /// Runs a command of the operator. Returns its exit code and what it said.

@@ -1,5 +1,5 @@
-//! Listeners of the standard library, for servers that accept connections themselves, such as
-//! actix-web.
+//! The addresses of the listeners, and listeners of the standard library for servers that accept
+//! connections themselves, such as actix-web.
 //!
 //! The library does not see the connections of such a server. The server itself waits for them, and
 //! drops them at a cut.
@@ -14,6 +14,15 @@ use crate::error::Error;
 use crate::lifecycle::life::Life;
 
 impl Life {
+    /// Returns the address on which the listener called `name` listens. If port 0 is configured,
+    /// the address contains the port that the kernel chose.
+    ///
+    /// # Errors
+    /// Returns [`Error::NoSuchListener`] if the name is unknown.
+    pub fn address(&self, name: &str) -> Result<String, Error> {
+        self.served(name).map(|served| served.listener.address().to_owned())
+    }
+
     /// Returns a new descriptor of the TCP listener called `name`. It is non-blocking, and stays so
     /// because other generations share the socket. Stop accepting on it when [`Life::retired`]
     /// resolves.

@@ -20,7 +20,7 @@ use crate::report::{Connections, Counters};
 #[derive(Debug)]
 pub(in crate::lifecycle) struct ServedListeners {
     all: Vec<Arc<ServedListener>>,
-    /// Whether the server accepts on a listener by itself, so that its connections are unknown here.
+    /// Whether the server accepts on a listener by itself, so that its connections are unknown.
     has_unknown: AtomicBool,
     /// How many connections had been accepted and had ended when the drain began.
     ended_before: AtomicUsize,

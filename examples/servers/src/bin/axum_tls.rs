@@ -8,7 +8,8 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObj
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let server = Builder::from_env()?.listen("https=127.0.0.1:7443")?;
-    let certificates = CertificateDer::pem_file_iter("certificate.pem")?.collect::<Result<_, _>>()?;
+    let certificates =
+        CertificateDer::pem_file_iter("certificate.pem")?.collect::<Result<_, _>>()?;
     let tls = ServerConfig::builder()
         .with_no_client_auth()
         .with_single_cert(certificates, PrivateKeyDer::from_pem_file("key.pem")?)?;

@@ -1,5 +1,5 @@
-use axum::extract::ws::{WebSocket, WebSocketUpgrade};
 use axum::extract::State;
+use axum::extract::ws::{WebSocket, WebSocketUpgrade};
 use axum::{Router, response::Response, routing::get};
 use handoffd::embed::Life;
 use handoffd::{Builder, Error};

@@ -1,0 +1,98 @@
+//! Servers of actix-web.
+//!
+//! actix-web accepts connections itself, so the library does not count them. A reply tells its
+//! client that the connection ends only if the app has the middleware [`AnnounceClose`].
+
+use std::future::{Future, Ready, ready};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use actix_web::dev::{Server, Service, ServiceRequest, ServiceResponse, Transform};
+use actix_web::http::{ConnectionType, StatusCode};
+
+use crate::embed::Life;
+use crate::error::Error;
+
+/// Runs a server that listens on [`Life::tcp_listener`] or [`Life::unix_listener`]. Reports that the
+/// server is ready, and returns when the generation has retired and the connections have ended.
+///
+/// Call `disable_signals` on the server, because the library handles the signals.
+///
+/// # Errors
+/// Returns [`Error::Server`] if the server fails.
+pub async fn serve(life: &Life, server: Server) -> Result<(), Error> {
+    let handle = server.handle();
+    life.ready();
+    let stop = async {
+        life.retired().await;
+        handle.pause().await;
+        life.closing().await;
+        handle.stop(true).await;
+    };
+    let (served, ()) = tokio::join!(server, stop);
+    served.map_err(|error| Error::Server { reason: error.to_string() })
+}
+
+/// A middleware that announces the end of the connection in each reply, once the generation has
+/// retired. Without it, a request that crosses the close of an idle connection is lost.
+#[derive(Clone, Debug)]
+pub struct AnnounceClose {
+    life: Life,
+}
+
+/// A service with the middleware [`AnnounceClose`].
+#[derive(Debug)]
+pub struct Announcing<S> {
+    inner: S,
+    life: Life,
+}
+
+impl AnnounceClose {
+    /// Creates the middleware for a server of this generation.
+    #[must_use]
+    pub fn new(life: &Life) -> Self {
+        Self { life: life.clone() }
+    }
+}
+
+impl<S, B> Transform<S, ServiceRequest> for AnnounceClose
+where
+    S: Service<ServiceRequest, Response = ServiceResponse<B>>,
+    S::Future: 'static,
+{
+    type Response = ServiceResponse<B>;
+    type Error = S::Error;
+    type Transform = Announcing<S>;
+    type InitError = ();
+    type Future = Ready<Result<Announcing<S>, ()>>;
+
+    fn new_transform(&self, inner: S) -> Self::Future {
+        ready(Ok(Announcing { inner, life: self.life.clone() }))
+    }
+}
+
+impl<S, B> Service<ServiceRequest> for Announcing<S>
+where
+    S: Service<ServiceRequest, Response = ServiceResponse<B>>,
+    S::Future: 'static,
+{
+    type Response = ServiceResponse<B>;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<ServiceResponse<B>, S::Error>>>>;
+
+    fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&self, request: ServiceRequest) -> Self::Future {
+        let (reply, life) = (self.inner.call(request), self.life.clone());
+        Box::pin(async move {
+            let mut reply = reply.await?;
+            // A connection that changes its protocol is not reused for another request.
+            if life.has_retired() && reply.status() != StatusCode::SWITCHING_PROTOCOLS {
+                reply.response_mut().head_mut().set_connection_type(ConnectionType::Close);
+            }
+            Ok(reply)
+        })
+    }
+}
