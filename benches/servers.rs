@@ -34,10 +34,9 @@ fn main() {
             }
         }
         let mut table = Table::new("axum, medians", &["handoffd", "alone", "ratio"]);
-        for (figure, [ours, theirs], is_rate) in [
-            ("requests a second", rates, true),
-            ("processor time a request, us", times, false),
-        ] {
+        for (figure, [ours, theirs], is_rate) in
+            [("requests a second", rates, true), ("processor time a request, us", times, false)]
+        {
             let ratio = ours.over(&theirs).median();
             let (ours, theirs) = (ours.median(), theirs.median());
             let target = if is_rate { Target::AtLeast(0.98) } else { Target::AtMost(1.02) };

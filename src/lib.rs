@@ -40,16 +40,28 @@
 //!
 //! # Your own server
 //!
-
-//! [`Starting::ready`](embed::Starting::ready) tells the predecessor that the server accepts
-//! connections. [`Serving::acceptor`](embed::Serving::acceptor) yields a listener's connections
-//! until the server must stop accepting. [`Serving::draining`](embed::Serving::draining) resolves
-//! when the server must end its open connections. With
-//! [`Serving::drained`](embed::Serving::drained), the server reports that all connections have
-//! ended. `examples/axum.rs` is such a server. It uses
-//! [`Serving::retirement`](embed::Serving::retirement) to announce in its replies that the
-//! connection will end. [`Serving::closing`](embed::Serving::closing) then gives clients time to
-//! read the announcement.
+//! A server that accepts connections itself is run by [`Builder::serve_with`]. Its function gets a
+//! [`Life`](embed::Life), which tells it when to stop accepting, when to end its connections, and
+//! when to drop them. The features `actix`, `axum`, `hyper`, `tonic` and `tower` contain the glue
+//! for these libraries. `docs/servers.md` has a complete program for each of them.
+//!
+//! ```no_run
+//! use handoffd::{Builder, Error};
+//! use tokio::io::AsyncWriteExt;
+//!
+//! fn main() -> Result<(), Error> {
+//!     let server = Builder::from_env()?.listen("hello=127.0.0.1:7000")?;
+//!     server.serve_with(async |life| {
+//!         let mut acceptor = life.acceptor("hello")?;
+//!         life.ready();
+//!         while let Some((mut client, _)) = acceptor.accept().await {
+//!             tokio::spawn(async move { client.write_all(b"hello\n").await });
+//!         }
+//!         Ok::<_, Error>(())
+//!     })?;
+//!     Ok(())
+//! }
+//! ```
 //!
 //! # Modules
 //!
@@ -60,6 +72,7 @@
 //! | [`carry`] | a service whose connections move to the new process |
 //! | [`control`] | a program that asks a running server for a reload or its status |
 //! | [`status`] | what a server reports about its generations |
+//! | `actix`, `axum`, `hyper`, `tonic`, `tower` | servers of these libraries, each with its feature |
 //! | `proxy` | the proxy as a service, with the feature `proxy` |
 //! | [`text`] | printing text from other programs |
 //!
@@ -99,8 +112,8 @@ pub use service::{Connection, Echo, Next, Service};
 
 /// Support for a server that accepts connections itself but needs the same zero-downtime restarts.
 ///
-/// [`Starting`](embed::Starting) adopts or binds the listeners. [`Serving`](embed::Serving) yields
-/// their connections, and tells the server when to stop accepting and when to exit.
+/// [`Builder::serve_with`] runs such a server. [`Life`](embed::Life) is its view of the generation,
+/// and [`Acceptor`](embed::Acceptor) is a source of connections.
 pub mod embed {
     pub use crate::drain::{DrainReport, DrainWatch};
     pub use crate::lifecycle::{Acceptor, BlockingListener, Handshakes, Life, Stop, Tracked};

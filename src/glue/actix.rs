@@ -13,8 +13,8 @@ use actix_web::http::{ConnectionType, StatusCode};
 use crate::embed::Life;
 use crate::error::Error;
 
-/// Runs a server that listens on [`Life::tcp_listener`] or [`Life::unix_listener`]. Reports that the
-/// server is ready, and returns when the generation has retired and the connections have ended.
+/// Runs a server that listens on [`Life::tcp_listener`] or [`Life::unix_listener`]. Reports that
+/// the server is ready, and returns when the generation has retired and the connections have ended.
 ///
 /// Call `disable_signals` on the server, because the library handles the signals.
 ///

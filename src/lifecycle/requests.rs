@@ -1,4 +1,4 @@
-//! The part of the driver that fulfils the requests of the server's [`Life`](super::life::Life),
+//! The part of the driver that fulfils the requests of the server's [`Life`],
 //! and that lets the tasks which run in only one generation end.
 
 use std::os::fd::OwnedFd;

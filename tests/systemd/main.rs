@@ -26,6 +26,7 @@ mod doctor;
 mod failed_start;
 mod hardening;
 mod lab;
+mod own_server;
 mod programs;
 mod reload;
 mod rolling;
@@ -64,6 +65,7 @@ claims! {
     failed_start::an_address_that_appears_later_is_served,
     failed_start::a_wrong_configuration_is_tried_once,
     hardening::the_units_are_sound_and_hardened,
+    own_server::a_server_of_your_own_is_reloaded_with_a_true_outcome,
     programs::a_release_that_fails_is_rolled_back,
     programs::a_release_that_fails_in_the_bake_is_rolled_back,
     programs::killing_a_program_or_its_generation_refuses_no_client,

@@ -1,5 +1,5 @@
 //! The data plane for a program with its own server. The server learns from its
-//! [`Life`](crate::embed::Life) when to accept, to drain and to cut. This module tells the driver
+//! [`Life`] when to accept, to drain and to cut. This module tells the driver
 //! what the server does.
 
 use std::os::fd::OwnedFd;
@@ -56,7 +56,7 @@ impl DataPlane for Embedded {
     }
 
     /// Never resolves, because the server reports its failure with a request of its
-    /// [`Life`](crate::embed::Life).
+    /// [`Life`].
     async fn died(&self) -> Error {
         std::future::pending().await
     }
