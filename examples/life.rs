@@ -39,6 +39,10 @@ fn main() -> Result<(), Box<dyn Error>> {
             life.alone(|_| deaf_work());
             echo(life).await
         })?,
+        "alone-slow" => server.serve_with(async |life| {
+            life.alone(slow_work);
+            echo(life).await
+        })?,
         // The library's own server: the hooks are the same.
         "alone-service" => {
             let runtime = tokio::runtime::Runtime::new()?;
@@ -107,6 +111,14 @@ async fn work(stop: Stop) {
     }
     let _ = log("begin");
     stop.requested().await;
+    let _ = log("end");
+}
+
+/// Works as [`work`] does, but takes longer to end than it may.
+async fn slow_work(stop: Stop) {
+    let _ = log("begin");
+    stop.requested().await;
+    sleep(Duration::from_millis(400)).await;
     let _ = log("end");
 }
 

@@ -172,6 +172,17 @@ pub enum Error {
         /// The time limit, as set by `--ready-timeout`.
         limit: Duration,
     },
+    /// A server of your own did not call [`Life::ready`](crate::embed::Life::ready) before the time
+    /// limit.
+    #[error(
+        "the server did not call Life::ready within {} (Life::committed and Life::from_predecessor \
+        resolve only after that call)",
+        Seconds(*limit)
+    )]
+    NotReady {
+        /// The time limit, as set by [`Config::ready_timeout`](crate::Config::ready_timeout).
+        limit: Duration,
+    },
     /// The program was not ready before the time limit.
     #[error("the program was not ready within {}: {why}", Seconds(*limit))]
     ProgramNotReady {
@@ -261,6 +272,7 @@ impl Error {
             | Self::ProgramFailed { .. }
             | Self::NotAccepting { .. }
             | Self::ProgramNotReady { .. }
+            | Self::NotReady { .. }
             | Self::System { .. } => ExitStatus::System,
         }
     }

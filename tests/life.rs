@@ -14,6 +14,7 @@ use crate::support::{
 fn start(mode: &str) -> Line {
     let line = Line::start_program(&example("life"), |command, folder| {
         command.args([mode, "127.0.0.1:0"]).current_dir(folder);
+        command.env("RUNTIME_DIRECTORY", folder);
     });
     line.wait("the first generation", |record| record.is_event(Event::GenerationServing));
     line
@@ -128,6 +129,18 @@ fn a_worker_that_ignores_the_stop_prevents_the_handoff() {
     assert_eq!(line.count(Event::AloneDropped), 1);
 }
 
+/// The task needs longer than it has, so the handoff fails. Then the task begins again.
+#[test]
+fn a_slow_worker_begins_again_after_the_handoff_has_failed() {
+    let line = start("alone-slow");
+    let pid = line.first_pid();
+    one_works(&line, pid);
+    replace(&line, pid).unwrap_err();
+    let again = [format!("begin {pid}"), format!("end {pid}"), format!("begin {pid}")];
+    assert_becomes(&again.to_vec(), || noted(&line));
+    stop(&line, pid);
+}
+
 #[test]
 fn a_server_rolls_back_with_its_reason() {
     let line = start("roll-back");
@@ -152,8 +165,12 @@ fn a_server_refuses_to_start_with_its_reason() {
 #[test]
 fn a_server_that_warms_up_gets_more_time() {
     let line = start("warm-up");
-    let pid = replace(&line, line.first_pid()).unwrap();
-    stop(&line, pid);
+    // The operator waits longer than was announced at first.
+    line.asked(&["reload"]).well();
+    let committed = line.wait("the commit", |record| record.is_event(Event::HandoffCommitted));
+    let second = committed.field("successor_pid").unwrap().parse().unwrap();
+    let third = replace(&line, second).unwrap();
+    stop(&line, third);
 }
 
 #[test]

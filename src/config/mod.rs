@@ -64,7 +64,8 @@ pub struct Config {
     /// The listeners on which this generation accepts connections.
     pub listeners: Listeners,
     /// How long a successor may take to become ready, counted from the fork. After this time the
-    /// predecessor kills it. Default 30 s.
+    /// predecessor kills it. The successor itself gives up half a second earlier, so that it can
+    /// report what it was waiting for. Default 30 s.
     pub ready_timeout: Duration,
     /// How long both generations accept connections after the successor is ready. If the successor
     /// fails during this time, it is rolled back. Otherwise the predecessor retires at the end.

@@ -133,8 +133,17 @@ impl Control {
             Some(other) => return Err(self.unexpected(&other)),
             None => return Err(self.broke_off()),
         };
-        let deadline = until(within.saturating_add(GRACE));
-        let drain_within = match conversation.hear(deadline)? {
+        let mut deadline = until(within.saturating_add(GRACE));
+        let next = loop {
+            match conversation.hear(deadline)? {
+                // The new generation has asked for more time.
+                Some(Reply::Started { within_ms, .. }) => {
+                    deadline = until(Duration::from_millis(within_ms).saturating_add(GRACE));
+                }
+                next => break next,
+            }
+        };
+        let drain_within = match next {
             Some(Reply::Serving { generation, pid, after_ms, draining, drain_within_ms }) => {
                 let after = Some(Duration::from_millis(after_ms));
                 news(ReloadNews::Serving { generation, pid, after, draining });

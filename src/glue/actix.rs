@@ -29,7 +29,11 @@ pub async fn serve(life: &Life, server: Server) -> Result<(), Error> {
         life.closing().await;
         handle.stop(true).await;
     };
-    let (served, ()) = tokio::join!(server, stop);
+    tokio::pin!(server);
+    let served = tokio::select! {
+        served = &mut server => served,
+        () = stop => server.await,
+    };
     served.map_err(|error| Error::Server { reason: error.to_string() })
 }
 

@@ -30,7 +30,8 @@ type Next = Pin<Box<dyn Future<Output = (Acceptor, Option<Stream>)> + Send>>;
 ///     .serve_with_incoming_shutdown(incoming, life.draining()).await
 /// ```
 ///
-/// A method that streams its reply for long waits for [`Life::draining`] to end it.
+/// A method that streams its reply for long waits for [`Life::closing`] to end it. By then, GOAWAY
+/// has told the client to send its next request on another connection.
 ///
 /// # Errors
 /// Returns [`Error::NoSuchListener`] if the name is unknown, or the kernel's error if the socket
@@ -78,6 +79,6 @@ impl Connected for Stream {
     type ConnectInfo = Peer;
 
     fn connect_info(&self) -> Peer {
-        self.peer()
+        self.peer().unwrap_or(Peer::Unix)
     }
 }

@@ -99,6 +99,7 @@ impl<P: DataPlane> Driver<P> {
     pub(super) async fn resume(&mut self) -> Result<(), Error> {
         self.drain = None;
         self.life.resume();
+        drop(self.liveness.take_death());
         let until = Instant::now() + RESUME_TIMEOUT;
         let mut has_failed = false;
         loop {

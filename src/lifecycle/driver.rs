@@ -159,13 +159,18 @@ impl<P: DataPlane> Driver<P> {
     /// reports readiness only after that.
     pub(super) fn live(mut self) -> Result<Self, Error> {
         if let Err(error) = self.plane.start(self.listeners.set.as_slice()) {
-            self.predecessors.tell_predecessor(&Message::Failed { reason: error.to_string() });
+            self.refuse(&error);
             return Err(error);
         }
         let is_successor = self.predecessors.has_predecessor();
         let birth = if is_successor { Birth::Successor } else { Birth::First };
         self.liveness.begin(self.config.ready_timeout, birth);
         Ok(self)
+    }
+
+    /// Tells the predecessor, if one exists, why this generation cannot start.
+    pub(super) fn refuse(&self, error: &Error) {
+        self.predecessors.tell_predecessor(&Message::Failed { reason: error.to_string() });
     }
 
     /// Returns the listeners that this generation has adopted or bound.

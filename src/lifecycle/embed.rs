@@ -25,6 +25,7 @@ use super::builder::Builder;
 use super::driver::{Driver, RunReport};
 use super::life::{Life, LifeRequest, ServedListeners};
 use crate::error::Error;
+use crate::handoff::SignalUse;
 use data_plane::{Embedded, Server};
 use turns::{TurnEnd, Turns};
 
@@ -95,17 +96,28 @@ impl Builder {
         let Self { inheritance, config, line, life, last, .. } = self;
         let (server, calls) = watch::channel(Server::Running);
         let plane = Embedded::new(life.clone(), calls);
+        let inheritance_signals = inheritance.signal_use;
         let driver = Driver::start(config, inheritance, plane, line)?;
+        let unknown = last.iter().find(|name| driver.listeners().get(name).is_err());
+        if let Some(name) = unknown {
+            let error = Error::NoSuchListener { name: name.clone() };
+            driver.refuse(&error);
+            return Err(error);
+        }
         let served = ServedListeners::new(driver.listeners(), &last);
         let _ = life.state.served.set(served);
+        // In a test, the process does not belong to the server.
+        let owns_process = inheritance_signals == SignalUse::Handled;
         let (_returned, returns) = sync_channel::<()>(0);
         let driver = tokio::spawn(async move {
             let ended = match driver.live() {
                 Ok(driver) => driver.run().await,
                 Err(error) => Err(error),
             };
-            let code = ended.as_ref().map_or_else(|error| error.exit() as i32, |_| 0);
-            end_process_later(returns, code);
+            if owns_process {
+                let code = ended.as_ref().map_or_else(|error| error.exit() as i32, |_| 0);
+                end_process_later(returns, code);
+            }
             ended
         });
         tokio::pin!(driver);
@@ -119,15 +131,15 @@ impl Builder {
                 },
                 ended = turns.next() => {
                     match ended {
-                        TurnEnd::AsTold => {}
-                        TurnEnd::Early => life.state.request(LifeRequest::Returned),
-                        TurnEnd::Failed(reason) => {
-                            life.state.request(LifeRequest::Failed(reason));
+                        TurnEnd::AsTold | TurnEnd::Begun => {}
+                        TurnEnd::Early(term) => life.state.request(LifeRequest::Returned(term)),
+                        TurnEnd::Failed(term, reason) => {
+                            life.state.request(LifeRequest::Failed(term, reason));
                         }
                     }
                 }
             }
-            server.send_replace(if turns.is_empty() { Server::Ended } else { Server::Running });
+            server.send_replace(turns.state());
         }
     }
 }

@@ -203,7 +203,7 @@ impl<P: DataPlane> Driver<P> {
         }
         self.predecessors.leave();
         handoff.carry_channel = successor.carry(carry::VERSION);
-        if let Some(CarriedState { format, bytes, .. }) = self.life.take_offered() {
+        if let Some(CarriedState { format, bytes, .. }) = self.life.offered() {
             successor.offer(format, &bytes);
         }
         successor.counted(self.history.past.clone());

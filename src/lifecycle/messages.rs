@@ -160,9 +160,7 @@ impl<P: DataPlane> Driver<P> {
             }
             SuccessorEvent::Lost(failure) => Some(failure.into()),
             SuccessorEvent::NeedsTime(time) => {
-                if let Some(handoff) = &mut self.handoff {
-                    handoff.stage.extend_start(time);
-                }
+                self.extend_start(time);
                 None
             }
             SuccessorEvent::Stopping => Some(Event::ServiceStopping.into()),

@@ -27,20 +27,33 @@ impl<P: DataPlane> Driver<P> {
     ) -> Result<Option<Occurrence>, Error> {
         Ok(match request {
             LifeRequest::ExtendStart(time) => {
-                self.extend_start(time);
+                self.extend_own_start(time);
                 None
             }
             LifeRequest::RollBack(reason) => self.roll_back(reason)?,
-            LifeRequest::Failed(reason) => {
+            LifeRequest::Failed(term, _) | LifeRequest::Returned(term)
+                if !term.is(&self.life.state.term.borrow()) =>
+            {
+                // The server has been called again in the meantime.
+                None
+            }
+            LifeRequest::Failed(_, reason) => {
                 self.part_died(Error::Server { reason })?;
                 None
             }
-            LifeRequest::Returned if matches!(self.state, State::Starting { .. }) => {
+            LifeRequest::Returned(_) if matches!(self.state, State::Starting { .. }) => {
                 let reason = "it has returned before it was ready".to_owned();
                 self.part_died(Error::Server { reason })?;
                 None
             }
-            LifeRequest::Returned | LifeRequest::Stop => Some(Event::Terminate.into()),
+            LifeRequest::Returned(_) => {
+                tracing::warn!(
+                    event = "server.returned",
+                    "the server has returned although nothing told it to: stopping the service"
+                );
+                Some(Event::Terminate.into())
+            }
+            LifeRequest::Stop => Some(Event::Terminate.into()),
             LifeRequest::Reload if self.signals.is_none() => {
                 let reason = "the server runs without an inheritance";
                 tracing::warn!(
@@ -55,7 +68,7 @@ impl<P: DataPlane> Driver<P> {
     }
 
     /// Gives the server more time to become ready, and tells everyone who waits for it.
-    fn extend_start(&mut self, time: Duration) {
+    fn extend_own_start(&mut self, time: Duration) {
         if !matches!(self.state, State::Starting { .. }) {
             return;
         }
@@ -70,7 +83,10 @@ impl<P: DataPlane> Driver<P> {
     ///
     /// # Errors
     /// Returns the reason if no predecessor serves and this generation is not ready.
-    fn roll_back(&mut self, reason: String) -> Result<Option<Occurrence>, Error> {
+    fn roll_back(&mut self, mut reason: String) -> Result<Option<Occurrence>, Error> {
+        if reason.is_empty() {
+            "the server gave no reason".clone_into(&mut reason);
+        }
         match self.state {
             State::Starting { birth: Birth::First | Birth::Orphan, .. } => {
                 Err(Error::Server { reason })
@@ -122,10 +138,22 @@ impl<P: DataPlane> Driver<P> {
 
     /// Ends the tasks that run in only one generation at the end of this generation. Returns
     /// `lived`, the result of the generation.
+    ///
+    /// If a task blocks its thread, ends the process at once. Otherwise this generation would close
+    /// its channels first, and a successor would start the task while it still runs here.
+    #[expect(clippy::disallowed_methods, reason = "no destructor may run before the task ends")]
     pub(super) async fn end_duties(&mut self, lived: Result<(), Error>) -> Result<(), Error> {
+        let has_waited = matches!(lived, Err(Error::AloneBlocks));
         let is_cut = self.life.state.cut.is_cancelled();
-        let limit = if is_cut { Duration::ZERO } else { self.config.alone_timeout };
-        self.life.end_duties(limit).await;
+        let limit = if is_cut || has_waited { Duration::ZERO } else { self.config.alone_timeout };
+        if !self.life.end_duties(limit).await && self.signals.is_some() {
+            let error = Error::AloneBlocks;
+            tracing::error!(
+                event = "alone.blocked", reason = %error,
+                "ended the process: {error}"
+            );
+            std::process::exit(error.exit() as i32);
+        }
         lived
     }
 

@@ -43,7 +43,10 @@ pub struct Stream {
 
 /// How a server of its own counts a connection.
 #[derive(Debug)]
+#[cfg_attr(not(feature = "tonic"), expect(dead_code, reason = "tonic asks for the peer"))]
 struct CountedByServer {
+    /// The address of the client. The kernel forgets it when the client resets the connection.
+    peer: Peer,
     /// A token that is held until the client has sent its first byte, after a handshake if there is
     /// one. A drain waits for these tokens, so it waits for the first request of each client.
     awaiting_first_byte: Option<TaskTrackerToken>,
@@ -145,10 +148,12 @@ impl Stream {
     /// peer's half-close, and `open` until the stream is dropped. A drain waits for the tokens.
     pub(crate) fn belongs_to_server(
         &mut self,
+        peer: Peer,
         awaiting_first_byte: TaskTrackerToken,
         open: TaskTrackerToken,
     ) {
         self.counted = Some(Box::new(CountedByServer {
+            peer,
             awaiting_first_byte: Some(awaiting_first_byte),
             handshake: None,
             _open: open,
@@ -179,14 +184,10 @@ impl Stream {
         self.earmark.take()
     }
 
-    /// Returns the address of the peer. A TCP connection whose address the kernel no longer knows,
-    /// because it is closed, counts as one without an address.
-    #[must_use]
-    pub fn peer(&self) -> Peer {
-        match &self.socket {
-            Family::Tcp(socket) => socket.peer_addr().map_or(Peer::Unix, Peer::Tcp),
-            Family::Unix(_) => Peer::Unix,
-        }
+    /// Returns the address of the client, for a server of its own.
+    #[cfg(feature = "tonic")]
+    pub(crate) fn peer(&self) -> Option<Peer> {
+        self.counted.as_ref().map(|counted| counted.peer)
     }
 
     /// Returns the number of bytes read from the peer so far.

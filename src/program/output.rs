@@ -118,20 +118,19 @@ mod tests {
         let words = LastWords::default();
         let (read, write) = pipe().unwrap();
         let mut program = File::from(write);
-        for line in 1..=7 {
+        for line in 1..LINES {
+            writeln!(program, "too early").unwrap();
             writeln!(program, "line {line}\u{1b}[1m").unwrap();
         }
         write!(program, "\n\nno end").unwrap();
         drop(program);
         assert!(words.follow(read).unwrap().await.is_err());
-        let escaped = "\\u{1b}[1m";
-        assert_eq!(
-            words.quoted(),
-            format!(
-                "; last output: line 4{escaped} | line 5{escaped} | line 6{escaped} | \
-                 line 7{escaped} | no end"
-            )
-        );
+        let last = LINES - 1;
+        let quoted = words.quoted();
+        assert_eq!(quoted.split(" | ").count(), LINES, "{quoted}");
+        assert!(quoted.starts_with("; last output: line "), "{quoted}");
+        let end = format!(" | line {last}\\u{{1b}}[1m | no end");
+        assert!(quoted.ends_with(&end), "{quoted}");
     }
 
     #[tokio::test]

@@ -61,7 +61,9 @@ impl Life {
             StopOrder::First => {
                 (Signal(Box::pin(term.retired())), Some(term.awaiting_first_byte().token()))
             }
-            StopOrder::Last => (Signal(Box::pin(term.last_retired())), None),
+            StopOrder::Last => {
+                (Signal(Box::pin(term.last_retired())), Some(term.last_awaiting().token()))
+            }
         };
         Ok(Acceptor { source: Source::Listener(watched), served, term, retired, accepting })
     }
@@ -81,13 +83,17 @@ impl Life {
         &self,
         name: &str,
     ) -> Result<impl Future<Output = ()> + Send + 'static + use<>, Error> {
-        let order = self.served(name)?.order;
-        let (closing, last) = (self.closing(), self.term().last_retired());
+        let (served, term) = (self.served(name)?, self.term());
+        let (closing, state) = (self.closing(), Arc::clone(&self.state));
         Ok(async move {
-            match order {
-                StopOrder::First => closing.await,
-                StopOrder::Last => last.await,
+            if served.order == StopOrder::First {
+                return closing.await;
             }
+            term.last_retired().await;
+            term.drain_begun().await;
+            let limits = state.limits();
+            let _ = tokio::time::timeout(limits.first_request, term.last_awaiting().wait()).await;
+            let _ = tokio::time::timeout(limits.keep_alive, served.ended()).await;
         })
     }
 }
@@ -135,8 +141,11 @@ impl Acceptor {
     /// Counts a connection as open.
     fn admit(&self, (mut stream, peer): (Stream, Peer)) -> (Stream, Peer) {
         drop(stream.take_earmark());
-        let awaiting = self.term.awaiting_first_byte().token();
-        stream.belongs_to_server(awaiting, self.served.admit());
+        let awaiting = match self.served.order {
+            StopOrder::First => self.term.awaiting_first_byte().token(),
+            StopOrder::Last => self.term.last_awaiting().token(),
+        };
+        stream.belongs_to_server(peer, awaiting, self.served.admit());
         (stream, peer)
     }
 }

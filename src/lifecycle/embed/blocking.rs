@@ -9,13 +9,17 @@ use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::error::Error;
-use crate::lifecycle::life::{Life, ServedListener, StopOrder};
+use crate::lifecycle::life::{Life, ServedListener, StopOrder, Term};
 use crate::net::Peer;
+
+/// The pause after an error of accept(2).
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// A listener whose calls block the calling thread. Made by [`Life::blocking`].
 ///
@@ -35,7 +39,8 @@ use crate::net::Peer;
 #[derive(Debug)]
 pub struct BlockingListener {
     served: Arc<ServedListener>,
-    /// A socket that ends when the generation stops accepting.
+    term: Term,
+    /// A socket that ends when the generation has stopped accepting and the drain has begun.
     retired: UnixStream,
     /// Lets [`Life::draining`] wait until this listener accepts no more.
     _accepting: Option<TaskTrackerToken>,
@@ -63,16 +68,17 @@ impl Life {
             StopOrder::First => Some(term.awaiting_first_byte().token()),
             StopOrder::Last => None,
         };
-        let order = served.order;
+        let (order, own) = (served.order, term.clone());
         // The task ends at the end of the term, or with the runtime.
         drop(tokio::spawn(async move {
             match order {
                 StopOrder::First => term.retired().await,
                 StopOrder::Last => term.last_retired().await,
             }
+            term.drain_begun().await;
             drop(told);
         }));
-        Ok(BlockingListener { served, retired, _accepting: accepting })
+        Ok(BlockingListener { served, term: own, retired, _accepting: accepting })
     }
 }
 
@@ -98,17 +104,28 @@ impl BlockingListener {
     fn accept(&self) -> Option<(OwnedFd, Peer)> {
         loop {
             let is_retired = self.wait();
-            match self.served.listener.accept_blocking() {
-                Ok(accepted) => return Some(accepted),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock && is_retired => {
-                    return None;
-                }
-                Err(_) => {}
-            }
-            if is_retired {
+            // Another generation accepts the clients that wait now, unless the service stops.
+            if is_retired && !self.term.has_backlog(self.served.listener.name()) {
                 return None;
             }
+            match self.served.listener.accept_blocking() {
+                Ok(accepted) => return Some(accepted),
+                Err(_) if is_retired => return None,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => self.pause_after(&error),
+            }
         }
+    }
+
+    /// Waits a moment after an error, such as a lack of descriptors. The kernel does not report
+    /// when it is over.
+    #[expect(clippy::disallowed_methods, reason = "a thread of the server's own waits")]
+    fn pause_after(&self, error: &io::Error) {
+        tracing::debug!(
+            event = "accept.failed_too", listener = %self.served.listener.name(),
+            "cannot accept a connection, trying again: {error}"
+        );
+        std::thread::sleep(PAUSE);
     }
 
     /// Waits until a client waits or the generation has stopped accepting. Returns whether it has.

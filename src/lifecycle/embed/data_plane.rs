@@ -3,6 +3,7 @@
 //! what the server does.
 
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
@@ -10,7 +11,7 @@ use tokio_util::task::TaskTracker;
 use crate::data_plane::{CarryPlane, DataPlane};
 use crate::drain::DrainReport;
 use crate::error::Error;
-use crate::lifecycle::life::Life;
+use crate::lifecycle::life::{Life, Term};
 use crate::net::Listener;
 use crate::report::{Connections, Counters};
 
@@ -22,12 +23,12 @@ pub(super) struct Embedded {
 }
 
 /// Whether a call of the server function runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(super) enum Server {
     /// A call has not returned yet.
     Running,
-    /// All calls have returned, or were dropped.
-    Ended,
+    /// All calls have returned, or were dropped. The last one was that of this term.
+    Ended(Term),
 }
 
 impl Embedded {
@@ -45,6 +46,10 @@ impl DataPlane for Embedded {
     async fn started(&self) -> Result<(), Error> {
         self.life.state.ready.cancelled().await;
         Ok(())
+    }
+
+    fn not_started(&self, limit: Duration) -> Error {
+        Error::NotReady { limit }
     }
 
     /// Returns a heartbeat that completes at once, because the driver cannot see the server's
@@ -82,7 +87,11 @@ impl DataPlane for Embedded {
     /// does not wait for the connections, because they end with the process.
     async fn drained(&self) {
         // An error means that nobody waits for the server any more.
-        let _ = self.server.clone().wait_for(|server| *server == Server::Ended).await;
+        let has_ended = |server: &Server| match server {
+            Server::Ended(term) => term.is(&self.life.term()),
+            Server::Running => false,
+        };
+        let _ = self.server.clone().wait_for(has_ended).await;
         if let Some(served) = self.life.state.served.get() {
             tokio::select! {
                 () = served.ended() => {}

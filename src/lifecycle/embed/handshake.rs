@@ -8,11 +8,16 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use super::acceptor::Acceptor;
 use crate::net::{Listener, Peer, Stream};
+
+/// How long a handshake may take. A client that sends nothing must not hold a descriptor for ever.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A source of connections on which a handshake has succeeded. Made by [`Acceptor::handshakes`].
 pub struct Handshakes<T> {
@@ -34,7 +39,8 @@ impl<T> std::fmt::Debug for Handshakes<T> {
 }
 
 impl Acceptor {
-    /// Performs a handshake on each accepted connection. Connections on which it fails are closed.
+    /// Performs a handshake on each accepted connection. Connections on which it fails, or
+    /// takes longer than 30 s, are closed.
     ///
     /// ```ignore
     /// let tls = tokio_rustls::TlsAcceptor::from(config);
@@ -70,17 +76,18 @@ impl<T: Send + 'static> Handshakes<T> {
                             "closed a client connection, because its handshake failed: {error}"
                         );
                     }
-                    Err(panicked) if panicked.is_panic() => {
-                        std::panic::resume_unwind(panicked.into_panic())
-                    }
-                    Err(_) => {}
+                    Err(error) => tracing::error!(
+                        event = "connection.handshake_panicked",
+                        listener = %self.listener().name(), reason = %error,
+                        "closed a client connection, because its handshake panicked: {error}"
+                    ),
                 },
                 accepted = self.acceptor.accept(), if is_accepting => match accepted {
                     Some((mut stream, peer)) => {
                         let handshake = stream.begin_handshake();
                         let begun = (self.begin)(stream);
                         self.running.spawn(async move {
-                            let connection = begun.await?;
+                            let connection = timeout(HANDSHAKE_TIMEOUT, begun).await??;
                             drop(handshake);
                             Ok((connection, peer))
                         });

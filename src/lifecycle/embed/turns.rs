@@ -11,6 +11,7 @@ use std::task::{Context, Poll};
 
 use tokio::sync::watch;
 
+use super::data_plane::Server;
 use crate::lifecycle::life::{Life, Term};
 
 /// The running calls of `serve`.
@@ -19,6 +20,8 @@ pub(super) struct Turns<'a, S> {
     serve: &'a S,
     terms: watch::Receiver<Term>,
     running: Vec<(Life, Call<'a>)>,
+    /// The term of the latest call.
+    begun: Term,
 }
 
 /// A running call, with the text of the server's error as its result.
@@ -32,7 +35,8 @@ where
     /// Begins the first call.
     pub(super) fn new(life: &Life, serve: &'a S) -> Self {
         let terms = life.state.term.subscribe();
-        let mut turns = Self { life: life.clone(), serve, terms, running: Vec::new() };
+        let (running, begun) = (Vec::new(), life.term());
+        let mut turns = Self { life: life.clone(), serve, terms, running, begun };
         turns.begin();
         turns
     }
@@ -40,13 +44,14 @@ where
     fn begin(&mut self) {
         let (serve, life) = (self.serve, self.life.of_this_term());
         let own = life.clone();
+        self.begun = life.term();
         let call = async move { serve(own).await.map(drop).map_err(|error| error.to_string()) };
         self.running.push((life, Box::pin(call)));
     }
 
-    /// Returns whether no call runs.
-    pub(super) fn is_empty(&self) -> bool {
-        self.running.is_empty()
+    /// Returns whether a call runs.
+    pub(super) fn state(&self) -> Server {
+        if self.running.is_empty() { Server::Ended(self.begun.clone()) } else { Server::Running }
     }
 
     /// Waits until a call has returned, and returns how. Meanwhile begins a new call for each new
@@ -56,12 +61,12 @@ where
             let is_cut = self.life.state.cut.is_cancelled();
             let life = self.life.clone();
             let last_may_stop = async {
+                let life = life.of_this_term();
                 life.draining().await;
                 if let Some(served) = life.state.served.get() {
                     served.first_ended().await;
                 }
-                let term = life.term();
-                term.retire_last();
+                life.term().retire_last();
                 std::future::pending::<()>().await;
             };
             tokio::select! {
@@ -71,7 +76,7 @@ where
                     return TurnEnd::AsTold;
                 }
                 (life, ended) = Finished(&mut self.running) => return match ended {
-                    Err(reason) if life.is_current() => TurnEnd::Failed(reason),
+                    Err(reason) if life.is_current() => TurnEnd::Failed(life.term(), reason),
                     Err(reason) => {
                         tracing::error!(
                             event = "server.failed", reason,
@@ -81,9 +86,12 @@ where
                         TurnEnd::AsTold
                     }
                     Ok(()) if life.has_retired() => TurnEnd::AsTold,
-                    Ok(()) => TurnEnd::Early,
+                    Ok(()) => TurnEnd::Early(life.term()),
                 },
-                Ok(()) = self.terms.changed() => self.begin(),
+                Ok(()) = self.terms.changed() => {
+                    self.begin();
+                    return TurnEnd::Begun;
+                }
                 () = last_may_stop => {}
             }
         }
@@ -94,10 +102,12 @@ where
 pub(super) enum TurnEnd {
     /// The call has returned at the end of its term, or was dropped.
     AsTold,
+    /// Another call has begun.
+    Begun,
     /// The call has returned although nothing told it to.
-    Early,
+    Early(Term),
     /// The call of the current term has failed.
-    Failed(String),
+    Failed(Term, String),
 }
 
 /// A future that resolves when one of the calls has returned. The call is then removed. Never

@@ -24,6 +24,8 @@ pub(super) struct Reload {
     pub(super) answer: Answer,
     began: Instant,
     limit: Duration,
+    /// Whether the operator has set the limit.
+    is_limited: bool,
     waits_for_drain: bool,
     /// When the operator stops waiting. The handoff fails at that time. `None` if there is no such
     /// limit.
@@ -66,7 +68,9 @@ impl<P: DataPlane> Driver<P> {
         let limit = options.timeout_ms.map(Duration::from_millis);
         let carry =
             if self.is_start_delayed() { self.config.drain_timeout } else { Duration::ZERO };
-        let longest = total([carry, self.config.ready_timeout, self.config.bake]);
+        let duties =
+            if self.life.state.has_duties() { self.config.alone_timeout } else { Duration::ZERO };
+        let longest = total([carry, self.config.ready_timeout, self.config.bake, duties]);
         let within = limit.map_or(longest, |limit| limit.min(longest));
         answer
             .send(Reply::Started { successor: generation.next(), within_ms: milliseconds(within) });
@@ -80,11 +84,28 @@ impl<P: DataPlane> Driver<P> {
             answer,
             began: Instant::now(),
             limit: limit.unwrap_or(longest),
+            is_limited: limit.is_some(),
             waits_for_drain: options.wait_drained,
             until: deadline(given),
         };
         self.handoff = Some(Handoff { reload: Some(reload), ..Handoff::default() });
         Some(Event::ReloadRequested.into())
+    }
+
+    /// Gives a successor that is starting at least `time` from now until it must be ready. Tells an
+    /// operator who has set no limit to wait longer too.
+    pub(in crate::lifecycle) fn extend_start(&mut self, time: Duration) {
+        let successor = self.process.generation.next();
+        let later = total([time, self.config.bake, self.config.alone_timeout]);
+        let Some(handoff) = &mut self.handoff else { return };
+        handoff.stage.extend_start(time);
+        if let Some(reload) = handoff.reload.as_mut().filter(|reload| !reload.is_limited) {
+            let until = deadline(total([later, PROMISE_GRACE]));
+            reload.until = reload.until.and_then(|before| Some(before.max(until?)));
+            reload.limit = reload.limit.max(reload.began.elapsed().saturating_add(later));
+            let within_ms = milliseconds(later);
+            reload.answer.send(Reply::Started { successor, within_ms });
+        }
     }
 
     /// Returns the error for a handoff that took longer than the timeout of the operator's reload

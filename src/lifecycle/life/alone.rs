@@ -9,7 +9,6 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -37,6 +36,11 @@ impl Default for AloneTasks {
 }
 
 impl AloneTasks {
+    /// Returns whether a task runs.
+    pub(super) fn are_running(&self) -> bool {
+        !self.running.is_empty()
+    }
+
     /// Waits until no task runs. Cancel safe.
     pub(super) async fn ended(&self) {
         self.running.wait().await;
@@ -60,20 +64,18 @@ impl AloneTasks {
 
 /// The request to end a task that runs in only one generation. Clones belong to the same task.
 #[derive(Clone, Debug)]
-pub struct Stop(watch::Receiver<Standing>);
+pub struct Stop(CancellationToken);
 
 impl Stop {
     /// Waits until the task must end. Cancel safe.
     pub async fn requested(&self) {
-        let mut standing = self.0.clone();
-        // If the sender is gone, the generation has ended.
-        let _ = standing.wait_for(|now| *now != Standing::Active).await;
+        self.0.cancelled().await;
     }
 
     /// Returns whether the task must end.
     #[must_use]
     pub fn is_requested(&self) -> bool {
-        *self.0.borrow() != Standing::Active
+        self.0.is_cancelled()
     }
 }
 
@@ -113,9 +115,17 @@ where
             if *standing.borrow() != Standing::Active {
                 continue;
             }
-            let stop = Stop(standing.clone());
+            // Each run has a request of its own. It stays made even if the handoff fails and this
+            // generation is active again before the task has ended.
+            let stop = Stop(CancellationToken::new());
             let mut work = tokio::spawn(task(stop.clone()));
+            let asked = async {
+                let _ = standing.wait_for(|now| *now != Standing::Active).await;
+                stop.0.cancel();
+                std::future::pending::<()>().await;
+            };
             tokio::select! {
+                () = asked => {}
                 ended = &mut work => {
                     drop(running);
                     if ended.is_err_and(|error| error.is_panic()) {

@@ -28,10 +28,10 @@ pub(in crate::lifecycle) enum LifeRequest {
     ExtendStart(Duration),
     /// Give the handoff back for this reason.
     RollBack(String),
-    /// The server has failed for this reason.
-    Failed(String),
-    /// The server has returned, although nothing has told it to stop.
-    Returned,
+    /// The server has failed in this term, for this reason.
+    Failed(Term, String),
+    /// The server has returned in this term, although nothing has told it to stop.
+    Returned(Term),
     /// Start a handoff.
     Reload,
     /// Stop the service.
@@ -128,9 +128,9 @@ impl LifeLine {
         self.state.cut.cancel();
     }
 
-    /// Takes the state that the server offers to the successor.
-    pub(in crate::lifecycle) fn take_offered(&self) -> Option<CarriedState> {
-        self.state.take_offered()
+    /// Returns the state that the server offers to the successor.
+    pub(in crate::lifecycle) fn offered(&self) -> Option<CarriedState> {
+        self.state.offered()
     }
 
     /// Stores the state that the predecessor has offered.

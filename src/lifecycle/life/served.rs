@@ -139,6 +139,11 @@ impl ServedListeners {
 }
 
 impl ServedListener {
+    /// Waits until no connection of this listener is open. Cancel safe.
+    pub(in crate::lifecycle) async fn ended(&self) {
+        self.open.wait().await;
+    }
+
     /// Counts a connection. It is open until the returned token is dropped.
     pub(in crate::lifecycle) fn admit(&self) -> TaskTrackerToken {
         // Count the connection as open first. Otherwise a drain that begins now would count it as

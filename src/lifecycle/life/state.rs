@@ -53,8 +53,8 @@ pub(super) enum Standing {
 /// The time limits that concern the server.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::lifecycle) struct Limits {
-    pub(super) first_request: Duration,
-    pub(super) keep_alive: Duration,
+    pub(in crate::lifecycle) first_request: Duration,
+    pub(in crate::lifecycle) keep_alive: Duration,
 }
 
 impl LifeState {
@@ -101,8 +101,15 @@ impl LifeState {
         *self.offered.lock().unwrap_or_else(PoisonError::into_inner) = Some(state);
     }
 
-    pub(super) fn take_offered(&self) -> Option<CarriedState> {
-        self.offered.lock().unwrap_or_else(PoisonError::into_inner).take()
+    /// Returns the offered state. It stays offered, because the successor may die.
+    pub(super) fn offered(&self) -> Option<CarriedState> {
+        let offered = self.offered.lock().unwrap_or_else(PoisonError::into_inner);
+        offered.as_ref().map(|state| CarriedState::new(&state.format, state.bytes.clone()))
+    }
+
+    /// Returns whether a task runs that must run in only one generation.
+    pub(in crate::lifecycle) fn has_duties(&self) -> bool {
+        self.alone.are_running()
     }
 
     pub(super) fn receive(&self, state: CarriedState) {

@@ -30,6 +30,8 @@ struct TermEvents {
     /// Tracks the acceptors that still accept, and the accepted connections on which the client has
     /// not sent anything yet.
     awaiting_first_byte: TaskTracker,
+    /// The same for the listeners that stop last.
+    last_awaiting: TaskTracker,
     /// The names of the listeners with a backlog that no other generation will accept.
     backlogs: Mutex<HashSet<String>>,
 }
@@ -67,6 +69,13 @@ impl Term {
         // `wait` resolves only on a closed tracker. A closed tracker still gives out tokens.
         self.0.awaiting_first_byte.close();
         &self.0.awaiting_first_byte
+    }
+
+    /// Returns the tracker of connections of the listeners that stop last, on which the client has
+    /// not sent anything yet.
+    pub(in crate::lifecycle) fn last_awaiting(&self) -> &TaskTracker {
+        self.0.last_awaiting.close();
+        &self.0.last_awaiting
     }
 
     /// Tells the server to stop accepting, except on the listeners that stop last.
