@@ -194,7 +194,8 @@ impl Life {
         self.state.request(LifeRequest::Reload);
     }
 
-    /// Drains this generation and ends the service, as SIGTERM does.
+    /// Does what SIGTERM does: the active generation drains and ends the service. During the bake,
+    /// the handoff is committed at once, and the successor serves on.
     pub fn stop(&self) {
         self.state.request(LifeRequest::Stop);
     }
@@ -248,7 +249,9 @@ impl Life {
 
     /// Waits until this generation is active, and returns the state that the predecessor has
     /// offered. Returns `None` if there is no such state, for example because this generation is
-    /// the first or the predecessor was killed. Only the first call returns the state. Cancel safe.
+    /// the first or the predecessor was killed. Only the first call returns the state. Call
+    /// [`Life::ready`] first, because a generation that is not ready never becomes active. Cancel
+    /// safe.
     pub async fn from_predecessor(&self) -> Option<CarriedState> {
         self.committed().await;
         self.state.take_received()

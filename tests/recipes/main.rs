@@ -192,6 +192,14 @@ fn java() {
     running.stop();
 }
 
+#[test]
+#[ignore = "needs Debian's package default-jdk-headless: tests/setup large"]
+fn java_with_an_inherited_channel() {
+    let running = start("java-inherited", |folder| build(folder, "javac", &["Server.java"]));
+    running.replaced("generation ");
+    running.stop();
+}
+
 fn build(folder: &Path, program: &str, arguments: &[&str]) {
     let mut command = Command::new(program);
     command.args(arguments).current_dir(folder).env("HOME", folder).env("GO111MODULE", "off");

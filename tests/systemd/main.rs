@@ -28,6 +28,7 @@ mod hardening;
 mod lab;
 mod own_server;
 mod programs;
+mod python;
 mod reload;
 mod rolling;
 mod stop;
@@ -99,6 +100,13 @@ mod only_from_254 {
     #[test]
     fn the_pause_grows_on_forky() {
         the_pause_between_failed_starts_grows(Forky);
+    }
+}
+
+mod only_here {
+    #[test]
+    fn releases_of_a_python_server_succeed_or_change_nothing() {
+        crate::python::releases_of_a_python_server_succeed_or_change_nothing();
     }
 }
 

@@ -14,7 +14,7 @@ use crate::support::operator::Answered;
 use crate::support::{Callers, Client};
 
 const UNIT: &str = "handoffd-run@app.service";
-const ADDRESS: &str = "127.0.0.1:48880";
+pub(crate) const ADDRESS: &str = "127.0.0.1:48880";
 const CONTROL: &str = "/run/handoffd-run-app/control";
 /// The path of the program inside.
 const APP: &str = "/opt/handoffd/app";
@@ -24,11 +24,16 @@ const GOOD: &str = "unset RUNTIME_DIRECTORY; echo \"data is $DATA in $(pwd -P)\"
                     exec /opt/handoffd/1/handoffd --log off --no-carry \"$@\"";
 
 /// A lab with the instance `app`.
-struct ProgramLab(Lab);
+pub(crate) struct ProgramLab(Lab);
 
 impl ProgramLab {
     /// Boots a lab whose program serves [`ADDRESS`], with these settings of `[program]`.
-    fn serving(system: System, settings: &str) -> Self {
+    pub(crate) fn serving(system: System, settings: &str) -> Self {
+        Self::serving_with_bake(system, "300ms", settings)
+    }
+
+    /// Boots a lab as [`ProgramLab::serving`] does, with this bake.
+    fn serving_with_bake(system: System, bake: &str, settings: &str) -> Self {
         let lab = Self(Lab::boot(system));
         for unit in ["handoffd-run@.service", "handoffd-run@.socket"] {
             lab.0.install(unit, &fs::read_to_string(shipped(unit)).unwrap());
@@ -36,15 +41,15 @@ impl ProgramLab {
         let socket = format!("[Socket]\nListenStream=\nListenStream={ADDRESS}\n");
         lab.0.install("handoffd-run@app.socket.d/address.conf", &socket);
         lab.release(GOOD);
-        lab.configure(settings);
+        lab.configure(bake, settings);
         let started = lab.0.systemctl(&["start", "handoffd-run@app.socket", UNIT]);
         assert_eq!(started.code, 0, "{}", lab.journal());
         lab
     }
 
-    fn configure(&self, settings: &str) {
+    fn configure(&self, bake: &str, settings: &str) {
         let text = format!(
-            "ready_timeout = 2\nbake = '300ms'\n[listener.web]\naddress = '{ADDRESS}'\n[program]\n\
+            "ready_timeout = 2\nbake = '{bake}'\n[listener.web]\naddress = '{ADDRESS}'\n[program]\n\
             command = ['{APP}', '--listen', '127.0.0.1:{{port}}']\n{settings}\n"
         );
         fs::create_dir_all(self.0.path("/etc/handoffd")).unwrap();
@@ -52,19 +57,19 @@ impl ProgramLab {
     }
 
     /// Replaces the program.
-    fn release(&self, script: &str) {
+    pub(crate) fn release(&self, script: &str) {
         let draft = self.0.path("/opt/handoffd/app.new");
         fs::write(&draft, format!("#!/bin/sh\n{script}\n")).unwrap();
         fs::set_permissions(&draft, fs::Permissions::from_mode(0o755)).unwrap();
         fs::rename(draft, self.0.path(APP)).unwrap();
     }
 
-    fn reload(&self) -> Answered {
+    pub(crate) fn reload(&self) -> Answered {
         self.0.systemctl(&["reload", UNIT])
     }
 
     /// Reloads, and asserts that this fails with the reason and changes nothing.
-    fn fails_to_reload(&self, reason: &str) {
+    pub(crate) fn fails_to_reload(&self, reason: &str) {
         let serving = self.status()["serving"].clone();
         assert_ne!(self.reload().code, 0, "{reason}");
         assert!(self.journal().contains(reason), "{reason} is not in\n{}", self.journal());
@@ -77,7 +82,7 @@ impl ProgramLab {
     }
 
     /// Returns the pids inside of the active generation and of its program.
-    fn pids(&self) -> (u64, u64) {
+    pub(crate) fn pids(&self) -> (u64, u64) {
         let status = self.status();
         let generations = status["generations"].as_array().unwrap();
         let serving = generations.iter().find(|one| one["generation"] == status["serving"]);
@@ -108,6 +113,23 @@ impl ProgramLab {
     fn journal(&self) -> String {
         let _ = self.0.run(&["journalctl", "--sync"]);
         self.0.run(&["journalctl", "--no-pager", "-u", UNIT]).out
+    }
+
+    /// Returns the path outside of a path inside.
+    pub(crate) fn path(&self, path: &str) -> std::path::PathBuf {
+        self.0.path(path)
+    }
+
+    /// Runs a function in the network of the lab.
+    pub(crate) fn inside<T: Send>(&self, run: impl FnOnce() -> T + Send) -> T {
+        self.0.inside(run)
+    }
+
+    /// Waits until a process inside has ended.
+    pub(crate) fn wait_for_end(&self, pid: u64) {
+        self.0.wait("the end of a process", |lab| {
+            lab.run(&["test", "-e", &format!("/proc/{pid}")]).code != 0
+        });
     }
 
     /// Waits until another process than `old` runs as the program.
@@ -147,14 +169,19 @@ pub(crate) fn a_release_that_fails_is_rolled_back(system: System) {
 
 /// Only clients that the new program has already accepted are lost with it.
 pub(crate) fn a_release_that_fails_in_the_bake_is_rolled_back(system: System) {
-    let lab = ProgramLab::serving(system, "check_interval = '50ms'");
+    // The bake outlasts the program on a busy machine too.
+    let lab = ProgramLab::serving_with_bake(system, "20s", "check_interval = '50ms'");
     let callers = lab.0.inside(|| Callers::start(ADDRESS, 2));
     let serves = "unset RUNTIME_DIRECTORY; /opt/handoffd/1/handoffd --log off --no-carry \"$@\"";
+    let bakes = format!(
+        "until {PROGRAM} status --json --control {CONTROL} | grep -q '\"state\":\"probation\"'; \
+        do sleep 0.1; done"
+    );
     for (end, reason) in [
         ("kill $!; echo out of memory >&2; exit 9", "out of memory"),
         ("kill $!; sleep 1000", "failed its health check"),
     ] {
-        lab.release(&format!("{serves} & sleep 0.1; {end}"));
+        lab.release(&format!("{serves} & {bakes}; {end}"));
         lab.fails_to_reload(reason);
     }
     let calls = callers.finish();
@@ -231,6 +258,7 @@ pub(crate) fn a_reload_reads_the_surroundings_again(system: System) {
     let lab = ProgramLab::serving(system, "");
     put(&lab, "one", "a");
     lab.configure(
+        "300ms",
         "environment_file = '/opt/handoffd/env'\nworking_directory = '/opt/handoffd/here'",
     );
     lab.reload().well();
