@@ -27,6 +27,15 @@ fn the_page_shows_the_programs_that_are_tested() {
     assert!(shown.is_empty(), "{shown:?}");
 }
 
+#[test]
+fn the_template_has_the_unit_of_the_page() {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(here.join("docs/servers.md")).unwrap();
+    let (_, rest) = page.split_once("```ini\n").unwrap();
+    let unit = fs::read_to_string(here.join("examples/template/my-server.service")).unwrap();
+    assert_eq!(rest.split_once("```").unwrap().0, unit);
+}
+
 /// What concerns handoffd in a program: the lines that name it, its server, or the life.
 #[test]
 fn at_most_ten_lines_of_a_recipe_concern_the_library() {
