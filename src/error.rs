@@ -6,17 +6,18 @@
 //! failure keeps serving.
 
 mod exit;
+mod handoff;
 
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
-use std::process;
 use std::time::Duration;
 
 use crate::text::{escaped, printable};
 
 pub use exit::ExitStatus;
+pub(crate) use handoff::{EndStatus, HandoffFailure};
 
 /// The reason why a generation cannot start or continue.
 ///
@@ -301,116 +302,10 @@ impl From<&str> for Malformed {
     }
 }
 
-/// The reason why a successor has not taken over. The predecessor keeps serving.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum HandoffFailure {
-    /// The predecessor could not fork the process, or could not create the channel to the
-    /// successor.
-    #[error("cannot start a process: {source}")]
-    Fork {
-        /// The error that the kernel has returned.
-        source: io::Error,
-    },
-    /// The new process could not execute the program of the successor.
-    #[error("cannot execute {}: {source}", printable(program))]
-    Exec {
-        /// The path from which this process was started. The successor is started from the same
-        /// path.
-        program: PathBuf,
-        /// The error that the kernel has returned.
-        source: io::Error,
-    },
-    /// The successor has reported that it cannot serve.
-    #[error("the successor reported an error: {reason}")]
-    Refused {
-        /// The reason that the successor has given.
-        reason: String,
-    },
-    /// The successor ended before it was ready, and reported no reason.
-    #[error("the successor ended before it was ready{status}")]
-    EndedEarly {
-        /// The exit code or the signal with which the successor ended, if known.
-        status: EndStatus,
-    },
-    /// The successor was not ready within the time limit, so the predecessor killed it.
-    #[error("the successor was not ready within {}", Seconds(*limit))]
-    TimedOut {
-        /// The time limit, as set by `--ready-timeout`.
-        limit: Duration,
-    },
-    /// The handoff took longer than the operator's request allowed.
-    #[error("the handoff did not finish within the requested {}", Seconds(*limit))]
-    OutOfTime {
-        /// The time limit that the operator has requested.
-        limit: Duration,
-    },
-    /// No successor was started, because the maximum number of generations was already running. The
-    /// oldest generation still had connections at the end of the time limit.
-    #[error(
-        "no successor was started: an older generation did not finish moving its connections \
-        within {}",
-        Seconds(*limit)
-    )]
-    NotStarted {
-        /// The time limit, as set by `--drain-timeout`.
-        limit: Duration,
-    },
-    /// The successor ended after it was ready, and reported no reason.
-    #[error("the successor ended after it was ready{status}")]
-    EndedLate {
-        /// The exit code or the signal with which the successor ended, if known.
-        status: EndStatus,
-    },
-    /// The successor received a request to stop while it could still be rolled back.
-    #[error("the successor received a stop request before it had taken over")]
-    ToldToStop,
-    /// The server of the successor has given the handoff back while it could still be rolled back.
-    #[error("the successor gave the handoff back: {reason}")]
-    GivenBack {
-        /// The reason that the successor has given.
-        reason: String,
-    },
-    /// A task that must run in only one generation did not end in time, so this generation keeps
-    /// serving.
-    #[error(
-        "a task that runs in only one generation did not end within {}",
-        Seconds(*limit)
-    )]
-    NotYielded {
-        /// The time limit, as set by [`Config::alone_timeout`](crate::Config::alone_timeout).
-        limit: Duration,
-    },
-    /// The successor has sent an invalid message.
-    #[error("the successor sent an invalid message: {why}")]
-    Garbage {
-        /// A description of what is wrong with the message.
-        why: String,
-    },
-}
-
-impl HandoffFailure {
-    /// Returns whether the successor itself has rolled the handoff back, so that it drains its
-    /// connections and ends.
-    pub(crate) const fn is_rollback(&self) -> bool {
-        matches!(self, Self::ToldToStop | Self::GivenBack { .. })
-    }
-}
-
 /// Formats the value of `LD_PRELOAD` for use in an error message.
 fn preloaded_by(libraries: Option<&OsString>) -> String {
     let named = |libraries| format!(" with LD_PRELOAD={}", printable(Path::new(libraries)));
     libraries.map(named).unwrap_or_default()
-}
-
-/// The exit code or the signal with which a process ended, if known. Its text is appended to an
-/// error message.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct EndStatus(pub(crate) Option<process::ExitStatus>);
-
-impl std::fmt::Display for EndStatus {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.map_or(Ok(()), |status| write!(f, " ({status})"))
-    }
 }
 
 /// A duration that is printed in seconds, in the form that flags accept.

@@ -72,7 +72,7 @@
 //! | [`carry`] | a service whose connections move to the new process |
 //! | [`control`] | a program that asks a running server for a reload or its status |
 //! | [`status`] | what a server reports about its generations |
-//! | `actix`, `axum`, `hyper`, `tonic`, `tower` | servers of these libraries, each with its feature |
+//! | `actix`, `axum`, `hyper`, `tonic`, `tower` | these libraries, each with its feature |
 //! | `proxy` | the proxy as a service, with the feature `proxy` |
 //! | [`text`] | printing text from other programs |
 //!

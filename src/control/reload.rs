@@ -8,7 +8,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use super::client::{ANSWER_TIMEOUT, Control};
-use super::conversation::{PAUSE, from_now, pause};
+use super::conversation::{Conversation, PAUSE, from_now, pause};
 use super::error::ControlError;
 use super::message::{ReloadOptions, Reply, Request};
 use crate::generation::Generation;
@@ -134,16 +134,13 @@ impl Control {
             None => return Err(self.broke_off()),
         };
         let mut deadline = until(within.saturating_add(GRACE));
-        let next = loop {
-            match conversation.hear(deadline)? {
-                // The new generation has asked for more time.
-                Some(Reply::Started { within_ms, .. }) => {
-                    deadline = until(Duration::from_millis(within_ms).saturating_add(GRACE));
-                }
-                next => break next,
-            }
-        };
-        let drain_within = match next {
+        let mut reply = conversation.hear(deadline)?;
+        // The new generation may ask for more time.
+        while let Some(Reply::Started { within_ms, .. }) = reply {
+            deadline = until(Duration::from_millis(within_ms).saturating_add(GRACE));
+            reply = conversation.hear(deadline)?;
+        }
+        let drain_within = match reply {
             Some(Reply::Serving { generation, pid, after_ms, draining, drain_within_ms }) => {
                 let after = Some(Duration::from_millis(after_ms));
                 news(ReloadNews::Serving { generation, pid, after, draining });
@@ -155,7 +152,17 @@ impl Control {
         if !options.wait_drained {
             return Ok(());
         }
-        match conversation.hear(from_now(drain_within.saturating_add(GRACE)))? {
+        self.hear_drained(&mut conversation, drain_within, news)
+    }
+
+    /// Waits until the old generation has drained, which takes at most `within`.
+    fn hear_drained(
+        &self,
+        conversation: &mut Conversation<'_>,
+        within: Duration,
+        news: &mut dyn FnMut(ReloadNews),
+    ) -> Result<(), ControlError> {
+        match conversation.hear(from_now(within.saturating_add(GRACE)))? {
             Some(Reply::Drained { generation, ended, carried, cut }) => {
                 news(ReloadNews::Drained { generation, ended, carried, cut });
                 Ok(())

@@ -1,7 +1,7 @@
 //! Servers of actix-web.
 //!
 //! actix-web accepts connections itself, so the library does not count them. A reply tells its
-//! client that the connection ends only if the app has the middleware [`AnnounceClose`].
+//! client that the connection ends only if the app has the middleware [`CloseMiddleware`].
 
 use std::future::{Future, Ready, ready};
 use std::pin::Pin;
@@ -40,18 +40,18 @@ pub async fn serve(life: &Life, server: Server) -> Result<(), Error> {
 /// A middleware that announces the end of the connection in each reply, once the generation has
 /// retired. Without it, a request that crosses the close of an idle connection is lost.
 #[derive(Clone, Debug)]
-pub struct AnnounceClose {
+pub struct CloseMiddleware {
     life: Life,
 }
 
-/// A service with the middleware [`AnnounceClose`].
+/// A service with the middleware [`CloseMiddleware`].
 #[derive(Debug)]
-pub struct Announcing<S> {
+pub struct ClosingService<S> {
     inner: S,
     life: Life,
 }
 
-impl AnnounceClose {
+impl CloseMiddleware {
     /// Creates the middleware for a server of this generation.
     #[must_use]
     pub fn new(life: &Life) -> Self {
@@ -59,23 +59,23 @@ impl AnnounceClose {
     }
 }
 
-impl<S, B> Transform<S, ServiceRequest> for AnnounceClose
+impl<S, B> Transform<S, ServiceRequest> for CloseMiddleware
 where
     S: Service<ServiceRequest, Response = ServiceResponse<B>>,
     S::Future: 'static,
 {
     type Response = ServiceResponse<B>;
     type Error = S::Error;
-    type Transform = Announcing<S>;
+    type Transform = ClosingService<S>;
     type InitError = ();
-    type Future = Ready<Result<Announcing<S>, ()>>;
+    type Future = Ready<Result<ClosingService<S>, ()>>;
 
     fn new_transform(&self, inner: S) -> Self::Future {
-        ready(Ok(Announcing { inner, life: self.life.clone() }))
+        ready(Ok(ClosingService { inner, life: self.life.clone() }))
     }
 }
 
-impl<S, B> Service<ServiceRequest> for Announcing<S>
+impl<S, B> Service<ServiceRequest> for ClosingService<S>
 where
     S: Service<ServiceRequest, Response = ServiceResponse<B>>,
     S::Future: 'static,

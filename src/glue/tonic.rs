@@ -14,9 +14,9 @@ use crate::listen::{Peer, Stream};
 
 /// A stream of the connections of one listener, for `serve_with_incoming_shutdown` of a tonic
 /// router. Made by [`incoming`].
-pub struct IncomingConnections(Next);
+pub struct IncomingConnections(NextConnection);
 
-type Next = Pin<Box<dyn Future<Output = (Acceptor, Option<Stream>)> + Send>>;
+type NextConnection = Pin<Box<dyn Future<Output = (Acceptor, Option<Stream>)> + Send>>;
 
 /// Returns the connections of the listener called `name`, and reports that the server is ready.
 ///
@@ -42,7 +42,7 @@ pub fn incoming(life: &Life, name: &str) -> Result<IncomingConnections, Error> {
     Ok(IncomingConnections(next(acceptor)))
 }
 
-fn next(mut acceptor: Acceptor) -> Next {
+fn next(mut acceptor: Acceptor) -> NextConnection {
     Box::pin(async move {
         let accepted = acceptor.accept().await;
         (acceptor, accepted.map(|(stream, _)| stream))

@@ -22,7 +22,7 @@ use crate::config::Config;
 use crate::data_plane::DataPlane;
 use crate::drain::DrainReport;
 use crate::error::{Error, HandoffFailure};
-use crate::handoff::{Inheritance, ManagerNumbers, Message, Predecessors, SignalUse, Successor};
+use crate::handoff::{Inheritance, ManagerNumbers, Message, Predecessors, Successor};
 use crate::net::ListenerSet;
 use crate::notify::{MainProcess, Notifier};
 
@@ -47,8 +47,6 @@ pub(super) struct Driver<P> {
     pub(super) listeners: OwnListeners,
     pub(super) plane: P,
     pub(super) liveness: Liveness,
-    /// The signals of this process. `None` if the server runs in a test, which keeps them.
-    pub(super) signals: Option<Signals>,
     /// The connection to the server's [`Life`](super::life::Life) handles.
     pub(super) life: LifeLine,
     /// The duties of the active generation. `None` if another generation is active.
@@ -108,12 +106,7 @@ impl<P: DataPlane> Driver<P> {
         life: LifeLine,
     ) -> Result<Self, Error> {
         life.configure(&config);
-        let signals = match inheritance.signal_use {
-            SignalUse::Handled => {
-                Some(Signals::install().map_err(Error::system("install signal handlers"))?)
-            }
-            SignalUse::LeftAlone => None,
-        };
+        let signals = Signals::of_process(inheritance.signal_use)?;
         let Inheritance {
             generation, sockets, predecessors, program, slot, init, forecast, ..
         } = inheritance;
@@ -139,11 +132,10 @@ impl<P: DataPlane> Driver<P> {
             state: State::born(birth),
             raised: VecDeque::new(),
             config,
-            process: Process { generation, program, slot, init, notifier },
+            process: Process { generation, program, slot, init, notifier, signals },
             listeners: OwnListeners { set: listeners, given_up: Vec::new(), control_ends: false },
             plane,
             liveness: Liveness::default(),
-            signals,
             life,
             active: None,
             pid_file,

@@ -26,7 +26,7 @@ use super::driver::{Driver, RunReport};
 use super::life::{Life, LifeRequest, ServedListeners};
 use crate::error::Error;
 use crate::handoff::SignalUse;
-use data_plane::{Embedded, Server};
+use data_plane::{Embedded, ServerState};
 use turns::{TurnEnd, Turns};
 
 pub use acceptor::Acceptor;
@@ -94,17 +94,12 @@ impl Builder {
         serve: impl AsyncFn(Life) -> Result<T, E>,
     ) -> Result<RunReport, Error> {
         let Self { inheritance, config, line, life, last, .. } = self;
-        let (server, calls) = watch::channel(Server::Running);
+        let (server, calls) = watch::channel(ServerState::Running);
         let plane = Embedded::new(life.clone(), calls);
         let inheritance_signals = inheritance.signal_use;
         let driver = Driver::start(config, inheritance, plane, line)?;
-        let unknown = last.iter().find(|name| driver.listeners().get(name).is_err());
-        if let Some(name) = unknown {
-            let error = Error::NoSuchListener { name: name.clone() };
-            driver.refuse(&error);
-            return Err(error);
-        }
-        let served = ServedListeners::new(driver.listeners(), &last);
+        let served = ServedListeners::new(driver.listeners(), &last)
+            .inspect_err(|error| driver.refuse(error))?;
         let _ = life.state.served.set(served);
         // In a test, the process does not belong to the server.
         let owns_process = inheritance_signals == SignalUse::Handled;
@@ -129,15 +124,13 @@ impl Builder {
                     Ok(ended) => ended,
                     Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
                 },
-                ended = turns.next() => {
-                    match ended {
-                        TurnEnd::AsTold | TurnEnd::Begun => {}
-                        TurnEnd::Early(term) => life.state.request(LifeRequest::Returned(term)),
-                        TurnEnd::Failed(term, reason) => {
-                            life.state.request(LifeRequest::Failed(term, reason));
-                        }
+                ended = turns.next() => match ended {
+                    TurnEnd::AsTold | TurnEnd::Begun => {}
+                    TurnEnd::Early(term) => life.state.request(LifeRequest::Returned(term)),
+                    TurnEnd::Failed(term, reason) => {
+                        life.state.request(LifeRequest::Failed(term, reason));
                     }
-                }
+                },
             }
             server.send_replace(turns.state());
         }

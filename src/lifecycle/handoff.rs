@@ -233,10 +233,7 @@ impl<P: DataPlane> Driver<P> {
             event = "handoff.failed", %successor, reason = %failure,
             "the handoff {when}: {failure}"
         );
-        if tracing::dispatcher::get_default(|logger| logger.is::<NoSubscriber>()) {
-            // The program has installed no subscriber, so nobody reads the log record above.
-            let _ = writeln!(io::stderr(), "handoffd: the handoff {when}: {failure}");
-        }
+        report_without_subscriber(when, &failure);
         let was_ready = handoff.successor.as_ref().is_some_and(Successor::is_ready);
         if let Some(successor) = handoff.successor.take() {
             self.release(successor, &failure).await;
@@ -324,5 +321,13 @@ impl<P: DataPlane> Driver<P> {
         if let Some(successor) = &handoff.successor {
             successor.end(StopMode::Stop);
         }
+    }
+}
+
+/// Writes one line to standard error if the program has installed no subscriber. Otherwise the
+/// outcome of the handoff would be lost.
+fn report_without_subscriber(when: &str, failure: &HandoffFailure) {
+    if tracing::dispatcher::get_default(|subscriber| subscriber.is::<NoSubscriber>()) {
+        let _ = writeln!(io::stderr(), "handoffd: the handoff {when}: {failure}");
     }
 }

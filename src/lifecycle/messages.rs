@@ -4,6 +4,7 @@
 //! The state machine in `machine` decides what to do after an event. A message that only needs a
 //! reply, or is only recorded, causes no event.
 
+use std::os::fd::OwnedFd;
 use std::time::SystemTime;
 
 use super::driver::{Driver, Occurrence};
@@ -95,23 +96,8 @@ impl<P: DataPlane> Driver<P> {
                 self.reported();
                 None
             }
-            PredecessorEvent::Carrying(version, _) if version != carry::VERSION => {
-                tracing::warn!(
-                    event = "carry.unknown_format",
-                    version,
-                    "cannot take over client connections, which the predecessor drains instead: \
-                    it uses the unknown format version {version}"
-                );
-                None
-            }
-            PredecessorEvent::Carrying(_, channel) => {
-                if let Err(error) = self.plane.take_over(channel) {
-                    tracing::error!(
-                        event = "carry.unavailable", reason = %error,
-                        "cannot take over client connections, which the predecessor drains \
-                        instead: {error}"
-                    );
-                }
+            PredecessorEvent::Carrying(version, channel) => {
+                self.take_over(version, channel);
                 None
             }
             PredecessorEvent::Offered(format, file) => {
@@ -137,19 +123,32 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
+    /// Takes over connections of the predecessor, which arrive over `channel` in the given version
+    /// of the format.
+    fn take_over(&mut self, version: u32, channel: OwnedFd) {
+        if version != carry::VERSION {
+            tracing::warn!(
+                event = "carry.unknown_format",
+                version,
+                "cannot take over client connections, which the predecessor drains instead: it \
+                uses the unknown format version {version}"
+            );
+        } else if let Err(error) = self.plane.take_over(channel) {
+            tracing::error!(
+                event = "carry.unavailable", reason = %error,
+                "cannot take over client connections, which the predecessor drains instead: \
+                {error}"
+            );
+        }
+    }
+
     /// Handles a message from the successor. Returns an event for the state machine, or `None` if
     /// the message needs no decision.
     pub(super) async fn heard_successor(&mut self, event: SuccessorEvent) -> Option<Occurrence> {
         let retired = matches!(self.state, State::Retiring { .. });
         match event {
             SuccessorEvent::Ready { pid, given_up, replaced } => {
-                tracing::info!(
-                    event = "successor.ready",
-                    successor_pid = pid,
-                    "the successor is ready"
-                );
-                self.listeners.set.mark_replaced(&replaced);
-                self.listeners.given_up = given_up;
+                self.successor_is_ready(pid, given_up, &replaced);
                 Some(Event::SuccessorReady.into())
             }
             SuccessorEvent::Lost(failure)
@@ -192,6 +191,13 @@ impl<P: DataPlane> Driver<P> {
                 None
             }
         }
+    }
+
+    /// Records which listeners the successor does not use.
+    fn successor_is_ready(&mut self, pid: Option<u32>, given_up: Vec<usize>, replaced: &[usize]) {
+        tracing::info!(event = "successor.ready", successor_pid = pid, "the successor is ready");
+        self.listeners.set.mark_replaced(replaced);
+        self.listeners.given_up = given_up;
     }
 
     /// Reports the loss of a successor that had taken over. This generation then stops too, because

@@ -1,10 +1,12 @@
 //! The fixed properties of a generation's process, such as its generation number and its program.
 
+use super::signals::Signals;
 use crate::generation::Generation;
 use crate::handoff::{Init, Program, ReservedFd};
 use crate::notify::Notifier;
 
-/// The properties of this process that never change, and its channel to the service manager.
+/// The properties of this process that never change, its signals, and its channel to the service
+/// manager.
 #[derive(Debug)]
 pub(super) struct Process {
     pub(super) generation: Generation,
@@ -14,4 +16,6 @@ pub(super) struct Process {
     /// The channel to the init process. `None` if the service runs without an init process.
     pub(super) init: Option<Init>,
     pub(super) notifier: Notifier,
+    /// The signals of the process. `None` if the server runs in a test, which keeps them.
+    pub(super) signals: Option<Signals>,
 }

@@ -54,7 +54,7 @@ impl<P: DataPlane> Driver<P> {
                 Some(Event::Terminate.into())
             }
             LifeRequest::Stop => Some(Event::Terminate.into()),
-            LifeRequest::Reload if self.signals.is_none() => {
+            LifeRequest::Reload if self.process.signals.is_none() => {
                 let reason = "the server runs without an inheritance";
                 tracing::warn!(
                     event = "reload.ignored",
@@ -146,7 +146,7 @@ impl<P: DataPlane> Driver<P> {
         let has_waited = matches!(lived, Err(Error::AloneBlocks));
         let is_cut = self.life.state.cut.is_cancelled();
         let limit = if is_cut || has_waited { Duration::ZERO } else { self.config.alone_timeout };
-        if !self.life.end_duties(limit).await && self.signals.is_some() {
+        if !self.life.end_duties(limit).await && self.process.signals.is_some() {
             let error = Error::AloneBlocks;
             tracing::error!(
                 event = "alone.blocked", reason = %error,

@@ -16,6 +16,8 @@ use nix::sys::signal::{SigSet, Signal as Number};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::machine::{Event, State};
+use crate::error::Error;
+use crate::handoff::SignalUse;
 use crate::handoff::signals::{has_handler, stray};
 
 /// The signals that a generation handles.
@@ -41,9 +43,22 @@ enum Interrupted {
 }
 
 impl Signals {
+    /// Installs the signal handlers, unless the process keeps its signals.
+    ///
+    /// # Errors
+    /// Fails when the kernel refuses to install a handler.
+    pub(super) fn of_process(signal_use: SignalUse) -> Result<Option<Self>, Error> {
+        match signal_use {
+            SignalUse::Handled => {
+                Self::install().map(Some).map_err(Error::system("install signal handlers"))
+            }
+            SignalUse::LeftAlone => Ok(None),
+        }
+    }
+
     /// Installs the signal handlers and unblocks the handled signals. Must be called in a tokio
     /// runtime.
-    pub(super) fn install() -> io::Result<Self> {
+    fn install() -> io::Result<Self> {
         let unhandled = |number: c_int| -> io::Result<Option<Signal>> {
             let is_ours = !has_handler(number)?;
             is_ours.then(|| signal(SignalKind::from_raw(number))).transpose()

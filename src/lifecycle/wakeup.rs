@@ -48,7 +48,7 @@ impl<P: DataPlane> Driver<P> {
                 biased;
                 event = self.predecessors.next() => Wakeup::Predecessor(event),
                 event = next_of_successor(successor) => Wakeup::Successor(event),
-                event = next_signal(self.signals.as_mut()) => Wakeup::Signal(event),
+                event = next_signal(self.process.signals.as_mut()) => Wakeup::Signal(event),
                 request = self.life.next() => Wakeup::Server(request),
                 () = life.yielded(), if yields => Wakeup::Yielded,
                 event = self.plane.next(awaited) => Wakeup::Plane(event),

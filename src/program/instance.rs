@@ -143,11 +143,7 @@ impl Instance {
         };
         let pid = running.pid();
         self.count(|counters| counters.starts += 1);
-        {
-            let mut facts = self.facts();
-            facts.pid = Some(pid);
-            facts.missing = Some(probe.missing().clone());
-        }
+        self.facts().started(pid, probe.missing());
         tracing::info!(
             event = "program.started",
             instance = self.number,

@@ -71,6 +71,12 @@ impl Facts {
         }
     }
 
+    /// Records that a process of the program has been started.
+    pub(super) fn started(&mut self, pid: u32, missing: &Missing) {
+        self.pid = Some(pid);
+        self.missing = Some(missing.clone());
+    }
+
     pub(super) fn answer(&mut self) {
         self.answers = true;
         self.beats.clear();

@@ -19,13 +19,11 @@ use tokio_util::task::TaskTracker;
 use super::instance::{Instance, SharedListeners};
 use super::notify::NotifySocket;
 use super::observed::{Facts, InstanceState, Observed, Order, ProgramFailure, failure};
-use super::private::{self, Folder};
+use super::private;
 use super::ready::ReadyBy;
-use super::service::{ProgramService, contains};
+use super::service::{ProgramService, contains, proxy};
 use crate::address::Address;
-use crate::config::{
-    Attach, Config, ListenerName, OnHandoff, ProgramConfig, ProxyConfig, Upstreams,
-};
+use crate::config::{Attach, Config, ListenerName, OnHandoff, ProgramConfig};
 use crate::data_plane::{Awaited, CarryPlane, DataPlane, PlaneEvent};
 use crate::drain::DrainReport;
 use crate::error::Error;
@@ -34,6 +32,7 @@ use crate::net::Listener;
 use crate::report::{Connections, Counters, ProgramReport};
 use crate::server::{Server, Workers};
 use crate::service::Service;
+use crate::sys::temporary_folder::TemporaryFolder;
 
 /// What a program needs to know about the process that runs it.
 #[derive(Debug)]
@@ -65,7 +64,7 @@ impl OtherListeners {
 pub(crate) struct ProgramPlane<S> {
     config: Arc<ProgramConfig>,
     host: ProgramHost,
-    folder: Folder,
+    folder: TemporaryFolder,
     /// The built-in server. It forwards connections to a private program, and serves the listeners
     /// that do not belong to the program.
     server: Server<ProgramService<S>>,
@@ -114,7 +113,7 @@ impl<S: Service> ProgramPlane<S> {
         workers: Workers,
         (service, other_names): (S, Vec<ListenerName>),
     ) -> Result<Self, Error> {
-        let folder = Folder::create(host.runtime_directory.as_deref())
+        let folder = TemporaryFolder::create(host.runtime_directory.as_deref())
             .map_err(Error::system("create a directory for the program's sockets"))?;
         let address = |instance| private::address(program.attach, &folder, instance);
         let private = (0..program.instances.get()).map(address).collect::<Result<Vec<_>, _>>();
@@ -391,12 +390,6 @@ impl<S: Service> DataPlane for ProgramPlane<S> {
 
 fn listeners(shared: &SharedListeners) -> MutexGuard<'_, Vec<Listener>> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Returns the proxy settings for a program with these private addresses.
-fn proxy(program: &ProgramConfig, private: &[Option<Address>]) -> Result<ProxyConfig, Error> {
-    let upstreams = Upstreams::new(private.iter().flatten().cloned().map(Into::into).collect())?;
-    Ok(ProxyConfig { upstreams, ..(*program.relay).clone() })
 }
 
 /// No connections move to the successor, because only the program knows their state.

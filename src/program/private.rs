@@ -1,16 +1,14 @@
-//! The private addresses of a program, and a private folder for the sockets of a generation.
+//! The private addresses of a program.
 //!
 //! Each generation has its own addresses, so that the old and the new program can run side by side.
 
 use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
-
-use nix::unistd::mkdtemp;
 
 use crate::address::Address;
 use crate::config::Attach;
+use crate::sys::temporary_folder::TemporaryFolder;
 
 /// The range from which private ports are chosen. It is below the default range for outgoing
 /// connections (see `ip_local_port_range` in ip(7)), so no outgoing connection takes the port
@@ -19,35 +17,11 @@ const PORTS: std::ops::Range<u16> = 20_000..32_000;
 /// How many ports of that range to try before falling back to any free port.
 const TRIES: u16 = 64;
 
-/// A folder that only this generation uses. Dropping this value removes the folder.
-#[derive(Debug)]
-pub(super) struct Folder(PathBuf);
-
-impl Folder {
-    /// Creates a folder that only this process's user can enter. Creates it in `parent`, or else in
-    /// the directory for temporary files.
-    pub(super) fn create(parent: Option<&Path>) -> io::Result<Self> {
-        let parent = parent.map_or_else(std::env::temp_dir, Path::to_owned);
-        Ok(Self(mkdtemp(&parent.join("handoffd-XXXXXX"))?))
-    }
-
-    pub(super) fn path(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        // Ignore errors, because at worst the folder is left behind.
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
 /// Returns the private address of the instance with this number, or `None` if the program inherits
 /// the listeners.
 pub(super) fn address(
     attach: Attach,
-    folder: &Folder,
+    folder: &TemporaryFolder,
     instance: usize,
 ) -> io::Result<Option<Address>> {
     Ok(match attach {
@@ -88,14 +62,5 @@ mod tests {
             assert!(PORTS.contains(&address.port()), "{address}");
             TcpListener::bind(address).unwrap();
         }
-    }
-
-    #[test]
-    fn the_folder_of_a_generation_is_removed_with_what_is_in_it() {
-        let folder = Folder::create(None).unwrap();
-        let path = folder.path().to_owned();
-        fs::write(path.join("socket"), "").unwrap();
-        drop(folder);
-        assert!(!path.exists());
     }
 }

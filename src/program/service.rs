@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::io;
 
 use crate::address::Address;
-use crate::config::{ListenerName, ProxyConfig};
+use crate::config::{ListenerName, ProgramConfig, ProxyConfig, Upstreams};
+use crate::error::Error;
 use crate::report::UpstreamCounters;
 use crate::service::{Connection, Proxy, Service};
 
@@ -77,4 +78,13 @@ impl<S: Service> Service for ProgramService<S> {
 /// Returns whether a listener is one of `names`.
 pub(super) fn contains(names: &[ListenerName], listener: &str) -> bool {
     names.iter().any(|name| name.as_str() == listener)
+}
+
+/// Returns the proxy settings for a program with these private addresses.
+pub(super) fn proxy(
+    program: &ProgramConfig,
+    private: &[Option<Address>],
+) -> Result<ProxyConfig, Error> {
+    let upstreams = Upstreams::new(private.iter().flatten().cloned().map(Into::into).collect())?;
+    Ok(ProxyConfig { upstreams, ..(*program.relay).clone() })
 }

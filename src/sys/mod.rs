@@ -25,3 +25,4 @@ pub(crate) mod socket;
 pub(crate) mod spawn;
 #[cfg(feature = "proxy")]
 pub(crate) mod splice;
+pub(crate) mod temporary_folder;

@@ -15,7 +15,7 @@ use crate::net::{self, Listener, Peer, Stream};
 /// that is, stops accepting.
 #[derive(Debug)]
 pub struct Acceptor {
-    source: Source,
+    source: ConnectionSource,
     served: Arc<ServedListener>,
     term: Term,
     retired: Signal,
@@ -26,7 +26,7 @@ pub struct Acceptor {
 
 /// Where the next connection comes from.
 #[derive(Debug)]
-enum Source {
+enum ConnectionSource {
     /// The listener, which is registered with the runtime.
     Listener(net::WatchedListener),
     /// Nowhere. The generation has stopped accepting, and does not know yet which clients are left.
@@ -65,7 +65,13 @@ impl Life {
                 (Signal(Box::pin(term.last_retired())), Some(term.last_awaiting().token()))
             }
         };
-        Ok(Acceptor { source: Source::Listener(watched), served, term, retired, accepting })
+        Ok(Acceptor {
+            source: ConnectionSource::Listener(watched),
+            served,
+            term,
+            retired,
+            accepting,
+        })
     }
 
     /// Returns the listener called `name`, with its connections.
@@ -108,20 +114,20 @@ impl Acceptor {
     pub async fn accept(&mut self) -> Option<(Stream, Peer)> {
         loop {
             match &mut self.source {
-                Source::Listener(watched) => tokio::select! {
+                ConnectionSource::Listener(watched) => tokio::select! {
                     biased;
-                    () = &mut self.retired.0 => self.source = Source::Retired,
+                    () = &mut self.retired.0 => self.source = ConnectionSource::Retired,
                     accepted = watched.accept_here() => return Some(self.admit(accepted)),
                 },
-                Source::Retired => {
+                ConnectionSource::Retired => {
                     self.term.drain_begun().await;
                     let mut clients = VecDeque::new();
                     if self.term.has_backlog(self.listener().name()) {
                         clients.extend(net::pending(self.listener()));
                     }
-                    self.source = Source::Backlog(clients);
+                    self.source = ConnectionSource::Backlog(clients);
                 }
-                Source::Backlog(clients) => {
+                ConnectionSource::Backlog(clients) => {
                     let client = clients.pop_front().map(|client| self.admit(client));
                     if client.is_none() {
                         self.accepting = None;

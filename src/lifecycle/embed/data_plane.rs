@@ -19,12 +19,12 @@ use crate::report::{Connections, Counters};
 #[derive(Debug)]
 pub(super) struct Embedded {
     life: Life,
-    server: watch::Receiver<Server>,
+    server: watch::Receiver<ServerState>,
 }
 
 /// Whether a call of the server function runs.
 #[derive(Clone, Debug)]
-pub(super) enum Server {
+pub(super) enum ServerState {
     /// A call has not returned yet.
     Running,
     /// All calls have returned, or were dropped. The last one was that of this term.
@@ -32,7 +32,7 @@ pub(super) enum Server {
 }
 
 impl Embedded {
-    pub(super) fn new(life: Life, server: watch::Receiver<Server>) -> Self {
+    pub(super) fn new(life: Life, server: watch::Receiver<ServerState>) -> Self {
         Self { life, server }
     }
 }
@@ -87,9 +87,9 @@ impl DataPlane for Embedded {
     /// does not wait for the connections, because they end with the process.
     async fn drained(&self) {
         // An error means that nobody waits for the server any more.
-        let has_ended = |server: &Server| match server {
-            Server::Ended(term) => term.is(&self.life.term()),
-            Server::Running => false,
+        let has_ended = |server: &ServerState| match server {
+            ServerState::Ended(term) => term.is(&self.life.term()),
+            ServerState::Running => false,
         };
         let _ = self.server.clone().wait_for(has_ended).await;
         if let Some(served) = self.life.state.served.get() {

@@ -6,12 +6,10 @@
 //! server listens alone. This costs some processor time for each byte. The library knows when the
 //! connections have ended, whatever the server does with them.
 
-use std::fs;
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream as BlockingStream};
 use std::path::{Path, PathBuf};
 
-use nix::unistd::mkdtemp;
 use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 
@@ -19,17 +17,7 @@ use super::acceptor::Acceptor;
 use crate::error::Error;
 use crate::lifecycle::life::Life;
 use crate::net::Stream;
-
-/// A folder that only this user may enter. Dropping this value removes it.
-#[derive(Debug)]
-struct Folder(PathBuf);
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        // Ignore errors, because at worst the folder is left behind.
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
+use crate::sys::temporary_folder::TemporaryFolder;
 
 impl Life {
     /// Returns a blocking Unix listener that gets the connections of the listener called `name`. It
@@ -45,9 +33,9 @@ impl Life {
     /// descriptor is free or the folder cannot be created.
     pub fn private_listener(&self, name: &str) -> Result<UnixListener, Error> {
         let acceptor = self.acceptor(name)?;
-        let folder = mkdtemp(&std::env::temp_dir().join("handoffd-XXXXXX")).map(Folder);
-        let folder = folder.map_err(Error::system("create a folder for a private socket"))?;
-        let path = folder.0.join("listener");
+        let folder = TemporaryFolder::create(None)
+            .map_err(Error::system("create a folder for a private socket"))?;
+        let path = folder.path().join("listener");
         let listener =
             UnixListener::bind(&path).map_err(Error::system("listen on a private socket"))?;
         // The task ends with the last connection, which the drain waits for, or with the runtime.

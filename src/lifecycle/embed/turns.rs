@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 
 use tokio::sync::watch;
 
-use super::data_plane::Server;
+use super::data_plane::ServerState;
 use crate::lifecycle::life::{Life, Term};
 
 /// The running calls of `serve`.
@@ -50,8 +50,12 @@ where
     }
 
     /// Returns whether a call runs.
-    pub(super) fn state(&self) -> Server {
-        if self.running.is_empty() { Server::Ended(self.begun.clone()) } else { Server::Running }
+    pub(super) fn state(&self) -> ServerState {
+        if self.running.is_empty() {
+            ServerState::Ended(self.begun.clone())
+        } else {
+            ServerState::Running
+        }
     }
 
     /// Waits until a call has returned, and returns how. Meanwhile begins a new call for each new

@@ -66,11 +66,7 @@ impl<P: DataPlane> Driver<P> {
             return None;
         }
         let limit = options.timeout_ms.map(Duration::from_millis);
-        let carry =
-            if self.is_start_delayed() { self.config.drain_timeout } else { Duration::ZERO };
-        let duties =
-            if self.life.state.has_duties() { self.config.alone_timeout } else { Duration::ZERO };
-        let longest = total([carry, self.config.ready_timeout, self.config.bake, duties]);
+        let longest = self.longest_handoff();
         let within = limit.map_or(longest, |limit| limit.min(longest));
         answer
             .send(Reply::Started { successor: generation.next(), within_ms: milliseconds(within) });
@@ -90,6 +86,15 @@ impl<P: DataPlane> Driver<P> {
         };
         self.handoff = Some(Handoff { reload: Some(reload), ..Handoff::default() });
         Some(Event::ReloadRequested.into())
+    }
+
+    /// Returns how long a handoff that begins now may take.
+    fn longest_handoff(&self) -> Duration {
+        let config = &self.config;
+        let carry = if self.is_start_delayed() { config.drain_timeout } else { Duration::ZERO };
+        let duties =
+            if self.life.state.has_duties() { config.alone_timeout } else { Duration::ZERO };
+        total([carry, config.ready_timeout, config.bake, duties])
     }
 
     /// Gives a successor that is starting at least `time` from now until it must be ready. Tells an

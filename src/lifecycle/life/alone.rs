@@ -9,11 +9,14 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::Life;
 use super::state::Standing;
+use super::term::Term;
 
 /// How long a dropped task may take. A second is enough, because the runtime only has to drop it.
 const DROP_TIMEOUT: Duration = Duration::from_secs(1);
@@ -91,62 +94,81 @@ where
     // The task ends at the end of the term, or with the runtime.
     drop(tokio::spawn(async move {
         let mut standing = state.standing.subscribe();
-        let term_over = async {
-            match &term {
-                Some(term) => term.retired().await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::pin!(term_over);
-        loop {
-            tokio::select! {
-                biased;
-                // Of a later term, another call of the server takes care.
-                () = &mut term_over => return,
-                active = standing.wait_for(|now| *now == Standing::Active) => {
-                    if active.is_err() {
-                        return;
-                    }
-                }
-            }
+        while becomes_active(&mut standing, term.as_ref()).await {
             // Count the task before the last look at the standing. The driver changes the standing
             // before it looks at the count, so one of the two sees the other.
             let running = state.alone.running.token();
             if *standing.borrow() != Standing::Active {
                 continue;
             }
-            // Each run has a request of its own. It stays made even if the handoff fails and this
-            // generation is active again before the task has ended.
             let stop = Stop(CancellationToken::new());
-            let mut work = tokio::spawn(task(stop.clone()));
-            let asked = async {
-                let _ = standing.wait_for(|now| *now != Standing::Active).await;
-                stop.0.cancel();
-                std::future::pending::<()>().await;
-            };
-            tokio::select! {
-                () = asked => {}
-                ended = &mut work => {
-                    drop(running);
-                    if ended.is_err_and(|error| error.is_panic()) {
-                        tracing::error!(
-                            event = "alone.panicked",
-                            "a task that runs in only one generation has panicked and does not \
-                            start again in this generation"
-                        );
-                        return;
-                    }
-                    if !stop.is_requested() {
-                        return;
-                    }
-                }
-                () = state.alone.dropped.cancelled() => {
-                    // Count the task until it is dropped.
-                    work.abort();
-                    let _ = work.await;
-                    return;
-                }
+            let work = tokio::spawn(task(stop.clone()));
+            let end = run_once(work, stop, &mut standing, &state.alone.dropped).await;
+            drop(running);
+            if end == RunEnd::ForGood {
+                return;
             }
         }
     }));
+}
+
+/// Waits until this generation is active. Returns `false` if the term or the generation is over
+/// first. In a later term, another call of the server starts its tasks.
+async fn becomes_active(standing: &mut watch::Receiver<Standing>, term: Option<&Term>) -> bool {
+    let term_over = async {
+        match term {
+            Some(term) => term.retired().await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        biased;
+        () = term_over => false,
+        active = standing.wait_for(|now| *now == Standing::Active) => active.is_ok(),
+    }
+}
+
+/// How one run of a task has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RunEnd {
+    /// The task has ended as it was told to. It runs again if this generation stays active.
+    AsTold,
+    /// The task has finished its work, has panicked, or was dropped.
+    ForGood,
+}
+
+/// Waits until a run of a task has ended, and tells it to stop when this generation hands over. The
+/// request to stop stays made even if the handoff fails before the task has ended.
+async fn run_once(
+    mut work: JoinHandle<()>,
+    stop: Stop,
+    standing: &mut watch::Receiver<Standing>,
+    dropped: &CancellationToken,
+) -> RunEnd {
+    let asked = async {
+        let _ = standing.wait_for(|now| *now != Standing::Active).await;
+        stop.0.cancel();
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = asked => RunEnd::ForGood, // never
+        ended = &mut work => match ended {
+            Ok(()) if stop.is_requested() => RunEnd::AsTold,
+            Err(error) if error.is_panic() => {
+                tracing::error!(
+                    event = "alone.panicked",
+                    "a task that runs in only one generation has panicked and does not start \
+                    again in this generation"
+                );
+                RunEnd::ForGood
+            }
+            Ok(()) | Err(_) => RunEnd::ForGood,
+        },
+        () = dropped.cancelled() => {
+            // Count the task until it is dropped.
+            work.abort();
+            let _ = work.await;
+            RunEnd::ForGood
+        }
+    }
 }

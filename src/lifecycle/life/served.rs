@@ -47,7 +47,16 @@ pub(in crate::lifecycle) enum StopOrder {
 }
 
 impl ServedListeners {
-    pub(in crate::lifecycle) fn new(listeners: &ListenerSet, last: &HashSet<String>) -> Self {
+    /// Prepares to count the connections of `listeners`. `last` are the names of those that stop
+    /// last.
+    ///
+    /// # Errors
+    /// Returns [`Error::NoSuchListener`] if one of these names is unknown.
+    pub(in crate::lifecycle) fn new(
+        listeners: &ListenerSet,
+        last: &HashSet<String>,
+    ) -> Result<Self, Error> {
+        last.iter().try_for_each(|name| listeners.get(name).map(drop))?;
         let all = listeners.as_slice().iter().map(|listener| {
             let open = TaskTracker::new();
             // `wait` resolves only on a closed tracker. A closed tracker still gives out tokens.
@@ -59,7 +68,7 @@ impl ServedListeners {
         });
         let [ended_before, carried, cut] = [const { AtomicUsize::new(0) }; 3];
         let (all, has_unknown) = (all.collect(), AtomicBool::new(false));
-        Self { all, has_unknown, ended_before, carried, cut }
+        Ok(Self { all, has_unknown, ended_before, carried, cut })
     }
 
     /// Records that the server accepts on a listener by itself.

@@ -31,7 +31,7 @@ pub(in crate::lifecycle) struct LifeState {
     offered: Mutex<Option<CarriedState>>,
     /// The state from the predecessor.
     received: Mutex<Option<CarriedState>>,
-    limits: OnceLock<Limits>,
+    limits: OnceLock<ServerLimits>,
     /// The listeners of a server that accepts connections itself. Empty while the built-in server
     /// accepts them.
     pub(in crate::lifecycle) served: OnceLock<ServedListeners>,
@@ -52,7 +52,7 @@ pub(super) enum Standing {
 
 /// The time limits that concern the server.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::lifecycle) struct Limits {
+pub(in crate::lifecycle) struct ServerLimits {
     pub(in crate::lifecycle) first_request: Duration,
     pub(in crate::lifecycle) keep_alive: Duration,
 }
@@ -90,11 +90,11 @@ impl LifeState {
     }
 
     pub(super) fn configure(&self, config: &Config) {
-        let _ = self.limits.set(Limits::of(config));
+        let _ = self.limits.set(ServerLimits::of(config));
     }
 
-    pub(in crate::lifecycle) fn limits(&self) -> Limits {
-        self.limits.get().copied().unwrap_or_else(|| Limits::of(&Config::default()))
+    pub(in crate::lifecycle) fn limits(&self) -> ServerLimits {
+        self.limits.get().copied().unwrap_or_else(|| ServerLimits::of(&Config::default()))
     }
 
     pub(super) fn offer(&self, state: CarriedState) {
@@ -121,7 +121,7 @@ impl LifeState {
     }
 }
 
-impl Limits {
+impl ServerLimits {
     fn of(config: &Config) -> Self {
         Self {
             first_request: config.first_request_grace,
