@@ -109,6 +109,30 @@ impl Requests {
     }
 }
 
+/// A client that keeps its connection.
+pub(crate) struct Kept(BufReader<Box<dyn Connection>>);
+
+impl Kept {
+    pub(crate) fn connect(address: &str) -> Self {
+        Self(BufReader::new(connect(address).unwrap()))
+    }
+
+    /// Sends a request. Returns whether the reply says that the connection ends.
+    pub(crate) fn is_last_reply(&mut self) -> bool {
+        match request(&mut self.0, false) {
+            Ok(reply) if reply.status == 200 => reply.closes,
+            Ok(reply) => panic!("status {}", reply.status),
+            Err(Unanswered::Nothing) => panic!("no reply"),
+            Err(Unanswered::Cut(how)) => panic!("cut: {how}"),
+        }
+    }
+
+    /// Asserts that the server closes the connection.
+    pub(crate) fn expect_end(mut self) {
+        assert_eq!(self.0.read(&mut [0]).unwrap(), 0);
+    }
+}
+
 struct Reply {
     status: u16,
     body: String,
@@ -131,7 +155,7 @@ impl From<io::Error> for Unanswered {
 }
 
 /// A connection, TCP or Unix.
-trait Connection: Read + Write {}
+pub(crate) trait Connection: Read + Write {}
 
 impl<S: Read + Write> Connection for S {}
 

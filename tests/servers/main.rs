@@ -26,11 +26,11 @@ mod support;
 
 use std::fs;
 
-use http::Load;
+use http::{Kept, Load};
 use server::{Clients, Server};
 
 /// Replaces a server of HTTP under load: short connections, and connections that are kept.
-fn loses_no_request(name: &str, expected: &'static str) {
+fn loses_no_request(name: &str, expected: &'static str, end: KeptConnections) {
     let server = Server::start(name, &["http"]);
     let load = Load::start(&server.address("http"), expected);
     server.replace();
@@ -38,7 +38,34 @@ fn loses_no_request(name: &str, expected: &'static str) {
     println!("{name}: {requests:?}");
     assert!(requests.served > 100 && requests.failed.is_empty(), "{requests:?}");
     assert_eq!(requests.closed_idle, 0, "{requests:?}");
+    match end {
+        KeptConnections::Announced => announces_the_end(&server),
+        KeptConnections::Served => {
+            let mut kept = Kept::connect(&server.address("http"));
+            assert!(!kept.is_last_reply());
+            server.reload();
+            assert!(!kept.is_last_reply());
+        }
+    }
     server.stop();
+}
+
+/// What a server does with connections that its clients keep, once it has retired.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum KeptConnections {
+    /// The next reply announces the end of the connection.
+    Announced,
+    /// The server serves the connection until its client closes it.
+    Served,
+}
+
+/// A client that is idle during the handoff gets a last reply that says so, and then the end.
+fn announces_the_end(server: &Server) {
+    let mut kept = Kept::connect(&server.address("http"));
+    assert!(!kept.is_last_reply());
+    server.reload();
+    assert!(kept.is_last_reply(), "the reply does not announce the end of the connection");
+    kept.expect_end();
 }
 
 /// Replaces a server under the load of clients of its own.
@@ -56,7 +83,7 @@ fn loses_nothing(name: &str, listener: &str, kinds: &[&str]) {
 
 #[test]
 fn axum_over_tcp() {
-    loses_no_request("axum_tcp", "generation ");
+    loses_no_request("axum_tcp", "generation ", KeptConnections::Announced);
 }
 
 #[test]
@@ -67,6 +94,7 @@ fn axum_over_a_unix_socket() {
     let requests = load.finish();
     assert!(requests.served > 100 && requests.failed.is_empty(), "{requests:?}");
     assert_eq!(requests.closed_idle, 0, "{requests:?}");
+    announces_the_end(&server);
     server.stop();
 }
 
@@ -102,7 +130,7 @@ fn without_a_logger_only_a_failed_handoff_is_reported() {
 
 #[test]
 fn hyper() {
-    loses_no_request("hyper", "generation ");
+    loses_no_request("hyper", "generation ", KeptConnections::Announced);
 }
 
 #[test]
@@ -112,17 +140,17 @@ fn tonic() {
 
 #[test]
 fn actix_web() {
-    loses_no_request("actix", "generation");
+    loses_no_request("actix", "generation", KeptConnections::Announced);
 }
 
 #[test]
 fn poem() {
-    loses_no_request("poem", "generation");
+    loses_no_request("poem", "generation", KeptConnections::Announced);
 }
 
 #[test]
 fn tiny_http() {
-    loses_no_request("tiny_http", "generation");
+    loses_no_request("tiny_http", "generation", KeptConnections::Served);
 }
 
 #[test]
