@@ -3,12 +3,12 @@
 //!
 //! The kernel reports a client's user when the client connects. Because root has a separate limit,
 //! clients of other users cannot keep root out. An operator's client sends its request right after
-//! connecting. So if too many clients have sent nothing, the server disconnects the oldest of them
-//! when another client connects.
+//! connecting. So if no place is free, or if too many clients have sent nothing, the server
+//! disconnects the oldest silent client when another client connects.
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
@@ -55,25 +55,35 @@ pub(super) struct Seats {
     strangers: Class,
 }
 
-/// The place of one client on the control socket, which counts towards a limit.
+/// The place of one client that has sent no request yet. It counts towards a limit.
 #[derive(Debug)]
 pub(super) struct Seat {
-    /// A receiver that resolves when the server must disconnect this client. This happens if the
-    /// client has sent no request and a newer client needs a place.
-    pub(super) evicted: oneshot::Receiver<()>,
-    /// A permit that frees the place when it is dropped.
-    pub(super) place: OwnedSemaphorePermit,
+    /// A receiver that resolves when another client has taken the place. Then the server must
+    /// disconnect this client.
+    evicted: oneshot::Receiver<()>,
+    place: Arc<Place>,
 }
+
+/// A permit of the limit. `None` once another client has taken the place, or once the client of
+/// this place has sent its request.
+#[derive(Debug)]
+struct Place(Mutex<Option<OwnedSemaphorePermit>>);
 
 /// The limit for the number of clients of one class of users.
 #[derive(Debug)]
 struct Class {
     places: Arc<Semaphore>,
     silent_max: usize,
-    /// One channel for each client that has sent no request yet, the oldest client first. A message
-    /// on a channel makes the server disconnect the client. The channel closes once the client has
-    /// sent a request.
-    silent: VecDeque<oneshot::Sender<()>>,
+    /// The clients that have sent no request yet, the oldest client first.
+    silent: VecDeque<SilentClient>,
+}
+
+/// A client that the server may disconnect in favour of another client.
+#[derive(Debug)]
+struct SilentClient {
+    /// The channel closes once the client has sent a request or has disconnected.
+    evict: oneshot::Sender<()>,
+    place: Arc<Place>,
 }
 
 impl Seats {
@@ -86,8 +96,9 @@ impl Seats {
         }
     }
 
-    /// Returns a place for a client of `user`. Returns `None` if all places for this class of users
-    /// are taken.
+    /// Returns a place for a client of `user`. If necessary, disconnects the oldest silent client
+    /// of this class of users. Returns `None` if every place belongs to a client that has sent its
+    /// request.
     pub(super) fn take(&mut self, user: User) -> Option<Seat> {
         match user {
             User::Root => self.root.take(),
@@ -97,24 +108,62 @@ impl Seats {
     }
 }
 
+impl Seat {
+    /// Waits until another client has taken the place. Cancel safe.
+    pub(super) async fn evicted(&mut self) {
+        if (&mut self.evicted).await.is_err() {
+            // The server no longer accepts clients, so no other client takes the place.
+            std::future::pending().await
+        }
+    }
+
+    /// Keeps the place for good, because the client has sent its request. Returns the permit that
+    /// frees the place when it is dropped. Returns `None` if another client has taken the place.
+    pub(super) fn keep(self) -> Option<OwnedSemaphorePermit> {
+        self.place.take()
+    }
+}
+
+impl Place {
+    fn take(&self) -> Option<OwnedSemaphorePermit> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
 impl Class {
     fn new(places: usize, silent_max: usize) -> Self {
         Self { places: Arc::new(Semaphore::new(places)), silent_max, silent: VecDeque::new() }
     }
 
     fn take(&mut self) -> Option<Seat> {
-        self.silent.retain(|client| !client.is_closed());
-        if self.silent.len() >= self.silent_max {
-            if let Some(oldest) = self.silent.pop_front() {
-                // Ignore an error, because the oldest client may have sent its request or
-                // disconnected in the meantime.
-                let _ = oldest.send(());
+        self.silent.retain(|client| !client.evict.is_closed());
+        let permit = if self.silent.len() < self.silent_max {
+            self.free_place().or_else(|| self.evict_oldest())
+        } else {
+            self.evict_oldest().or_else(|| self.free_place())
+        };
+        let place = Arc::new(Place(Mutex::new(Some(permit?))));
+        let (evict, evicted) = oneshot::channel();
+        self.silent.push_back(SilentClient { evict, place: Arc::clone(&place) });
+        Some(Seat { evicted, place })
+    }
+
+    fn free_place(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.places).try_acquire_owned().ok()
+    }
+
+    /// Disconnects the oldest silent client. Returns its permit, so that the limit holds although
+    /// the task of this client ends later.
+    fn evict_oldest(&mut self) -> Option<OwnedSemaphorePermit> {
+        while let Some(oldest) = self.silent.pop_front() {
+            // Without a permit, the client has sent its request in the meantime.
+            if let Some(permit) = oldest.place.take() {
+                // Ignore an error, because the client may have disconnected in the meantime.
+                let _ = oldest.evict.send(());
+                return Some(permit);
             }
         }
-        let place = Arc::clone(&self.places).try_acquire_owned().ok()?;
-        let (evict, evicted) = oneshot::channel();
-        self.silent.push_back(evict);
-        Some(Seat { evicted, place })
+        None
     }
 }
 
@@ -122,33 +171,62 @@ impl Class {
 mod tests {
     use super::*;
 
+    fn is_evicted(seat: &mut Seat) -> bool {
+        seat.evicted.try_recv().is_ok()
+    }
+
+    /// Takes a place for a client that sends its request at once.
+    fn busy(seats: &mut Seats, user: User) -> Option<OwnedSemaphorePermit> {
+        seats.take(user)?.keep()
+    }
+
     #[test]
     fn the_oldest_silent_client_makes_room() {
         let mut seats = Seats::new();
         let mut silent: Vec<_> = (0..=SILENT).map(|_| seats.take(User::Root).unwrap()).collect();
-        assert!(silent[0].evicted.try_recv().is_ok());
-        assert!(silent[1..].iter_mut().all(|seat| seat.evicted.try_recv().is_err()));
+        assert!(is_evicted(&mut silent[0]));
+        assert!(!silent[1..].iter_mut().any(is_evicted));
+        assert!(silent.remove(0).keep().is_none());
+    }
+
+    /// Fewer clients are silent than the limit allows, but all other places are taken.
+    #[test]
+    fn the_last_silent_client_makes_room_beside_busy_clients() {
+        let mut seats = Seats::new();
+        let _busy: Vec<_> = (1..PLACES).map(|_| busy(&mut seats, User::Root).unwrap()).collect();
+        let mut silent = seats.take(User::Root).unwrap();
+        let newer = seats.take(User::Root).expect("the silent client keeps a newer one out");
+        assert!(is_evicted(&mut silent));
+        let _newer = newer.keep().expect("the newer client has no place");
+        assert!(seats.take(User::Root).is_none());
     }
 
     #[test]
     fn a_client_that_has_sent_a_request_is_not_evicted() {
         let mut seats = Seats::new();
-        let Seat { place: _asked, evicted } = seats.take(User::Owner).unwrap();
-        drop(evicted);
+        let _asked = busy(&mut seats, User::Owner).unwrap();
         let mut silent: Vec<_> = (0..SILENT).map(|_| seats.take(User::Owner).unwrap()).collect();
-        assert!(silent.iter_mut().all(|seat| seat.evicted.try_recv().is_err()));
+        assert!(!silent.iter_mut().any(is_evicted));
     }
 
     #[test]
     fn other_users_do_not_take_the_places_of_root() {
         let mut seats = Seats::new();
-        let fill = |seats: &mut Seats, user| {
-            let taken = std::iter::from_fn(|| seats.take(user)).map(|seat| seat.place);
-            taken.collect::<Vec<_>>()
-        };
+        let fill =
+            |seats: &mut Seats, user| std::iter::from_fn(|| busy(seats, user)).collect::<Vec<_>>();
         let strangers = fill(&mut seats, User::Stranger(1));
         let owner = fill(&mut seats, User::Owner);
         assert_eq!((strangers.len(), owner.len()), (STRANGERS, PLACES));
         assert!(seats.take(User::Root).is_some());
+    }
+
+    #[test]
+    fn a_client_that_leaves_frees_its_place() {
+        let mut seats = Seats::new();
+        for _ in 0..2 * PLACES {
+            drop(seats.take(User::Root).unwrap());
+        }
+        let busy: Vec<_> = std::iter::from_fn(|| busy(&mut seats, User::Root)).collect();
+        assert_eq!(busy.len(), PLACES);
     }
 }

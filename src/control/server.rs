@@ -178,8 +178,8 @@ async fn accept(listener: Listener, ask: mpsc::Sender<(Request, Answer)>, client
             };
             refuse_at_once(&stream, &Reply::Refused { why, reason });
         }
-        // Yield, so that the task of an evicted client can free its place before the next client is
-        // accepted.
+        // Yield, so that the task of an evicted client can close its connection before the next
+        // client is accepted.
         tokio::task::yield_now().await;
     }
 }
@@ -260,18 +260,18 @@ fn denied(user: u32) -> String {
 async fn converse(
     stream: Stream,
     user: User,
-    seat: Seat,
+    mut seat: Seat,
     ask: mpsc::Sender<(Request, Answer)>,
 ) -> io::Result<()> {
-    let Seat { evicted, place: _place } = seat;
     let mut stream = BufReader::new(stream);
     // Read the request even if the user has no permission. Otherwise the connection would be reset
     // while the client still writes, and the client would not see the reply.
     let mut request = tokio::select! {
         biased;
         request = read(&mut stream) => request?,
-        Ok(()) = evicted => return Ok(()),
+        () = seat.evicted() => return Ok(()),
     };
+    let Some(_place) = seat.keep() else { return Ok(()) };
     if let User::Stranger(user) = user {
         request = Err(denied(user).into());
     }
