@@ -290,15 +290,9 @@ impl Error {
 #[error("{0}")]
 pub(crate) struct Malformed(String);
 
-impl From<String> for Malformed {
-    fn from(what: String) -> Self {
-        Self(what)
-    }
-}
-
-impl From<&str> for Malformed {
-    fn from(what: &str) -> Self {
-        Self(what.to_owned())
+impl<T: Into<String>> From<T> for Malformed {
+    fn from(what: T) -> Self {
+        Self(what.into())
     }
 }
 

@@ -55,14 +55,8 @@ impl CarriedState {
 #[error("{0}")]
 pub struct Declined(String);
 
-impl From<String> for Declined {
-    fn from(reason: String) -> Self {
-        Self(reason)
-    }
-}
-
-impl From<&str> for Declined {
-    fn from(reason: &str) -> Self {
-        Self(reason.to_owned())
+impl<T: Into<String>> From<T> for Declined {
+    fn from(reason: T) -> Self {
+        Self(reason.into())
     }
 }

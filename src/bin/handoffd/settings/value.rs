@@ -45,15 +45,9 @@ pub(super) trait Kind {
 #[error("{0}")]
 pub(crate) struct Expected(String);
 
-impl From<String> for Expected {
-    fn from(text: String) -> Self {
-        Self(text)
-    }
-}
-
-impl From<&str> for Expected {
-    fn from(text: &str) -> Self {
-        Self(text.to_owned())
+impl<T: Into<String>> From<T> for Expected {
+    fn from(text: T) -> Self {
+        Self(text.into())
     }
 }
 
