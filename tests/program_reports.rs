@@ -8,9 +8,10 @@ use crate::programs::{INHERITING, PRIVATE, good, put, run, run_app, started};
 use crate::support::{Client, Event, Line, Manager, REAL, signal};
 
 /// Runs the echo program with a service manager whose watchdog waits for this many milliseconds.
-fn run_watched(manager: &Manager, milliseconds: u64) -> Line {
+fn run_watched(manager: &Manager, milliseconds: u64, bake: &str) -> Line {
     let line = run(|command, folder| {
         put(folder, &good());
+        command.args(["--bake", bake]);
         command.env("NOTIFY_SOCKET", manager.path());
         command.env("WATCHDOG_USEC", (milliseconds * 1000).to_string());
         command.arg("--").arg(folder.join("app")).args(PRIVATE);
@@ -24,7 +25,7 @@ fn run_watched(manager: &Manager, milliseconds: u64) -> Line {
 fn a_program_that_stops_answering_is_started_again() {
     let manager = Manager::new();
     // Long enough that the program answers in time on a busy machine.
-    let line = run_watched(&manager, 20_000);
+    let line = run_watched(&manager, 20_000, "0");
     line.wait_for(1, Event::ProgramWatched);
     signal(started(&line, 1), Signal::SIGSTOP);
     line.wait_for(1, Event::ProgramRestarting);
@@ -37,18 +38,43 @@ fn a_program_that_stops_answering_is_started_again() {
 #[test]
 fn the_watchdog_is_answered_beside_a_program() {
     let manager = Manager::new();
-    let line = run_watched(&manager, 4000);
-    for _ in 0..2 {
-        let (alive, _) = manager.hear_until("WATCHDOG=1");
-        assert_eq!(alive.pid, line.pid_of(1));
-    }
+    let line = run_watched(&manager, 4000, "0");
+    (0..2).for_each(|_| assert_answers(&manager, &line, 1));
+}
+
+/// Asserts that the next answer to the watchdog comes from this generation.
+fn assert_answers(manager: &Manager, line: &Line, generation: u64) {
+    let (alive, _) = manager.hear_until("WATCHDOG=1");
+    assert_eq!(alive.pid, line.pid_of(generation));
+}
+
+/// The old generation is active during the bake and after it, and its answers depend on its own
+/// program. The successor never answers.
+#[test]
+fn the_watchdog_is_answered_after_a_death_in_the_bake() {
+    let manager = Manager::new();
+    let line = run_watched(&manager, 10_000, "60s");
+    let reload = line.ask(&["reload"]);
+    line.wait_for(2, Event::ProgramWatched);
+    line.wait_for(1, Event::SuccessorReady);
+    assert_answers(&manager, &line, 1);
+    line.signal(2, Signal::SIGKILL);
+    reload.wait().names(76, &["the successor ended after it was ready"]);
+    drop(manager.rest());
+    (0..2).for_each(|_| assert_answers(&manager, &line, 1));
+    signal(started(&line, 1), Signal::SIGSTOP);
+    line.wait_for(1, Event::ProgramRestarting);
+    line.assert_serves();
 }
 
 /// A wrapper starts the program, names it, and ends.
 #[test]
 fn a_wrapper_may_name_the_main_process() {
-    let script =
-        format!("{REAL} \"$@\" & systemd-notify --ready MAINPID=$! STATUS='well and up'; exit 0");
+    // Only the wrapper reports a status.
+    let script = format!(
+        "env -u NOTIFY_SOCKET {REAL} \"$@\" & \
+        systemd-notify --ready MAINPID=$! STATUS='well and up'; exit 0"
+    );
     let line = run_app(&script, &["--ready", "notify"], &PRIVATE);
     let named = line.wait_for(1, Event::ProgramMainProcess);
     let main: u32 = named.field("program_pid").unwrap().parse().unwrap();
