@@ -61,13 +61,13 @@ pub(super) struct Seat {
     /// A receiver that resolves when another client has taken the place. Then the server must
     /// disconnect this client.
     evicted: oneshot::Receiver<()>,
-    place: Arc<Place>,
+    place: Arc<SharedPermit>,
 }
 
 /// A permit of the limit. `None` once another client has taken the place, or once the client of
 /// this place has sent its request.
 #[derive(Debug)]
-struct Place(Mutex<Option<OwnedSemaphorePermit>>);
+struct SharedPermit(Mutex<Option<OwnedSemaphorePermit>>);
 
 /// The limit for the number of clients of one class of users.
 #[derive(Debug)]
@@ -83,7 +83,7 @@ struct Class {
 struct SilentClient {
     /// The channel closes once the client has sent a request or has disconnected.
     evict: oneshot::Sender<()>,
-    place: Arc<Place>,
+    place: Arc<SharedPermit>,
 }
 
 impl Seats {
@@ -124,7 +124,7 @@ impl Seat {
     }
 }
 
-impl Place {
+impl SharedPermit {
     fn take(&self) -> Option<OwnedSemaphorePermit> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
@@ -142,7 +142,7 @@ impl Class {
         } else {
             self.evict_oldest().or_else(|| self.free_place())
         };
-        let place = Arc::new(Place(Mutex::new(Some(permit?))));
+        let place = Arc::new(SharedPermit(Mutex::new(Some(permit?))));
         let (evict, evicted) = oneshot::channel();
         self.silent.push_back(SilentClient { evict, place: Arc::clone(&place) });
         Some(Seat { evicted, place })
