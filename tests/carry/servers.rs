@@ -22,6 +22,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::User;
 use tempfile::TempDir;
 
+use crate::support::view::pause;
 use crate::support::{DEADLINE, exit_code, free_port, signal};
 use crate::talk::Talk;
 
@@ -65,7 +66,7 @@ impl Server {
                 "the server has ended:\n{}",
                 server.log()
             );
-            thread::yield_now();
+            pause(1);
         }
         server
     }

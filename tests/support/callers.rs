@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
+use super::view::pause;
 use super::{Client, Event, Line};
 
 /// Flags that keep a generation draining until the test releases its connections, see
@@ -47,11 +48,7 @@ pub(crate) struct Calls {
 impl Callers {
     /// Starts `count` clients of an echo service.
     pub(crate) fn start(address: &str, count: usize) -> Self {
-        Self::start_with(address, count, |client| {
-            client.echo(b"are you there?")?;
-            client.half_close()?;
-            client.expect_end()
-        })
+        Self::start_with(address, count, call_once)
     }
 
     /// Starts `count` clients. Each runs `talk` on a new connection for every call.
@@ -60,10 +57,21 @@ impl Callers {
         count: usize,
         talk: fn(&mut Client) -> io::Result<()>,
     ) -> Self {
+        Self::start_paced(address, count, 0, talk)
+    }
+
+    /// Starts clients as [`Callers::start_with`] does. Each pauses for `pace` milliseconds before a
+    /// call.
+    pub(crate) fn start_paced(
+        address: &str,
+        count: usize,
+        pace: u64,
+        talk: fn(&mut Client) -> io::Result<()>,
+    ) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let caller = |_| {
             let (stop, address) = (Arc::clone(&stop), address.to_owned());
-            std::thread::spawn(move || call(&address, talk, &stop))
+            std::thread::spawn(move || call(&address, pace, talk, &stop))
         };
         Self { threads: (0..count).map(caller).collect(), stop }
     }
@@ -82,11 +90,24 @@ impl Callers {
     }
 }
 
+/// Calls an echo service: sends a request, reads the reply, and ends the connection.
+pub(crate) fn call_once(client: &mut Client) -> io::Result<()> {
+    client.echo(b"are you there?")?;
+    client.half_close()?;
+    client.expect_end()
+}
+
 /// Calls until told to stop, and once more after that: at least one call covers the test's last
 /// step.
-fn call(address: &str, talk: fn(&mut Client) -> io::Result<()>, stop: &AtomicBool) -> Calls {
+fn call(
+    address: &str,
+    pace: u64,
+    talk: fn(&mut Client) -> io::Result<()>,
+    stop: &AtomicBool,
+) -> Calls {
     let mut calls = Calls::default();
     loop {
+        pause(pace);
         let is_last = stop.load(Ordering::Relaxed);
         match Client::connect(address) {
             Ok(mut client) => match talk(&mut client) {

@@ -1,7 +1,7 @@
 //! Support for tests of the real daemon: start it, read its log, connect to it, and clean up.
 
 mod backend;
-mod callers;
+pub(crate) mod callers;
 mod client;
 mod event;
 mod impostor;
@@ -15,7 +15,7 @@ mod refusal;
 mod storm;
 mod stuck;
 mod tracer;
-mod view;
+pub(crate) mod view;
 
 use std::time::Duration;
 

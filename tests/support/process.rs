@@ -19,6 +19,7 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 
 use super::DEADLINE;
+use super::view::pause;
 
 /// Makes the test process the parent of all orphaned descendants.
 pub(crate) fn adopt_orphans() {
@@ -68,7 +69,7 @@ fn end_of(pid: u32) -> i32 {
             Ok(_) | Err(Errno::EINTR) => {}
             // An orphan becomes our child when its parent ends, the process between the two forks.
             // That process only forks, but a successor may end even sooner.
-            Err(Errno::ECHILD) if is_there(pid) && Instant::now() < until => thread::yield_now(),
+            Err(Errno::ECHILD) if is_there(pid) && Instant::now() < until => pause(1),
             Err(error) => panic!("cannot wait for {pid}: {error}"),
         }
     }

@@ -17,6 +17,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use socket2::{Domain, Socket, Type};
 
+use super::view::pause;
 use super::{Client, DEADLINE, Event, Line, signal};
 
 /// How long a persistent client watches for the end of its connection between two requests.
@@ -66,10 +67,16 @@ impl Storm {
     /// Starts `short` clients that reconnect as fast as they can, and `persistent` clients that
     /// stay connected.
     pub(crate) fn start(address: &str, short: usize, persistent: usize) -> Self {
+        Self::start_paced(address, short, persistent, 0)
+    }
+
+    /// Starts clients as [`Storm::start`] does. A client that reconnects pauses for `pace`
+    /// milliseconds before each connection.
+    pub(crate) fn start_paced(address: &str, short: usize, persistent: usize, pace: u64) -> Self {
         let over = Arc::new(AtomicBool::new(false));
         let clients = (0..short + persistent).map(|number| {
-            let worker =
-                Worker { address: address.to_owned(), number: number as u64, made: 0, asked: 0 };
+            let address = address.to_owned();
+            let worker = Worker { address, number: number as u64, pace, made: 0, asked: 0 };
             let over = Arc::clone(&over);
             std::thread::spawn(move || {
                 if number < short { worker.come_and_go(&over) } else { worker.stay(&over) }
@@ -93,6 +100,7 @@ impl Storm {
 struct Worker {
     address: String,
     number: u64,
+    pace: u64,
     made: u64,
     asked: u64,
 }
@@ -108,6 +116,7 @@ impl Worker {
     fn come_and_go(mut self, over: &AtomicBool) -> Tally {
         let mut tally = Tally::default();
         while !over.load(Ordering::Relaxed) {
+            pause(self.pace);
             match self.once() {
                 Ok(verified) => {
                     tally.short += 1;

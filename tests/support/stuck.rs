@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use socket2::{Domain, Socket, Type};
 
+use super::view::pause;
 use super::{Client, DEADLINE, Line};
 
 /// The most that the kernel of a client with a small receive buffer holds of a reply.
@@ -64,7 +65,7 @@ impl Stuck {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     assert!(Instant::now() < until, "the server neither reads nor sleeps");
                     slept = is_asleep();
-                    std::thread::yield_now();
+                    pause(1);
                 }
                 Err(error) => panic!("{error}"),
             }

@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use std::fs;
 use std::net::TcpListener;
 use std::os::fd::{AsFd, AsRawFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 
@@ -83,6 +83,15 @@ pub(crate) fn assert_becomes<T: PartialEq + Debug>(expected: &T, look: impl Fn()
     let until = Instant::now() + DEADLINE;
     while look() != *expected {
         assert!(Instant::now() < until, "{:?} has not become {expected:?}", look());
-        std::thread::yield_now();
+        pause(1);
+    }
+}
+
+/// Pauses between two polls. Without a pause, the test takes a processor from the processes that it
+/// waits for.
+#[expect(clippy::disallowed_methods, reason = "the interval of a poll, which ends by an event")]
+pub(crate) fn pause(milliseconds: u64) {
+    if milliseconds > 0 {
+        std::thread::sleep(Duration::from_millis(milliseconds));
     }
 }

@@ -2,7 +2,8 @@
 //! and waits while the service restarts.
 
 use crate::lab::{ADDRESS, Lab, System};
-use crate::support::{Client, Storm};
+use crate::support::Client;
+use crate::traffic;
 
 pub(crate) fn a_client_starts_the_service_and_is_answered(system: System) {
     let lab = Lab::boot(system);
@@ -21,7 +22,7 @@ pub(crate) fn a_client_starts_the_service_and_is_answered(system: System) {
 
 pub(crate) fn restarts_under_traffic_lose_no_client(system: System) {
     let lab = Lab::serving(system);
-    let storm = lab.inside(|| Storm::start(ADDRESS, 2, 2));
+    let storm = traffic::storm(&lab, 2, 2);
     for _ in 0..5 {
         lab.systemctl(&["restart", "handoffd.service"]).well();
         // A client must not be able to tell a restart from a reload.

@@ -4,13 +4,14 @@
 use nix::sys::signal::Signal;
 
 use crate::lab::{ADDRESS, Lab, System};
-use crate::support::{Callers, Client, Tracer, signal};
+use crate::support::{Client, Tracer, signal};
+use crate::traffic;
 
 /// Kills every process of the service at once, while clients are being served and others wait in
 /// the backlog.
 fn assert_a_kill_of_all_refuses_nobody(lab: &Lab) {
     for round in 1..4 {
-        let callers = lab.inside(|| Callers::start(ADDRESS, 2));
+        let callers = traffic::callers(lab, ADDRESS);
         lab.systemctl(&["reload", "handoffd.service"]).well();
         // Frozen processes accept no client, so these clients wait in the backlog.
         lab.freeze();
@@ -52,7 +53,7 @@ pub(crate) fn killing_all_processes_with_the_store_refuses_no_client(system: Sys
         "each socket must be stored once, however many generations there were"
     );
     // A restart refuses no client either.
-    let callers = lab.inside(|| Callers::start(ADDRESS, 2));
+    let callers = traffic::callers(&lab, ADDRESS);
     lab.systemctl(&["restart", "handoffd.service"]).well();
     let calls = callers.finish();
     assert_eq!((calls.refused, calls.broken), (0, 0), "{}", lab.journal_text());
@@ -91,7 +92,7 @@ pub(crate) fn a_main_process_that_dies_during_a_drain_is_restarted(system: Syste
 /// successor too, and no client is refused.
 pub(crate) fn a_main_process_that_dies_in_the_bake_costs_no_client(system: System) {
     let lab = Lab::serving(system);
-    let callers = lab.inside(|| Callers::start(ADDRESS, 2));
+    let callers = traffic::callers(&lab, ADDRESS);
     let main = lab.outer(lab.main_pid());
     let reload = lab.start(&["systemctl", "reload", "handoffd.service"]);
     lab.wait("a successor", |lab| lab.status()["generations"][0]["state"] == "probation");

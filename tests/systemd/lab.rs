@@ -17,6 +17,7 @@ use tempfile::TempDir;
 
 use crate::support::line::{are_all, is_asleep};
 use crate::support::operator::Answered;
+use crate::support::view::pause;
 use crate::support::{DEADLINE, Operator, REAL, Stuck};
 
 /// Where the shipped socket unit listens.
@@ -144,16 +145,20 @@ impl Lab {
     /// Installs a drop-in that makes the daemon drain connections, so that they keep an old
     /// generation alive.
     pub(crate) fn drain(&self) {
-        let text = format!("[Service]\nExecStart=\nExecStart={PROGRAM} --no-carry\n");
-        self.install("handoffd.service.d/drain.conf", &text);
+        self.start_with("--no-carry");
+    }
+
+    /// Installs a drop-in that starts the daemon with these arguments.
+    pub(crate) fn start_with(&self, arguments: &str) {
+        let text = format!("[Service]\nExecStart=\nExecStart={PROGRAM} {arguments}\n");
+        self.install("handoffd.service.d/arguments.conf", &text);
     }
 
     /// Removes the socket unit, and installs a drop-in that makes the daemon bind its address
     /// itself.
     pub(crate) fn bind_without_socket_unit(&self, arguments: &str) {
         fs::remove_file(self.path("/etc/systemd/system/handoffd.socket")).unwrap();
-        let text = format!("[Service]\nExecStart=\nExecStart={PROGRAM} {arguments}\n");
-        self.install("handoffd.service.d/address.conf", &text);
+        self.start_with(arguments);
     }
 
     /// Creates the next release with `fill`, and switches the link to it.
@@ -246,7 +251,8 @@ impl Lab {
                 "{what}: not within the deadline\n{}",
                 self.journal_text()
             );
-            std::thread::yield_now();
+            // Each look starts several processes.
+            pause(50);
         }
     }
 

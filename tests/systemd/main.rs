@@ -32,6 +32,7 @@ mod python;
 mod reload;
 mod rolling;
 mod stop;
+mod traffic;
 mod unix_path;
 mod user;
 mod variant;

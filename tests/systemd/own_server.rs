@@ -5,7 +5,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use crate::lab::{Lab, System};
-use crate::support::{Callers, Client, example};
+use crate::support::{Client, example};
+use crate::traffic;
 
 const UNIT: &str = "my-server.service";
 const ADDRESS: &str = "127.0.0.1:7001";
@@ -37,8 +38,7 @@ pub(crate) fn a_server_of_your_own_is_reloaded_with_a_true_outcome(system: Syste
     });
     lab.install(UNIT, &unit());
     lab.systemctl(&["start", UNIT]).well();
-    let callers = lab
-        .inside(|| Callers::start_with(ADDRESS, 2, |client: &mut Client| client.get().map(drop)));
+    let callers = traffic::http_callers(&lab, ADDRESS);
     for _ in 0..3 {
         lab.systemctl(&["reload", UNIT]).well();
     }

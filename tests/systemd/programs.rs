@@ -12,6 +12,7 @@ use serde_json::Value;
 use crate::lab::{Lab, PROGRAM, System, shipped};
 use crate::support::operator::Answered;
 use crate::support::{Callers, Client};
+use crate::traffic;
 
 const UNIT: &str = "handoffd-run@app.service";
 pub(crate) const ADDRESS: &str = "127.0.0.1:48880";
@@ -105,6 +106,11 @@ impl ProgramLab {
         })
     }
 
+    /// Starts callers of the program.
+    pub(crate) fn callers(&self) -> Callers {
+        traffic::callers(&self.0, ADDRESS)
+    }
+
     fn show(&self, property: &str) -> String {
         let shown = self.0.systemctl(&["show", UNIT, "--value", "--property", property]);
         shown.well().trim().to_owned()
@@ -118,11 +124,6 @@ impl ProgramLab {
     /// Returns the path outside of a path inside.
     pub(crate) fn path(&self, path: &str) -> std::path::PathBuf {
         self.0.path(path)
-    }
-
-    /// Runs a function in the network of the lab.
-    pub(crate) fn inside<T: Send>(&self, run: impl FnOnce() -> T + Send) -> T {
-        self.0.inside(run)
     }
 
     /// Waits until a process inside has ended.
@@ -148,7 +149,7 @@ impl ProgramLab {
 /// The reload fails with the reason, and the old program serves all the time.
 pub(crate) fn a_release_that_fails_is_rolled_back(system: System) {
     let lab = ProgramLab::serving(system, "check_interval = '50ms'");
-    let callers = lab.0.inside(|| Callers::start(ADDRESS, 2));
+    let callers = lab.callers();
     lab.reload().well();
     for (release, reason) in [
         ("echo no database >&2; exit 3", "no database"),
@@ -171,7 +172,7 @@ pub(crate) fn a_release_that_fails_is_rolled_back(system: System) {
 pub(crate) fn a_release_that_fails_in_the_bake_is_rolled_back(system: System) {
     // The bake outlasts the program on a busy machine too.
     let lab = ProgramLab::serving_with_bake(system, "20s", "check_interval = '50ms'");
-    let callers = lab.0.inside(|| Callers::start(ADDRESS, 2));
+    let callers = lab.callers();
     let serves = "unset RUNTIME_DIRECTORY; /opt/handoffd/1/handoffd --log off --no-carry \"$@\"";
     let bakes = format!(
         "until {PROGRAM} status --json --control {CONTROL} | grep -q '\"state\":\"probation\"'; \

@@ -5,7 +5,6 @@ use std::fs;
 
 use crate::lab::System;
 use crate::programs::ProgramLab;
-use crate::support::Callers;
 
 const SERVER: &str = "/opt/handoffd/server.py";
 
@@ -29,7 +28,7 @@ fn release(lab: &ProgramLab, lines: &str) {
 
 pub(crate) fn releases_of_a_python_server_succeed_or_change_nothing() {
     let lab = ProgramLab::serving(System::Host, "check_interval = '50ms'\nstop_timeout = '1s'");
-    let callers = lab.inside(|| Callers::start(crate::programs::ADDRESS, 2));
+    let callers = lab.callers();
     release(&lab, "listen()");
     lab.release(&format!("exec /usr/bin/python3 {SERVER} \"$@\""));
     lab.reload().well();

@@ -7,16 +7,20 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::lab::{ADDRESS, Lab, PROGRAM, System};
-use crate::support::{Callers, Client, Event, Storm, signal};
+use crate::support::{Client, Event, signal};
+use crate::traffic;
 
 /// Returns a text field of a journal record.
 fn text<'a>(record: &'a Value, field: &str) -> &'a str {
     record[field].as_str().unwrap_or_default()
 }
 
+/// The bake is shorter than usual, because most of a reload is the bake.
 pub(crate) fn a_hundred_reloads_under_traffic_lose_no_client(system: System) {
-    let lab = Lab::serving(system);
-    let storm = lab.inside(|| Storm::start(ADDRESS, 2, 2));
+    let lab = Lab::boot(system);
+    lab.start_with("--bake 100ms");
+    lab.systemctl(&["start", "handoffd.socket", "handoffd.service"]).well();
+    let storm = traffic::storm(&lab, 2, 2);
     for _ in 0..100 {
         lab.systemctl(&["reload", "handoffd.service"]).well();
     }
@@ -61,7 +65,7 @@ fn assert_the_journal_is_true(lab: &Lab, generations: usize) {
 
 pub(crate) fn a_failed_reload_reports_why_and_changes_nothing(system: System) {
     let mut lab = Lab::serving(system);
-    let storm = lab.inside(|| Storm::start(ADDRESS, 1, 1));
+    let storm = traffic::storm(&lab, 1, 1);
     let main = lab.main_pid();
     let dies_in_the_bake =
         "(until $REAL status --control /run/handoffd/control --json | grep -q '\"probation\"'; do :; done
@@ -80,11 +84,11 @@ pub(crate) fn a_failed_reload_reports_why_and_changes_nothing(system: System) {
     let tally = storm.end();
     assert!(tally.losses.is_empty(), "{:?}\n{}", tally.losses, lab.journal_text());
     // A successor that dies takes its accepted connections with it, but no client is refused.
-    let callers = lab.inside(|| Callers::start(ADDRESS, 2));
+    let callers = traffic::callers(&lab, ADDRESS);
     lab.deploy_script(dies_in_the_bake);
     assert_fails(&lab, main, "ended after it was ready");
     assert_eq!(callers.finish().refused, 0);
-    let storm = lab.inside(|| Storm::start(ADDRESS, 1, 1));
+    let storm = traffic::storm(&lab, 1, 1);
     lab.deploy_good();
     lab.systemctl(&["reload", "handoffd.service"]).well();
     assert_ne!(lab.main_pid(), main);
@@ -168,7 +172,7 @@ pub(crate) fn the_second_of_two_concurrent_reloads_must_be_retried(system: Syste
 
 pub(crate) fn systemd_may_be_reexecuted_during_a_handoff(system: System) {
     let lab = Lab::serving(system);
-    let storm = lab.inside(|| Storm::start(ADDRESS, 1, 1));
+    let storm = traffic::storm(&lab, 1, 1);
     for (serving, command) in [(2, "daemon-reload"), (3, "daemon-reexec")] {
         let reload = lab.start(&[PROGRAM, "reload"]);
         lab.wait("a successor", |lab| lab.status()["generations"].as_array().unwrap().len() == 2);

@@ -14,6 +14,7 @@ use serde_json::{Map, json};
 use crate::lab::{ADDRESS, Lab, PROGRAM, System, script};
 use crate::support::operator::Answered;
 use crate::support::{Client, Event, REAL, Storm};
+use crate::traffic;
 
 /// The hosts, in alphabetical order, which is the order in which Ansible visits them.
 const HOSTS: [&str; 3] = ["first", "second", "third"];
@@ -25,7 +26,7 @@ const FOLDER: &str = "/opt/handoffd";
 /// The hosts are updated one at a time.
 pub(crate) fn a_good_release_rolls_over_all_hosts_unnoticed() {
     let fleet = Fleet::serving();
-    let storms: Vec<Storm> = fleet.hosts.iter().map(traffic).collect();
+    let storms: Vec<Storm> = fleet.hosts.iter().map(|host| traffic::storm(host, 1, 1)).collect();
     fleet.build("b");
     fleet.roll("b", &[]).well();
     for (storm, host) in storms.into_iter().zip(&fleet.hosts) {
@@ -73,12 +74,11 @@ pub(crate) fn a_good_release_rolls_over_all_hosts_unnoticed() {
 pub(crate) fn a_bad_release_stops_at_the_first_host() {
     let fleet = Fleet::serving();
     let [first, others @ ..] = &fleet.hosts[..] else { unreachable!("there are three") };
-    let arguments = format!("[Service]\nExecStart=\nExecStart={PROGRAM} --log info\n");
-    first.install("handoffd.service.d/arguments.conf", &arguments);
+    first.start_with("--log info");
     first.systemctl(&["restart", "handoffd.service"]).well();
     let untouched: Vec<Seen> = others.iter().map(see).collect();
     let was = see(first);
-    let storm = traffic(first);
+    let storm = traffic::storm(first, 1, 1);
 
     // This release passes its check and then exits instead of serving.
     fleet.write("ends", "[ \"$1\" = check ] || exit 7");
@@ -286,15 +286,6 @@ fn see(host: &Lab) -> Seen {
     };
     assert_eq!((&serving["pid"], build), (&json!(seen.pid), &*seen.build.repeat(40)), "{status}");
     seen
-}
-
-/// Starts clients at full rate and at the lowest priority.
-fn traffic(host: &Lab) -> Storm {
-    host.inside(|| {
-        // The threads of the storm inherit this priority.
-        rustix::process::nice(19).unwrap();
-        Storm::start(ADDRESS, 1, 1)
-    })
 }
 
 /// Removes the units and the releases from a host.

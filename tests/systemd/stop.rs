@@ -1,7 +1,8 @@
 //! Tests of `systemctl stop`: it ends every generation in order, within the unit's time limit.
 
 use crate::lab::{ADDRESS, Lab, System};
-use crate::support::{Client, Storm};
+use crate::support::Client;
+use crate::traffic;
 
 /// With one, two and three generations, each in the middle of a reply.
 pub(crate) fn a_stop_drains_every_generation_and_cuts_no_client(system: System) {
@@ -61,7 +62,7 @@ pub(crate) fn a_stop_right_after_a_reload_ends_every_generation(system: System) 
     // Under traffic, while the socket unit stays active. No client notices the stop, because the
     // next client starts the service.
     lab.systemctl(&["start", "handoffd.socket", "handoffd.service"]).well();
-    let storm = lab.inside(|| Storm::start(ADDRESS, 1, 1));
+    let storm = traffic::storm(&lab, 1, 1);
     for _ in 0..3 {
         lab.systemctl(&["reload", "--no-block", "handoffd.service"]).well();
         lab.systemctl(&["restart", "handoffd.service"]).well();

@@ -8,7 +8,8 @@ use std::os::unix::net::UnixStream;
 use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 
 use crate::lab::{Lab, PROGRAM, System, documented};
-use crate::support::{Callers, Client};
+use crate::support::Client;
+use crate::traffic;
 
 const PATH: &str = "/run/handoffd/web.sock";
 
@@ -31,7 +32,7 @@ pub(crate) fn restarts_lose_no_client_of_a_unix_path(system: System) {
     lab.bind_without_socket_unit(&format!("--listen web={PATH}"));
     lab.systemctl(&["start", "handoffd.service"]).well();
     let path = lab.path(PATH).to_str().unwrap().to_owned();
-    let callers = Callers::start(&path, 2);
+    let callers = traffic::callers(&lab, &path);
     for command in ["restart", "reload", "restart", "restart"] {
         lab.systemctl(&[command, "handoffd.service"]).well();
     }

@@ -2,14 +2,15 @@
 //! the end of the reload from the notification.
 
 use crate::lab::{ADDRESS, Lab, System, shipped};
-use crate::support::{Client, Storm};
+use crate::support::Client;
+use crate::traffic;
 
 pub(crate) fn the_notify_reload_variant_reports_every_end_of_a_reload(system: System) {
     let mut lab = Lab::boot(system);
     let variant = std::fs::read_to_string(shipped("notify-reload.conf")).unwrap();
     lab.install("handoffd.service.d/notify-reload.conf", &variant);
     lab.systemctl(&["start", "handoffd.socket", "handoffd.service"]).well();
-    let storm = lab.inside(|| Storm::start(ADDRESS, 1, 1));
+    let storm = traffic::storm(&lab, 1, 1);
     let first = lab.main_pid();
     for generation in 2..6 {
         lab.systemctl(&["reload", "handoffd.service"]).well();
