@@ -1,7 +1,8 @@
 //! Tests of `--carry`: a connection that a handoff moves must not notice the move.
 //!
 //! Run with `cargo test --test carry`. These tests are separate from the others because they use
-//! both cores for minutes: thousands of connections, a thousand handoffs. The claims are in
+//! both cores for minutes: thousands of connections, a thousand handoffs. The variable `HANDOFFS`
+//! is another number of handoffs, and shortens all loads in proportion. The claims are in
 //! `promises.rs`. The rest is the load (`load.rs`). Its clients and upstreams verify every byte
 //! (`pattern.rs`) and every end of stream (`ends.rs`), and count what they met (`tally.rs`).
 //! `faults.rs` uses a faulty server to show that they detect faults.
