@@ -1,10 +1,9 @@
-//! Tests of the servers in `examples/servers`, which are the recipes of docs/servers.md: each
-//! server is replaced 20 times under load, and no request fails.
+//! Tests of the servers in `examples/servers`, which are the recipes of docs/servers.md, and of
+//! `examples/template`: each server is replaced 20 times under load, and no request fails.
 //!
-//! Run with `cargo test --test servers`. The tests build the package of the recipes first, which
-//! takes minutes. The variable `HANDOFFS` is another number of replacements. A test passes the
-//! listening sockets and a control socket, as a service manager does, so the programs are exactly
-//! those of the page.
+//! Run with `cargo test --test servers`. The tests build both packages first, which takes minutes.
+//! The variable `HANDOFFS` is another number of replacements. A test passes the listening sockets
+//! and a control socket, as a service manager does, so the programs are exactly those of the page.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -31,7 +30,10 @@ use server::{Clients, Server};
 
 /// Replaces a server of HTTP under load: short connections, and connections that are kept.
 fn loses_no_request(name: &str, expected: &'static str, end: KeptConnections) {
-    let server = Server::start(name, &["http"]);
+    replaces_under_load(Server::start(name, &["http"]), name, expected, end);
+}
+
+fn replaces_under_load(server: Server, name: &str, expected: &'static str, end: KeptConnections) {
     let load = Load::start(&server.address("http"), expected);
     server.replace();
     let requests = load.finish();
@@ -79,6 +81,13 @@ fn loses_nothing(name: &str, listener: &str, kinds: &[&str]) {
         clients.lose_nothing();
     }
     server.stop();
+}
+
+/// The project that a reader copies to begin a server.
+#[test]
+fn the_template() {
+    let server = Server::start_program(&server::template(), &["http"], &[]);
+    replaces_under_load(server, "template", "hello from", KeptConnections::Announced);
 }
 
 #[test]

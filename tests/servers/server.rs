@@ -24,15 +24,27 @@ pub(crate) fn handoffs() -> u64 {
 /// Returns the folder of the compiled servers, and compiles them first.
 fn built() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT.get_or_init(|| {
-        let package = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/servers");
-        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("servers");
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(["build", "--quiet", "--locked", "--bins", "--examples", "--manifest-path"]);
-        cargo.arg(package.join("Cargo.toml")).arg("--target-dir").arg(&target);
-        assert!(cargo.status().unwrap().success(), "the servers do not compile");
-        target.join("debug")
-    })
+    BUILT.get_or_init(|| compile("examples/servers"))
+}
+
+/// Returns the compiled server of `examples/template`, and compiles it first.
+pub(crate) fn template() -> PathBuf {
+    compile("examples/template").join("my-server")
+}
+
+/// Compiles a package of this repository, and returns the folder of its programs. It has the target
+/// directory and the profile of the main package, so that it shares compiled dependencies.
+fn compile(package: &str) -> PathBuf {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join(package).join("Cargo.toml");
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["build", "--quiet", "--locked", "--bins", "--examples", "--manifest-path"]);
+    cargo.arg(manifest).arg("--target-dir").arg(target);
+    cargo.env("CARGO_PROFILE_DEV_OPT_LEVEL", "1");
+    cargo.env("CARGO_PROFILE_DEV_DEBUG", "line-tables-only");
+    cargo.env("CARGO_PROFILE_DEV_LTO", "off");
+    assert!(cargo.status().unwrap().success(), "{package} does not compile");
+    target.join("debug")
 }
 
 /// A running server, with the sockets that its parent has passed.
