@@ -29,7 +29,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mode = arguments.next().ok_or("expected a mode")?;
     let address = arguments.next().unwrap_or_else(|| "127.0.0.1:7001".to_owned());
     let server = server.listen(&format!("echo={address}"))?;
-    let server = server.listen("admin=127.0.0.1:0")?.last("admin").configure(hurry);
+    let server = if Path::new("no-admin").exists() {
+        server.configure(hurry)
+    } else {
+        server.listen("admin=127.0.0.1:0")?.last("admin").configure(hurry)
+    };
     match mode.as_str() {
         "alone" => server.serve_with(async |life| {
             life.alone(work);
@@ -57,6 +61,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         "deaf" => server.serve_with(deaf)?,
         "blocked" => server.serve_with(blocked)?,
         "echo" => server.serve_with(echo)?,
+        "long-bake" => {
+            server.configure(|config| config.bake = Duration::from_secs(60)).serve_with(echo)?
+        }
         "in-runtime" => {
             let runtime = tokio::runtime::Runtime::new()?;
             let _inside = runtime.enter();
@@ -75,9 +82,9 @@ fn hurry(config: &mut Config) {
     config.alone_timeout = Duration::from_millis(200);
 }
 
-/// Serves an echo on both listeners.
+/// Serves an echo on both listeners, or on the first one if the file `no-admin` exists.
 async fn echo(life: Life) -> Result<(), Failure> {
-    let (mut acceptor, mut admin) = (life.acceptor("echo")?, life.acceptor("admin")?);
+    let (mut acceptor, mut admin) = (life.acceptor("echo")?, life.acceptor("admin").ok());
     life.ready();
     let main = async {
         while let Some((client, _)) = acceptor.accept().await {
@@ -86,7 +93,8 @@ async fn echo(life: Life) -> Result<(), Failure> {
         drop(acceptor);
     };
     let side = async {
-        while let Some((client, _)) = admin.accept().await {
+        while let Some(admin) = &mut admin {
+            let Some((client, _)) = admin.accept().await else { break };
             tokio::spawn(answer(client));
         }
     };
