@@ -60,6 +60,16 @@ fn main() -> Result<(), Box<dyn Error>> {
         "offer" => server.serve_with(offer)?,
         "deaf" => server.serve_with(deaf)?,
         "blocked" => server.serve_with(blocked)?,
+        "blocking" => server.serve_with(blocking)?,
+        "blocking-here" => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(server.serve_here(blocking))?
+        }
+        "panicking" => server.serve_with(panicking)?,
+        "panicking-here" => {
+            let runtime = tokio::runtime::Runtime::new()?;
+            runtime.block_on(server.serve_here(panicking))?
+        }
         "echo" => server.serve_with(echo)?,
         "long-bake" => {
             server.configure(|config| config.bake = Duration::from_secs(60)).serve_with(echo)?
@@ -198,13 +208,40 @@ async fn deaf(life: Life) -> Result<(), Failure> {
 }
 
 /// Blocks the main thread for ever once the generation retires.
-#[expect(clippy::disallowed_methods, reason = "that is what it shows")]
 async fn blocked(life: Life) -> Result<(), Failure> {
     let mut acceptor = life.acceptor("echo")?;
     life.ready();
     while let Some((client, _)) = acceptor.accept().await {
         tokio::spawn(answer(client));
     }
+    block();
+    Ok(())
+}
+
+/// Blocks every thread of the runtime for ever, once a client has connected.
+async fn blocking(life: Life) -> Result<(), Failure> {
+    let mut acceptor = life.acceptor("echo")?;
+    life.ready();
+    while let Some((mut client, _)) = acceptor.accept().await {
+        tokio::io::AsyncWriteExt::write_all(&mut client, b"blocked").await?;
+        for _ in 0..tokio::runtime::Handle::current().metrics().num_workers() {
+            tokio::spawn(async { block() });
+        }
+    }
+    Ok(())
+}
+
+/// Panics while a thread of the runtime blocks for ever, once a client has connected.
+async fn panicking(life: Life) -> Result<(), Failure> {
+    let mut acceptor = life.acceptor("echo")?;
+    life.ready();
+    acceptor.accept().await;
+    tokio::task::spawn_blocking(block);
+    std::panic::panic_any("the server panics, as it was asked to")
+}
+
+#[expect(clippy::disallowed_methods, reason = "that is what it shows")]
+fn block() {
     loop {
         std::thread::sleep(Duration::from_secs(1));
     }

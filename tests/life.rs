@@ -202,6 +202,41 @@ fn a_server_that_ignores_the_cut_is_gone() {
     }
 }
 
+/// Signals, deadlines and handoffs do not need a thread of the server's runtime.
+#[test]
+fn a_server_that_blocks_all_its_threads_is_replaced() {
+    for mode in ["blocking", "blocking-here"] {
+        let line = start(mode);
+        let (address, _) = addresses(&line);
+        let block = || {
+            let mut client = Client::connect(&address).unwrap();
+            client.expect(b"blocked").unwrap();
+            client
+        };
+        let held = block();
+        let next = replace(&line, line.first_pid()).unwrap();
+        assert_eq!(exit_code(line.first_pid()), 0, "{mode}");
+        let held = [held, block()];
+        signal(next, Signal::SIGTERM);
+        assert_eq!(exit_code(next), 0, "{mode}");
+        drop(held);
+        line.wait_for_end();
+        assert_eq!(line.count(Event::GenerationEnded.with("cut", 1)), 2, "{mode}");
+    }
+}
+
+/// A thread that blocks for ever does not keep the process after the panic.
+#[test]
+fn a_server_that_panics_ends_its_process() {
+    for mode in ["panicking", "panicking-here"] {
+        let line = start(mode);
+        let client = Client::connect(&addresses(&line).0).unwrap();
+        assert_eq!(exit_code(line.first_pid()), 101, "{mode}");
+        drop(client);
+        line.wait_for_end();
+    }
+}
+
 #[test]
 fn connections_of_an_own_server_are_counted() {
     let line = start("echo");
