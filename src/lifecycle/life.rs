@@ -22,6 +22,7 @@ use std::time::Duration;
 use crate::carry::{CarriedState, Declined};
 use crate::generation::Generation;
 
+pub(super) use alone::DROP_TIMEOUT;
 pub use alone::Stop;
 pub(super) use line::{LifeLine, LifeRequest};
 pub(super) use served::{ServedListener, ServedListeners, StopOrder};

@@ -86,11 +86,9 @@ impl LifeLine {
         });
     }
 
-    /// Ends the tasks that run in only one generation, and drops them if they take too long.
-    /// Returns whether all tasks have ended.
-    pub(in crate::lifecycle) async fn end_duties(&self, within: Duration) -> bool {
-        self.yield_duties();
-        self.state.alone.end_within(within).await
+    /// Drops the tasks that run in only one generation, which did not end within `limit`.
+    pub(in crate::lifecycle) fn drop_duties(&self, limit: Duration) {
+        self.state.alone.drop_all(limit);
     }
 
     /// Tells the server to stop accepting, because another generation accepts.
