@@ -43,6 +43,16 @@ fn main() -> Result<(), Box<dyn Error>> {
             life.alone(|_| deaf_work());
             echo(life).await
         })?,
+        // The task has a minute to end, and the bake takes as long.
+        "alone-long" => server
+            .configure(|config| {
+                config.alone_timeout = Duration::from_secs(60);
+                config.bake = Duration::from_secs(60);
+            })
+            .serve_with(async |life| {
+                life.alone(|_| deaf_work());
+                echo(life).await
+            })?,
         "alone-slow" => server.serve_with(async |life| {
             life.alone(slow_work);
             echo(life).await
@@ -57,6 +67,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         "roll-back" => server.serve_with(roll_back)?,
         "refuse" => server.serve_with(refuse)?,
         "warm-up" => server.serve_with(warm_up)?,
+        "slow-again" => server.serve_with(slow_again)?,
         "offer" => server.serve_with(offer)?,
         "deaf" => server.serve_with(deaf)?,
         "blocked" => server.serve_with(blocked)?,
@@ -179,6 +190,14 @@ async fn warm_up(life: Life) -> Result<(), Failure> {
     echo(life).await
 }
 
+/// Is not ready as long as the file `hold` exists.
+async fn slow_again(life: Life) -> Result<(), Failure> {
+    while Path::new("hold").exists() {
+        sleep(Duration::from_millis(5)).await;
+    }
+    echo(life).await
+}
+
 /// Passes the number of generations so far to the successor, and writes it to the file `count`.
 async fn offer(life: Life) -> Result<(), Failure> {
     let counting = life.clone();
@@ -224,8 +243,13 @@ async fn blocking(life: Life) -> Result<(), Failure> {
     life.ready();
     while let Some((mut client, _)) = acceptor.accept().await {
         tokio::io::AsyncWriteExt::write_all(&mut client, b"blocked").await?;
+        let mut client = Some(client);
         for _ in 0..tokio::runtime::Handle::current().metrics().num_workers() {
-            tokio::spawn(async { block() });
+            let held = client.take();
+            tokio::spawn(async move {
+                block();
+                drop(held);
+            });
         }
     }
     Ok(())

@@ -130,6 +130,42 @@ fn a_worker_that_ignores_the_stop_prevents_the_handoff() {
     assert_eq!(line.count(Event::AloneDropped), 1);
 }
 
+/// While the process waits for the task, it answers the operator and acts on signals.
+#[test]
+fn a_server_that_waits_for_a_worker_still_listens() {
+    let line = start("alone-long");
+    let next = bake(&line);
+    let pid = line.first_pid();
+    // In the bake, the successor must not become active before the task has ended.
+    signal(pid, Signal::SIGTERM);
+    line.asked(&["status"]).well();
+    assert_eq!(line.count(Event::HandoffCommitted), 0);
+    signal(pid, Signal::SIGQUIT);
+    line.wait_for_count(2, Event::GenerationServing);
+    assert_eq!(exit_code(pid), 0);
+    // At the end of the service, the process has no connection, but waits for the task.
+    signal(next, Signal::SIGTERM);
+    line.wait_for_count(2, Event::DrainStarted);
+    line.asked(&["status"]).well();
+    signal(next, Signal::SIGQUIT);
+    assert_eq!(exit_code(next), 0);
+    line.wait_for_end();
+    assert_eq!(line.count(Event::AloneDropped), 2);
+}
+
+/// The successor dies while the old generation, which was told to stop, waits for its task.
+#[test]
+fn a_stop_that_waits_for_a_worker_outlives_the_handoff() {
+    let line = start("alone-long");
+    let next = bake(&line);
+    signal(line.first_pid(), Signal::SIGTERM);
+    line.asked(&["status"]).well();
+    signal(next, Signal::SIGKILL);
+    line.wait_for_count(1, Event::DrainStarted.with("why", "stopping"));
+    signal(line.first_pid(), Signal::SIGQUIT);
+    line.wait_for_end();
+}
+
 /// The task needs longer than it has, so the handoff fails. Then the task begins again.
 #[test]
 fn a_slow_worker_begins_again_after_the_handoff_has_failed() {
@@ -286,6 +322,42 @@ fn a_listener_that_stops_last_serves_during_the_stop() {
     line.wait_for_end();
 }
 
+/// Starts a server with one connection, and kills its successor. The server is not ready again as
+/// long as the file `hold` exists, whose path is returned.
+fn hold_the_resume() -> (Line, Client, std::path::PathBuf) {
+    let line = start("slow-again");
+    let mut held = Client::connect(&addresses(&line).0).unwrap();
+    held.echo(b"held").unwrap();
+    let next = replace(&line, line.first_pid()).unwrap();
+    let hold = line.folder().join("hold");
+    fs::write(&hold, "").unwrap();
+    signal(next, Signal::SIGKILL);
+    line.wait("the end of the successor", |record| record.is_event(Event::HandoffFailed));
+    (line, held, hold)
+}
+
+#[test]
+fn an_own_server_resumes_only_when_it_is_ready_again() {
+    let (line, held, hold) = hold_the_resume();
+    assert!(line.asked(&["status"]).well().contains("starting"));
+    assert_eq!(line.count(Event::GenerationResumed), 0);
+    let mut client = Client::connect(&addresses(&line).0).unwrap();
+    fs::remove_file(hold).unwrap();
+    line.wait_for_count(1, Event::GenerationResumed);
+    client.echo(b"served").unwrap();
+    drop((held, client));
+    stop(&line, line.first_pid());
+}
+
+#[test]
+fn an_own_server_that_is_never_ready_again_ends() {
+    let (line, held, _) = hold_the_resume();
+    assert_ne!(exit_code(line.first_pid()), 0);
+    drop(held);
+    assert_eq!(line.count(Event::GenerationResumed), 0);
+    line.wait_for_end();
+}
+
 /// The clients in the backlog are served although the service stops.
 #[test]
 fn an_own_server_serves_its_backlog_when_it_stops() {
@@ -316,8 +388,8 @@ fn assert_closes(address: &str) {
 /// Starts a handoff that stays in the bake. Returns the pid of the successor.
 fn bake(line: &Line) -> u32 {
     signal(line.first_pid(), Signal::SIGHUP);
-    line.wait("the bake", |record| record.is_event(Event::SuccessorReady));
-    line.pid_of(2)
+    let ready = line.wait("the bake", |record| record.is_event(Event::SuccessorReady));
+    ready.field("successor_pid").unwrap().parse().unwrap()
 }
 
 /// The old generation was told to stop in the bake, so it never resumes. It has stopped accepting
@@ -332,7 +404,7 @@ fn an_own_server_serves_the_backlog_of_a_dead_successor() {
     freeze(next);
     // The old generation may have accepted a client in the bake, so it retires first.
     signal(line.first_pid(), Signal::SIGTERM);
-    line.wait_for(1, Event::DrainStarted);
+    line.wait("the drain", |record| record.is_event(Event::DrainStarted));
     let mut clients: Vec<_> = (0..20).map(|_| Client::connect(&address).unwrap()).collect();
     signal(next, Signal::SIGKILL);
     assert_served(&mut clients);

@@ -67,10 +67,10 @@ impl<P: DataPlane> Driver<P> {
 
     /// Gives the server more time to become ready, and tells everyone who waits for it.
     fn extend_own_start(&mut self, time: Duration) {
+        self.liveness.extend(time);
         if !matches!(self.state, State::Starting { .. }) {
             return;
         }
-        self.liveness.extend(time);
         self.predecessors.tell_predecessor(&Message::Extend { milliseconds: milliseconds(time) });
         if !self.predecessors.has_predecessor() {
             self.process.notifier.extend(time);

@@ -44,7 +44,7 @@ impl DataPlane for Embedded {
     }
 
     async fn started(&self) -> Result<(), Error> {
-        self.life.state.ready.cancelled().await;
+        self.life.term().ready().await;
         Ok(())
     }
 

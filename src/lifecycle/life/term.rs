@@ -20,6 +20,8 @@ struct TermEvents {
     /// The same as `retired.is_cancelled()`, but without a lock, because a server looks at it for
     /// each request.
     has_retired: AtomicBool,
+    /// Cancelled when the server has reported in this term that it is ready.
+    ready: CancellationToken,
     /// Cancelled when the server must stop accepting, except on the listeners that stop last.
     retired: CancellationToken,
     /// Cancelled when the server must stop accepting on the listeners that stop last.
@@ -47,6 +49,16 @@ impl Term {
     /// Returns whether both values belong to the same term.
     pub(in crate::lifecycle) fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// Records that the server is ready.
+    pub(in crate::lifecycle) fn set_ready(&self) {
+        self.0.ready.cancel();
+    }
+
+    /// Waits until the server is ready.
+    pub(in crate::lifecycle) fn ready(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.0.ready.clone().cancelled_owned()
     }
 
     pub(in crate::lifecycle) fn has_retired(&self) -> bool {
