@@ -40,7 +40,7 @@ where
     let closing = life.closing_of(name)?;
     let service = Announcing::new(service, life.clone());
     let (server, open) = (auto::Builder::new(TokioExecutor::new()), TaskTracker::new());
-    let (http2_ends, all_end) = (CancellationToken::new(), CancellationToken::new());
+    let ends = ConnectionEnds::default();
     life.ready();
     while let Some((stream, peer)) = acceptor.accept().await {
         let speaks_http2 = CancellationToken::new();
@@ -52,19 +52,12 @@ where
             service.call(request)
         });
         let connection = server.serve_connection_with_upgrades(TokioIo::new(stream), service);
-        let connection = connection.into_owned();
-        let (http2_ends, all_end) = (http2_ends.clone(), all_end.clone());
+        let (connection, ends) = (connection.into_owned(), ends.clone());
         open.spawn(async move {
             let mut connection = pin!(connection);
-            let end = async {
-                tokio::select! {
-                    () = async { tokio::join!(http2_ends.cancelled(), speaks_http2.cancelled()); } => {}
-                    () = all_end.cancelled() => {}
-                }
-            };
             let ended = tokio::select! {
                 ended = connection.as_mut() => ended,
-                () = end => {
+                () = ends.of(&speaks_http2) => {
                     connection.as_mut().graceful_shutdown();
                     connection.await
                 }
@@ -77,11 +70,31 @@ where
             }
         });
     }
-    drop(acceptor);
-    http2_ends.cancel();
+    ends.http2.cancel();
     closing.await;
-    all_end.cancel();
+    ends.all.cancel();
     open.close();
     open.wait().await;
     Ok(())
+}
+
+/// When the connections of a server must end.
+#[derive(Clone, Default)]
+struct ConnectionEnds {
+    /// Cancelled when connections of HTTP/2 must end.
+    http2: CancellationToken,
+    /// Cancelled when all connections must end.
+    all: CancellationToken,
+}
+
+impl ConnectionEnds {
+    /// Waits until a connection must end. `speaks_http2` is cancelled when its client has sent a
+    /// request of HTTP/2.
+    async fn of(&self, speaks_http2: &CancellationToken) {
+        let both = async { tokio::join!(self.http2.cancelled(), speaks_http2.cancelled()) };
+        tokio::select! {
+            ((), ()) = both => {}
+            () = self.all.cancelled() => {}
+        }
+    }
 }

@@ -9,7 +9,6 @@ use std::collections::VecDeque;
 
 use super::active_role::ActiveRole;
 use super::drain::DrainPhase;
-use super::duties::DutyWait;
 use super::handoff::Handoff;
 use super::life::LifeLine;
 use super::machine::{Birth, Event, State, step};
@@ -57,8 +56,6 @@ pub(super) struct Driver<P> {
     /// The latest handoff that this generation has started. `None` before the first handoff, and
     /// once the handoff's successor is gone.
     pub(super) handoff: Option<Handoff>,
-    /// The event that waits for the tasks which run in only one generation. `None` if none waits.
-    pub(super) duty_wait: Option<DutyWait>,
     /// The deadlines of the drain. `None` when this generation does not drain.
     pub(super) drain: Option<DrainPhase>,
     pub(super) history: History,
@@ -144,7 +141,6 @@ impl<P: DataPlane> Driver<P> {
             pid_file,
             predecessors,
             handoff: None,
-            duty_wait: None,
             drain: None,
             history: History::new(),
             operators: Operators::new(),

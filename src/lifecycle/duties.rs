@@ -51,7 +51,7 @@ impl<P: DataPlane> Driver<P> {
         };
         self.life.yield_duties();
         if !self.life.state.has_duties() {
-            self.duty_wait = None;
+            self.life.duty_wait = None;
             return Some(occurrence);
         }
         if event == Event::Drained {
@@ -59,8 +59,9 @@ impl<P: DataPlane> Driver<P> {
             self.drain.iter_mut().for_each(|drain| drain.until = None);
         }
         let is_later = |wait: &DutyWait| wait.event != Event::CutNow && event == Event::CutNow;
-        if self.duty_wait.as_ref().is_none_or(is_later) {
-            self.duty_wait = Some(DutyWait { event, until: deadline(limit), is_dropped: false });
+        if self.life.duty_wait.as_ref().is_none_or(is_later) {
+            self.life.duty_wait =
+                Some(DutyWait { event, until: deadline(limit), is_dropped: false });
         }
         None
     }
@@ -68,7 +69,7 @@ impl<P: DataPlane> Driver<P> {
     /// Handles the end of the last task that runs in only one generation. Returns the event that
     /// has waited for it.
     pub(super) fn duties_ended(&mut self) -> Occurrence {
-        self.duty_wait.take().map_or(Event::BakeOver, |wait| wait.event).into()
+        self.life.duty_wait.take().map_or(Event::BakeOver, |wait| wait.event).into()
     }
 
     /// Drops the tasks that run in only one generation, because their time is over.
@@ -77,7 +78,7 @@ impl<P: DataPlane> Driver<P> {
     /// Returns [`Error::AloneBlocks`] if they were dropped before and still run. This process must
     /// then end before a successor may start them.
     pub(super) fn duties_expired(&mut self) -> Result<(), Error> {
-        let Some(wait) = &mut self.duty_wait else { return Ok(()) };
+        let Some(wait) = &mut self.life.duty_wait else { return Ok(()) };
         if wait.is_dropped {
             return Err(Error::AloneBlocks);
         }
@@ -92,7 +93,7 @@ impl<P: DataPlane> Driver<P> {
     /// Forgets an event that waits for the tasks, because the handoff has failed. Raises the event
     /// again, so that it is handled in the new state.
     pub(super) fn release_waiting_event(&mut self) {
-        match self.duty_wait.take() {
+        match self.life.duty_wait.take() {
             Some(wait) => self.raised.push_back(wait.event.into()),
             None => self.life.keep_duties(),
         }

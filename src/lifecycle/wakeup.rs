@@ -47,7 +47,8 @@ impl<P: DataPlane> Driver<P> {
             let (awaited, timer) = (self.awaited(), self.next_timer());
             let life = Arc::clone(&self.life.state);
             let is_yielding = |handoff: &Handoff| handoff.stage.is_yielding();
-            let yields = self.duty_wait.is_some() || self.handoff.as_ref().is_some_and(is_yielding);
+            let yields =
+                self.life.duty_wait.is_some() || self.handoff.as_ref().is_some_and(is_yielding);
             let successor = self.handoff.as_mut().and_then(|handoff| handoff.successor.as_mut());
             let wakeup = tokio::select! {
                 biased;
@@ -135,10 +136,12 @@ impl<P: DataPlane> Driver<P> {
         let (handoff, drain) = (self.handoff.as_ref(), self.drain.as_ref());
         let timers = [
             self.liveness.until().map(|at| (at, Timer::Startup)),
-            handoff.and_then(|handoff| handoff.stage.timer()).filter(|_| self.duty_wait.is_none()),
-            self.duty_wait.and_then(|wait| wait.until).map(|at| (at, Timer::Duties)),
             handoff
-                .filter(|_| self.duty_wait.is_none())
+                .and_then(|handoff| handoff.stage.timer())
+                .filter(|_| self.life.duty_wait.is_none()),
+            self.life.duty_wait.and_then(|wait| wait.until).map(|at| (at, Timer::Duties)),
+            handoff
+                .filter(|_| self.life.duty_wait.is_none())
                 .and_then(|handoff| handoff.given_up_at())
                 .map(|at| (at, Timer::Operator)),
             drain.and_then(|drain| drain.until).map(|at| (at, Timer::Drain)),
@@ -157,7 +160,7 @@ impl<P: DataPlane> Driver<P> {
             death: self.liveness.is_whole(),
             carry_end: is_retiring && self.drain.as_ref().is_some_and(|drain| drain.carries),
             taken_over: self.handoff.as_ref().is_some_and(|handoff| handoff.stage.is_delayed()),
-            drained: self.may_be_drained() && self.duty_wait.is_none(),
+            drained: self.may_be_drained() && self.life.duty_wait.is_none(),
         }
     }
 
