@@ -113,10 +113,19 @@ async fn echo(life: Life) -> Result<(), Failure> {
         }
         drop(acceptor);
     };
+    let admin_drains = life.draining_of("admin").map(|drains| {
+        tokio::spawn(async {
+            drains.await;
+            let _ = fs::write("admin-drains", "");
+        })
+    });
     let side = async {
         while let Some(admin) = &mut admin {
             let Some((client, _)) = admin.accept().await else { break };
             tokio::spawn(answer(client));
+        }
+        if let Ok(drains) = admin_drains {
+            let _ = drains.await;
         }
     };
     tokio::join!(main, side);

@@ -317,9 +317,11 @@ fn a_listener_that_stops_last_serves_during_the_stop() {
     late.echo(b"how are you?").unwrap();
     late.half_close().unwrap();
     late.expect_end().unwrap();
+    assert!(!line.folder().join("admin-drains").exists());
     held.half_close().unwrap();
     held.expect_end().unwrap();
     line.wait_for_end();
+    assert!(line.folder().join("admin-drains").exists());
 }
 
 /// Starts a server with one connection, and kills its successor. The server is not ready again as

@@ -83,6 +83,28 @@ impl Life {
         served.ok_or_else(|| Error::NoSuchListener { name: name.to_owned() })?.get(name)
     }
 
+    /// Waits until it is time to ask the connections of the listener called `name` to end. Waits
+    /// as [`Life::draining`] does, but longer for a listener that stops last.
+    ///
+    /// # Errors
+    /// Returns [`Error::NoSuchListener`] if the name is unknown.
+    pub fn draining_of(
+        &self,
+        name: &str,
+    ) -> Result<impl Future<Output = ()> + Send + 'static + use<>, Error> {
+        let (served, term) = (self.served(name)?, self.term());
+        let (draining, state) = (self.draining(), Arc::clone(&self.state));
+        Ok(async move {
+            if served.order == StopOrder::First {
+                return draining.await;
+            }
+            term.last_retired().await;
+            term.drain_begun().await;
+            let heard = term.last_awaiting().wait();
+            let _ = tokio::time::timeout(state.limits().first_request, heard).await;
+        })
+    }
+
     /// Waits until a server of the listener called `name` must close its idle connections. Waits as
     /// [`Life::closing`] does, but longer for a listener that stops last.
     ///
@@ -92,17 +114,14 @@ impl Life {
         &self,
         name: &str,
     ) -> Result<impl Future<Output = ()> + Send + 'static + use<>, Error> {
-        let (served, term) = (self.served(name)?, self.term());
+        let (served, draining) = (self.served(name)?, self.draining_of(name)?);
         let (closing, state) = (self.closing(), Arc::clone(&self.state));
         Ok(async move {
             if served.order == StopOrder::First {
                 return closing.await;
             }
-            term.last_retired().await;
-            term.drain_begun().await;
-            let limits = state.limits();
-            let _ = tokio::time::timeout(limits.first_request, term.last_awaiting().wait()).await;
-            let _ = tokio::time::timeout(limits.keep_alive, served.ended()).await;
+            draining.await;
+            let _ = tokio::time::timeout(state.limits().keep_alive, served.ended()).await;
         })
     }
 }
