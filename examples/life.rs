@@ -29,7 +29,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mode = arguments.next().ok_or("expected a mode")?;
     let address = arguments.next().unwrap_or_else(|| "127.0.0.1:7001".to_owned());
     let server = server.listen(&format!("echo={address}"))?;
-    let server = server.listen("admin=127.0.0.1:0")?.last("admin").configure(hurry);
+    let server = if Path::new("no-admin").exists() {
+        server.configure(hurry)
+    } else {
+        server.listen("admin=127.0.0.1:0")?.last("admin").configure(hurry)
+    };
     match mode.as_str() {
         "alone" => server.serve_with(async |life| {
             life.alone(work);
@@ -39,6 +43,16 @@ fn main() -> Result<(), Box<dyn Error>> {
             life.alone(|_| deaf_work());
             echo(life).await
         })?,
+        // The task has a minute to end, and the bake takes as long.
+        "alone-long" => server
+            .configure(|config| {
+                config.alone_timeout = Duration::from_secs(60);
+                config.bake = Duration::from_secs(60);
+            })
+            .serve_with(async |life| {
+                life.alone(|_| deaf_work());
+                echo(life).await
+            })?,
         "alone-slow" => server.serve_with(async |life| {
             life.alone(slow_work);
             echo(life).await
@@ -53,10 +67,24 @@ fn main() -> Result<(), Box<dyn Error>> {
         "roll-back" => server.serve_with(roll_back)?,
         "refuse" => server.serve_with(refuse)?,
         "warm-up" => server.serve_with(warm_up)?,
+        "slow-again" => server.serve_with(slow_again)?,
         "offer" => server.serve_with(offer)?,
         "deaf" => server.serve_with(deaf)?,
         "blocked" => server.serve_with(blocked)?,
+        "blocking" => server.serve_with(blocking)?,
+        "blocking-here" => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(server.serve_here(blocking))?
+        }
+        "panicking" => server.serve_with(panicking)?,
+        "panicking-here" => {
+            let runtime = tokio::runtime::Runtime::new()?;
+            runtime.block_on(server.serve_here(panicking))?
+        }
         "echo" => server.serve_with(echo)?,
+        "long-bake" => {
+            server.configure(|config| config.bake = Duration::from_secs(60)).serve_with(echo)?
+        }
         "in-runtime" => {
             let runtime = tokio::runtime::Runtime::new()?;
             let _inside = runtime.enter();
@@ -75,9 +103,9 @@ fn hurry(config: &mut Config) {
     config.alone_timeout = Duration::from_millis(200);
 }
 
-/// Serves an echo on both listeners.
+/// Serves an echo on both listeners, or on the first one if the file `no-admin` exists.
 async fn echo(life: Life) -> Result<(), Failure> {
-    let (mut acceptor, mut admin) = (life.acceptor("echo")?, life.acceptor("admin")?);
+    let (mut acceptor, mut admin) = (life.acceptor("echo")?, life.acceptor("admin").ok());
     life.ready();
     let main = async {
         while let Some((client, _)) = acceptor.accept().await {
@@ -85,9 +113,19 @@ async fn echo(life: Life) -> Result<(), Failure> {
         }
         drop(acceptor);
     };
+    let admin_drains = life.draining_of("admin").map(|drains| {
+        tokio::spawn(async {
+            drains.await;
+            let _ = fs::write("admin-drains", "");
+        })
+    });
     let side = async {
-        while let Some((client, _)) = admin.accept().await {
+        while let Some(admin) = &mut admin {
+            let Some((client, _)) = admin.accept().await else { break };
             tokio::spawn(answer(client));
+        }
+        if let Ok(drains) = admin_drains {
+            let _ = drains.await;
         }
     };
     tokio::join!(main, side);
@@ -161,6 +199,14 @@ async fn warm_up(life: Life) -> Result<(), Failure> {
     echo(life).await
 }
 
+/// Is not ready as long as the file `hold` exists.
+async fn slow_again(life: Life) -> Result<(), Failure> {
+    while Path::new("hold").exists() {
+        sleep(Duration::from_millis(5)).await;
+    }
+    echo(life).await
+}
+
 /// Passes the number of generations so far to the successor, and writes it to the file `count`.
 async fn offer(life: Life) -> Result<(), Failure> {
     let counting = life.clone();
@@ -190,13 +236,45 @@ async fn deaf(life: Life) -> Result<(), Failure> {
 }
 
 /// Blocks the main thread for ever once the generation retires.
-#[expect(clippy::disallowed_methods, reason = "that is what it shows")]
 async fn blocked(life: Life) -> Result<(), Failure> {
     let mut acceptor = life.acceptor("echo")?;
     life.ready();
     while let Some((client, _)) = acceptor.accept().await {
         tokio::spawn(answer(client));
     }
+    block();
+    Ok(())
+}
+
+/// Blocks every thread of the runtime for ever, once a client has connected.
+async fn blocking(life: Life) -> Result<(), Failure> {
+    let mut acceptor = life.acceptor("echo")?;
+    life.ready();
+    while let Some((mut client, _)) = acceptor.accept().await {
+        tokio::io::AsyncWriteExt::write_all(&mut client, b"blocked").await?;
+        let mut client = Some(client);
+        for _ in 0..tokio::runtime::Handle::current().metrics().num_workers() {
+            let held = client.take();
+            tokio::spawn(async move {
+                block();
+                drop(held);
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Panics while a thread of the runtime blocks for ever, once a client has connected.
+async fn panicking(life: Life) -> Result<(), Failure> {
+    let mut acceptor = life.acceptor("echo")?;
+    life.ready();
+    acceptor.accept().await;
+    tokio::task::spawn_blocking(block);
+    std::panic::panic_any("the server panics, as it was asked to")
+}
+
+#[expect(clippy::disallowed_methods, reason = "that is what it shows")]
+fn block() {
     loop {
         std::thread::sleep(Duration::from_secs(1));
     }

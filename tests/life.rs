@@ -8,7 +8,8 @@ use std::path::Path;
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    Client, Event, Line, Record, adopt_orphans, assert_becomes, example, exit_code, install, signal,
+    Client, Event, Line, Record, adopt_orphans, assert_becomes, example, exit_code, freeze,
+    install, signal, thaw,
 };
 
 fn start(mode: &str) -> Line {
@@ -129,6 +130,42 @@ fn a_worker_that_ignores_the_stop_prevents_the_handoff() {
     assert_eq!(line.count(Event::AloneDropped), 1);
 }
 
+/// While the process waits for the task, it answers the operator and acts on signals.
+#[test]
+fn a_server_that_waits_for_a_worker_still_listens() {
+    let line = start("alone-long");
+    let next = bake(&line);
+    let pid = line.first_pid();
+    // In the bake, the successor must not become active before the task has ended.
+    signal(pid, Signal::SIGTERM);
+    line.asked(&["status"]).well();
+    assert_eq!(line.count(Event::HandoffCommitted), 0);
+    signal(pid, Signal::SIGQUIT);
+    line.wait_for_count(2, Event::GenerationServing);
+    assert_eq!(exit_code(pid), 0);
+    // At the end of the service, the process has no connection, but waits for the task.
+    signal(next, Signal::SIGTERM);
+    line.wait_for_count(2, Event::DrainStarted);
+    line.asked(&["status"]).well();
+    signal(next, Signal::SIGQUIT);
+    assert_eq!(exit_code(next), 0);
+    line.wait_for_end();
+    assert_eq!(line.count(Event::AloneDropped), 2);
+}
+
+/// The successor dies while the old generation, which was told to stop, waits for its task.
+#[test]
+fn a_stop_that_waits_for_a_worker_outlives_the_handoff() {
+    let line = start("alone-long");
+    let next = bake(&line);
+    signal(line.first_pid(), Signal::SIGTERM);
+    line.asked(&["status"]).well();
+    signal(next, Signal::SIGKILL);
+    line.wait_for_count(1, Event::DrainStarted.with("why", "stopping"));
+    signal(line.first_pid(), Signal::SIGQUIT);
+    line.wait_for_end();
+}
+
 /// The task needs longer than it has, so the handoff fails. Then the task begins again.
 #[test]
 fn a_slow_worker_begins_again_after_the_handoff_has_failed() {
@@ -201,6 +238,41 @@ fn a_server_that_ignores_the_cut_is_gone() {
     }
 }
 
+/// Signals, deadlines and handoffs do not need a thread of the server's runtime.
+#[test]
+fn a_server_that_blocks_all_its_threads_is_replaced() {
+    for mode in ["blocking", "blocking-here"] {
+        let line = start(mode);
+        let (address, _) = addresses(&line);
+        let block = || {
+            let mut client = Client::connect(&address).unwrap();
+            client.expect(b"blocked").unwrap();
+            client
+        };
+        let held = block();
+        let next = replace(&line, line.first_pid()).unwrap();
+        assert_eq!(exit_code(line.first_pid()), 0, "{mode}");
+        let held = [held, block()];
+        signal(next, Signal::SIGTERM);
+        assert_eq!(exit_code(next), 0, "{mode}");
+        drop(held);
+        line.wait_for_end();
+        assert_eq!(line.count(Event::GenerationEnded.with("cut", 1)), 2, "{mode}");
+    }
+}
+
+/// A thread that blocks for ever does not keep the process after the panic.
+#[test]
+fn a_server_that_panics_ends_its_process() {
+    for mode in ["panicking", "panicking-here"] {
+        let line = start(mode);
+        let client = Client::connect(&addresses(&line).0).unwrap();
+        assert_eq!(exit_code(line.first_pid()), 101, "{mode}");
+        drop(client);
+        line.wait_for_end();
+    }
+}
+
 #[test]
 fn connections_of_an_own_server_are_counted() {
     let line = start("echo");
@@ -245,8 +317,46 @@ fn a_listener_that_stops_last_serves_during_the_stop() {
     late.echo(b"how are you?").unwrap();
     late.half_close().unwrap();
     late.expect_end().unwrap();
+    assert!(!line.folder().join("admin-drains").exists());
     held.half_close().unwrap();
     held.expect_end().unwrap();
+    line.wait_for_end();
+    assert!(line.folder().join("admin-drains").exists());
+}
+
+/// Starts a server with one connection, and kills its successor. The server is not ready again as
+/// long as the file `hold` exists, whose path is returned.
+fn hold_the_resume() -> (Line, Client, std::path::PathBuf) {
+    let line = start("slow-again");
+    let mut held = Client::connect(&addresses(&line).0).unwrap();
+    held.echo(b"held").unwrap();
+    let next = replace(&line, line.first_pid()).unwrap();
+    let hold = line.folder().join("hold");
+    fs::write(&hold, "").unwrap();
+    signal(next, Signal::SIGKILL);
+    line.wait("the end of the successor", |record| record.is_event(Event::HandoffFailed));
+    (line, held, hold)
+}
+
+#[test]
+fn an_own_server_resumes_only_when_it_is_ready_again() {
+    let (line, held, hold) = hold_the_resume();
+    assert!(line.asked(&["status"]).well().contains("starting"));
+    assert_eq!(line.count(Event::GenerationResumed), 0);
+    let mut client = Client::connect(&addresses(&line).0).unwrap();
+    fs::remove_file(hold).unwrap();
+    line.wait_for_count(1, Event::GenerationResumed);
+    client.echo(b"served").unwrap();
+    drop((held, client));
+    stop(&line, line.first_pid());
+}
+
+#[test]
+fn an_own_server_that_is_never_ready_again_ends() {
+    let (line, held, _) = hold_the_resume();
+    assert_ne!(exit_code(line.first_pid()), 0);
+    drop(held);
+    assert_eq!(line.count(Event::GenerationResumed), 0);
     line.wait_for_end();
 }
 
@@ -255,16 +365,107 @@ fn a_listener_that_stops_last_serves_during_the_stop() {
 fn an_own_server_serves_its_backlog_when_it_stops() {
     let line = start("echo");
     let (address, _) = addresses(&line);
-    crate::support::freeze(line.first_pid());
+    freeze(line.first_pid());
     let mut clients: Vec<_> = (0..20).map(|_| Client::connect(&address).unwrap()).collect();
     signal(line.first_pid(), Signal::SIGTERM);
-    crate::support::thaw(line.first_pid());
-    for client in &mut clients {
+    thaw(line.first_pid());
+    assert_served(&mut clients);
+    line.wait_for_end();
+}
+
+/// Sends bytes on each connection, and closes it after the echo.
+fn assert_served(clients: &mut [Client]) {
+    for client in clients {
         client.echo(b"served").unwrap();
         client.half_close().unwrap();
         client.expect_end().unwrap();
     }
+}
+
+/// Waits until nobody listens on `address`.
+fn assert_closes(address: &str) {
+    assert_becomes(&true, || Client::connect(address).is_err());
+}
+
+/// Starts a handoff that stays in the bake. Returns the pid of the successor.
+fn bake(line: &Line) -> u32 {
+    signal(line.first_pid(), Signal::SIGHUP);
+    let ready = line.wait("the bake", |record| record.is_event(Event::SuccessorReady));
+    ready.field("successor_pid").unwrap().parse().unwrap()
+}
+
+/// The old generation was told to stop in the bake, so it never resumes. It has stopped accepting
+/// when its successor dies.
+#[test]
+fn an_own_server_serves_the_backlog_of_a_dead_successor() {
+    let line = start("long-bake");
+    let (address, _) = addresses(&line);
+    let mut held = Client::connect(&address).unwrap();
+    held.echo(b"held").unwrap();
+    let next = bake(&line);
+    freeze(next);
+    // The old generation may have accepted a client in the bake, so it retires first.
+    signal(line.first_pid(), Signal::SIGTERM);
+    line.wait("the drain", |record| record.is_event(Event::DrainStarted));
+    let mut clients: Vec<_> = (0..20).map(|_| Client::connect(&address).unwrap()).collect();
+    signal(next, Signal::SIGKILL);
+    assert_served(&mut clients);
+    assert_closes(&address);
+    assert_eq!(line.count(Event::BacklogLeft), 1);
+    held.half_close().unwrap();
+    held.expect_end().unwrap();
     line.wait_for_end();
+}
+
+/// Whichever generation acts first, one of them accepts the clients that wait.
+#[test]
+fn terminates_in_the_bake_leave_no_client_of_an_own_server() {
+    for round in 0..6 {
+        let line = start("long-bake");
+        let (address, _) = addresses(&line);
+        let both = [line.first_pid(), bake(&line)];
+        both.into_iter().for_each(freeze);
+        let mut clients: Vec<_> = (0..20).map(|_| Client::connect(&address).unwrap()).collect();
+        for number in [Signal::SIGTERM, Signal::SIGCONT] {
+            signal(both[round % 2], number);
+            signal(both[1 - round % 2], number);
+        }
+        assert_served(&mut clients);
+        line.wait_for_end();
+    }
+}
+
+#[test]
+fn an_own_server_frees_its_port_while_it_drains() {
+    let line = start("echo");
+    let (address, admin) = addresses(&line);
+    let mut held = Client::connect(&address).unwrap();
+    held.echo(b"held").unwrap();
+    signal(line.first_pid(), Signal::SIGTERM);
+    assert_closes(&address);
+    Client::connect(&admin).unwrap().echo(b"still here").unwrap();
+    held.half_close().unwrap();
+    held.expect_end().unwrap();
+    line.wait_for_end();
+}
+
+/// The old generation resumes without the listener that it has given up.
+#[test]
+fn a_removed_listener_of_an_own_server_is_closed() {
+    let line = start("echo");
+    let (address, admin) = addresses(&line);
+    let mut held = Client::connect(&address).unwrap();
+    held.echo(b"held").unwrap();
+    fs::write(line.folder().join("no-admin"), "").unwrap();
+    let next = replace(&line, line.first_pid()).unwrap();
+    assert_closes(&admin);
+    signal(next, Signal::SIGKILL);
+    line.wait("the old generation", |record| record.is_event(Event::GenerationResumed));
+    Client::connect(&address).unwrap().echo(b"again").unwrap();
+    assert!(Client::connect(&admin).is_err());
+    held.echo(b"still").unwrap();
+    drop(held);
+    stop(&line, line.first_pid());
 }
 
 #[test]

@@ -79,7 +79,7 @@ impl Listener for Acceptor {
     }
 
     fn local_addr(&self) -> io::Result<Peer> {
-        self.listener().local_address()
+        self.local_address()
     }
 }
 
@@ -95,7 +95,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Listener for Handshakes
     }
 
     fn local_addr(&self) -> io::Result<Peer> {
-        self.listener().local_address()
+        self.local_address()
     }
 }
 

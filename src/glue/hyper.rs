@@ -1,13 +1,15 @@
 //! Servers of hyper, with HTTP/1.1 and HTTP/2.
 
 use std::error::Error as StdError;
+use std::pin::pin;
 
 use ::hyper::body::{Body, Incoming};
-use ::hyper::service::Service;
-use ::hyper::{Request, Response};
+use ::hyper::service::{Service, service_fn};
+use ::hyper::{Request, Response, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::GracefulShutdown;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::announce::Announcing;
 use crate::embed::Life;
@@ -19,7 +21,8 @@ use crate::error::Error;
 /// From the retirement on, each reply in HTTP/1.1 announces the end of its connection. Connections
 /// without a request are closed after
 /// [`Config::keep_alive_grace`](crate::Config::keep_alive_grace). In HTTP/2, GOAWAY tells the
-/// clients to open another connection.
+/// clients at once to open another connection. No request is lost, because the server still handles
+/// the requests that the client sends before it receives GOAWAY.
 ///
 /// # Errors
 /// Returns [`Error::NoSuchListener`] if the name is unknown, or the kernel's error if the socket
@@ -36,24 +39,62 @@ where
     let mut acceptor = life.acceptor(name)?;
     let closing = life.closing_of(name)?;
     let service = Announcing::new(service, life.clone());
-    let (server, graceful) = (auto::Builder::new(TokioExecutor::new()), GracefulShutdown::new());
+    let (server, open) = (auto::Builder::new(TokioExecutor::new()), TaskTracker::new());
+    let ends = ConnectionEnds::default();
     life.ready();
     while let Some((stream, peer)) = acceptor.accept().await {
-        let connection =
-            server.serve_connection_with_upgrades(TokioIo::new(stream), service.clone());
-        let connection = graceful.watch(connection.into_owned());
-        // The task ends with its connection, which the drain waits for, or with the runtime.
-        drop(tokio::spawn(async move {
-            if let Err(error) = connection.await {
+        let speaks_http2 = CancellationToken::new();
+        let (service, speaks) = (service.clone(), speaks_http2.clone());
+        let service = service_fn(move |request: Request<Incoming>| {
+            if request.version() == Version::HTTP_2 && !speaks.is_cancelled() {
+                speaks.cancel();
+            }
+            service.call(request)
+        });
+        let connection = server.serve_connection_with_upgrades(TokioIo::new(stream), service);
+        let (connection, ends) = (connection.into_owned(), ends.clone());
+        open.spawn(async move {
+            let mut connection = pin!(connection);
+            let ended = tokio::select! {
+                ended = connection.as_mut() => ended,
+                () = ends.of(&speaks_http2) => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            };
+            if let Err(error) = ended {
                 tracing::debug!(
                     event = "connection.http_failed", %peer, error,
                     "a connection of an HTTP client has ended with an error: {error}"
                 );
             }
-        }));
+        });
     }
-    drop(acceptor);
+    ends.http2.cancel();
     closing.await;
-    graceful.shutdown().await;
+    ends.all.cancel();
+    open.close();
+    open.wait().await;
     Ok(())
+}
+
+/// When the connections of a server must end.
+#[derive(Clone, Default)]
+struct ConnectionEnds {
+    /// Cancelled when connections of HTTP/2 must end.
+    http2: CancellationToken,
+    /// Cancelled when all connections must end.
+    all: CancellationToken,
+}
+
+impl ConnectionEnds {
+    /// Waits until a connection must end. `speaks_http2` is cancelled when its client has sent a
+    /// request of HTTP/2.
+    async fn of(&self, speaks_http2: &CancellationToken) {
+        let both = async { tokio::join!(self.http2.cancelled(), speaks_http2.cancelled()) };
+        tokio::select! {
+            ((), ()) = both => {}
+            () = self.all.cancelled() => {}
+        }
+    }
 }

@@ -21,13 +21,13 @@ type NextConnection = Pin<Box<dyn Future<Output = (Acceptor, Option<Stream>)> + 
 /// Returns the connections of the listener called `name`, and reports that the server is ready.
 ///
 /// The stream does not end when the generation retires, because tonic would then drop its
-/// connections. Pass [`Life::draining`] as the signal, with which tonic asks its connections to end
-/// by GOAWAY:
+/// connections. Pass [`Life::draining_of`] as the signal, with which tonic asks its connections to
+/// end by GOAWAY:
 ///
 /// ```ignore
 /// let incoming = handoffd::tonic::incoming(&life, "grpc")?;
 /// Server::builder().add_service(service)
-///     .serve_with_incoming_shutdown(incoming, life.draining()).await
+///     .serve_with_incoming_shutdown(incoming, life.draining_of("grpc")?).await
 /// ```
 ///
 /// A method that streams its reply for long waits for [`Life::closing`] to end it. By then, GOAWAY

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use super::driver::{Driver, Occurrence};
-use super::machine::Event;
+use super::machine::{Birth, Event};
 use super::timers::deadline;
 use crate::data_plane::CarryEnd;
 use crate::data_plane::DataPlane;
@@ -51,6 +51,7 @@ impl<P: DataPlane> Driver<P> {
             "generation {} is draining",
             self.process.generation
         );
+        self.liveness.stop_waiting();
         let channel = self.handoff.as_mut().and_then(|handoff| handoff.carry_channel.take());
         // Connections may move to the successor during the first half of the drain timeout.
         // Connections that have not moved by then have the second half to end.
@@ -91,7 +92,8 @@ impl<P: DataPlane> Driver<P> {
         self.plane.drain_uncarried();
     }
 
-    /// Accepts connections again after the successor has died. If memory or file descriptors are
+    /// Begins to accept connections again after the successor has died. This process ends with an
+    /// error if it does not accept within the ready timeout. If memory or file descriptors are
     /// short, this function retries for [`RESUME_TIMEOUT`], because no other generation accepts.
     ///
     /// # Errors
@@ -118,11 +120,7 @@ impl<P: DataPlane> Driver<P> {
                 }
                 accepted => {
                     accepted?;
-                    tracing::warn!(
-                        event = "generation.resumed",
-                        "the successor died, so generation {} accepts connections again",
-                        self.process.generation
-                    );
+                    self.liveness.begin(self.config.ready_timeout, Birth::First);
                     return Ok(());
                 }
             }

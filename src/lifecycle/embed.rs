@@ -8,13 +8,14 @@
 mod acceptor;
 mod blocking;
 mod data_plane;
+mod driver_thread;
 mod handshake;
 mod listener;
 mod private;
-
 mod turns;
 
 use std::fmt::Display;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
@@ -27,6 +28,7 @@ use super::life::{Life, LifeRequest, ServedListeners};
 use crate::error::Error;
 use crate::handoff::SignalUse;
 use data_plane::{Embedded, ServerState};
+use driver_thread::DriverRuntime;
 use turns::{TurnEnd, Turns};
 
 pub use acceptor::Acceptor;
@@ -37,16 +39,22 @@ pub use handshake::Handshakes;
 /// ended, because a server that ignores the end would live on forever.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// The exit code of a Rust program that has panicked.
+const PANIC_CODE: i32 = 101;
+
 /// How long the tasks of the server may take after the generation has ended.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Builder {
     /// Runs the generation with a server of your own, and returns when the generation has ended.
-    /// This function creates a tokio runtime with one worker thread per core.
+    /// This function creates a tokio runtime with one worker thread per core. The library handles
+    /// signals and deadlines on a thread of its own, so they are kept even if `serve` and its tasks
+    /// block every worker thread.
     ///
     /// `serve` accepts connections until [`Life::retired`], and returns when its connections have
     /// ended. If it returns earlier, the service stops. If the successor dies during the drain,
-    /// `serve` is called again, even if the earlier call has not returned yet. At the drain
+    /// `serve` is called again, even if the earlier call has not returned yet. It is also called
+    /// again if clients are left that no other generation accepts. At the drain
     /// deadline, a call that has not returned is dropped. If that does not end the process either,
     /// a thread ends it two seconds later.
     ///
@@ -76,9 +84,10 @@ impl Builder {
                 return Err(error);
             }
         };
-        let ended = runtime.block_on(self.serve_here(serve));
+        let ended = catch_unwind(AssertUnwindSafe(|| runtime.block_on(self.serve_here(serve))));
+        // After a panic too, do not wait for threads that block forever.
         runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
-        ended
+        ended.unwrap_or_else(|panic| resume_unwind(panic))
     }
 
     /// Runs the generation as [`Builder::serve_with`] does, but in the caller's runtime. Use it if
@@ -88,7 +97,9 @@ impl Builder {
     /// Returns the same errors as [`Builder::serve_with`].
     ///
     /// # Panics
-    /// Panics if `serve` panics, or outside of a tokio runtime with I/O and time enabled.
+    /// Panics if `serve` panics, or outside of a tokio runtime with I/O and time enabled. A process
+    /// that has not ended two seconds after such a panic is ended. For example, a runtime waits
+    /// forever for threads that block.
     pub async fn serve_here<T, E: Display>(
         self,
         serve: impl AsyncFn(Life) -> Result<T, E>,
@@ -96,15 +107,22 @@ impl Builder {
         let Self { inheritance, config, line, life, last, .. } = self;
         let (server, calls) = watch::channel(ServerState::Running);
         let plane = Embedded::new(life.clone(), calls);
-        let inheritance_signals = inheritance.signal_use;
-        let driver = Driver::start(config, inheritance, plane, line)?;
+        // In a test, the process does not belong to the server.
+        let owns_process = inheritance.signal_use == SignalUse::Handled;
+        let _guard = PanicGuard { owns_process };
+        let runtime = match DriverRuntime::new() {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                inheritance.refuse(&error);
+                return Err(error);
+            }
+        };
+        let driver = runtime.within(|| Driver::start(config, inheritance, plane, line))?;
         let served = ServedListeners::new(driver.listeners(), &last)
             .inspect_err(|error| driver.refuse(error))?;
         let _ = life.state.served.set(served);
-        // In a test, the process does not belong to the server.
-        let owns_process = inheritance_signals == SignalUse::Handled;
         let (_returned, returns) = sync_channel::<()>(0);
-        let driver = tokio::spawn(async move {
+        let mut driver = runtime.run(async move {
             let ended = match driver.live() {
                 Ok(driver) => driver.run().await,
                 Err(error) => Err(error),
@@ -114,16 +132,12 @@ impl Builder {
                 end_process_later(returns, code);
             }
             ended
-        });
-        tokio::pin!(driver);
+        })?;
         let mut turns = Turns::new(&life, &serve);
         loop {
             tokio::select! {
                 biased;
-                ended = &mut driver => return match ended {
-                    Ok(ended) => ended,
-                    Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
-                },
+                ended = driver.ended() => return ended,
                 ended = turns.next() => match ended {
                     TurnEnd::AsTold | TurnEnd::Begun => {}
                     TurnEnd::Early(term) => life.state.request(LifeRequest::Returned(term)),
@@ -133,6 +147,27 @@ impl Builder {
                 },
             }
             server.send_replace(turns.state());
+        }
+    }
+}
+
+/// Ends the process if it does not end by itself after a panic of the server.
+struct PanicGuard {
+    owns_process: bool,
+}
+
+impl Drop for PanicGuard {
+    #[expect(clippy::disallowed_methods, reason = "the server prevents the end of the process")]
+    fn drop(&mut self) {
+        if self.owns_process && std::thread::panicking() {
+            std::thread::spawn(|| {
+                std::thread::sleep(EXIT_TIMEOUT);
+                tracing::error!(
+                    event = "server.hung",
+                    "ended the process, because it did not end after the server had panicked"
+                );
+                std::process::exit(PANIC_CODE);
+            });
         }
     }
 }

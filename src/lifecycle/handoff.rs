@@ -220,7 +220,7 @@ impl<P: DataPlane> Driver<P> {
     pub(super) async fn drop_successor(&mut self, failure: HandoffFailure) {
         self.listeners.given_up.clear();
         self.listeners.set.restore();
-        self.life.keep_duties();
+        self.release_waiting_event();
         let Some(mut handoff) = self.handoff.take() else { return };
         let successor = self.process.generation.next();
         // This generation is the active one unless the successor has taken over.

@@ -22,6 +22,7 @@ use std::time::Duration;
 use crate::carry::{CarriedState, Declined};
 use crate::generation::Generation;
 
+pub(super) use alone::DROP_TIMEOUT;
 pub use alone::Stop;
 pub(super) use line::{LifeLine, LifeRequest};
 pub(super) use served::{ServedListener, ServedListeners, StopOrder};
@@ -85,9 +86,11 @@ impl Life {
     ///
     /// Clients that connect before the server's first accept wait in the backlog. A server that is
     /// not ready within [`Config::ready_timeout`](crate::Config::ready_timeout) is stopped; see
-    /// [`Life::extend_start`]. A server started by [`crate::Builder::run`] need not call this.
+    /// [`Life::extend_start`]. A server that is called again, because its successor has died, must
+    /// report again that it is ready. If it does not, this process ends with an error. A server
+    /// started by [`crate::Builder::run`] need not call this.
     pub fn ready(&self) {
-        self.state.ready.cancel();
+        self.term().set_ready();
     }
 
     /// Asks for more time until [`Life::ready`], for example while the server fills its caches. The

@@ -14,6 +14,7 @@ mod builder;
 mod check;
 mod drain;
 mod driver;
+mod duties;
 mod embed;
 mod handoff;
 mod life;

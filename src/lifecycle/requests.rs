@@ -1,14 +1,12 @@
-//! The part of the driver that fulfils the requests of the server's [`Life`],
-//! and that lets the tasks which run in only one generation end.
+//! The part of the driver that fulfils the requests of the server's [`Life`].
 
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use super::driver::{Driver, Occurrence};
-use super::handoff::{Stage, milliseconds};
+use super::handoff::milliseconds;
 use super::life::{Life, LifeRequest};
 use super::machine::{Birth, Event, State};
-use super::timers::deadline;
 use crate::carry::CarriedState;
 use crate::data_plane::DataPlane;
 use crate::error::Error;
@@ -69,10 +67,10 @@ impl<P: DataPlane> Driver<P> {
 
     /// Gives the server more time to become ready, and tells everyone who waits for it.
     fn extend_own_start(&mut self, time: Duration) {
+        self.liveness.extend(time);
         if !matches!(self.state, State::Starting { .. }) {
             return;
         }
-        self.liveness.extend(time);
         self.predecessors.tell_predecessor(&Message::Extend { milliseconds: milliseconds(time) });
         if !self.predecessors.has_predecessor() {
             self.process.notifier.extend(time);
@@ -114,47 +112,6 @@ impl<P: DataPlane> Driver<P> {
                 Ok(None)
             }
         }
-    }
-
-    /// Ends the tasks that run in only one generation, because the probation of the successor has
-    /// ended. The handoff is committed when they have ended.
-    pub(super) fn yield_duties(&mut self) {
-        self.life.yield_duties();
-        if let Some(handoff) = &mut self.handoff {
-            handoff.stage = Stage::Yielding(deadline(self.config.alone_timeout));
-        }
-    }
-
-    /// Ends the tasks that run in only one generation before a commit. They have usually ended,
-    /// unless this generation was told to stop during the bake.
-    ///
-    /// # Errors
-    /// Returns [`Error::AloneBlocks`] if a task cannot be ended. This process must then end before
-    /// the successor may become active.
-    pub(super) async fn yield_at_once(&mut self) -> Result<(), Error> {
-        let has_ended = self.life.end_duties(self.config.alone_timeout).await;
-        if has_ended { Ok(()) } else { Err(Error::AloneBlocks) }
-    }
-
-    /// Ends the tasks that run in only one generation at the end of this generation. Returns
-    /// `lived`, the result of the generation.
-    ///
-    /// If a task blocks its thread, ends the process at once. Otherwise this generation would close
-    /// its channels first, and a successor would start the task while it still runs here.
-    #[expect(clippy::disallowed_methods, reason = "no destructor may run before the task ends")]
-    pub(super) async fn end_duties(&mut self, lived: Result<(), Error>) -> Result<(), Error> {
-        let has_waited = matches!(lived, Err(Error::AloneBlocks));
-        let is_cut = self.life.state.cut.is_cancelled();
-        let limit = if is_cut || has_waited { Duration::ZERO } else { self.config.alone_timeout };
-        if !self.life.end_duties(limit).await && self.process.signals.is_some() {
-            let error = Error::AloneBlocks;
-            tracing::error!(
-                event = "alone.blocked", reason = %error,
-                "ended the process: {error}"
-            );
-            std::process::exit(error.exit() as i32);
-        }
-        lived
     }
 
     /// Stores the state that the predecessor's server has offered to this one.

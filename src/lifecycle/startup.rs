@@ -57,6 +57,11 @@ impl Liveness {
         }
     }
 
+    /// Stops to wait for the data plane, because it is told to stop.
+    pub(super) fn stop_waiting(&mut self) {
+        self.starting = None;
+    }
+
     /// Returns whether the data plane is starting.
     pub(super) const fn is_starting(&self) -> bool {
         self.starting.is_some()
@@ -80,23 +85,29 @@ impl Liveness {
 }
 
 impl<P: DataPlane> Driver<P> {
-    /// Completes the start of the data plane. Called when every accept loop has run.
+    /// Completes the start of the data plane, at the beginning of the generation or after its
+    /// successor has died. Called when every accept loop has run.
     pub(super) fn started(&mut self) -> Option<Occurrence> {
         self.liveness.starting = None;
-        // Return `Live` only if the generation is still starting, because it may have been told to
-        // stop in the meantime.
-        matches!(self.state, State::Starting { .. }).then(|| {
-            let listeners = self.listeners.set.as_slice().iter();
-            let listeners = listeners.map(|one| format!("{}={}", one.name(), one.address()));
-            let listeners = listeners.collect::<Vec<_>>().join(" ");
-            tracing::info!(
-                event = "generation.accepting",
-                listeners,
-                "generation {} is accepting connections",
+        if !matches!(self.state, State::Starting { .. }) {
+            tracing::warn!(
+                event = "generation.resumed",
+                "the successor died, so generation {} accepts connections again",
                 self.process.generation
             );
-            Event::Live.into()
-        })
+            self.say_how_it_stands();
+            return None;
+        }
+        let listeners = self.listeners.set.as_slice().iter();
+        let listeners = listeners.map(|one| format!("{}={}", one.name(), one.address()));
+        let listeners = listeners.collect::<Vec<_>>().join(" ");
+        tracing::info!(
+            event = "generation.accepting",
+            listeners,
+            "generation {} is accepting connections",
+            self.process.generation
+        );
+        Some(Event::Live.into())
     }
 
     /// Handles the death of a worker or an accept loop.

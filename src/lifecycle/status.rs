@@ -123,7 +123,7 @@ impl<P: DataPlane> Driver<P> {
     }
 
     /// Reports the status to the service manager, if this is the active generation.
-    fn say_how_it_stands(&mut self) {
+    pub(super) fn say_how_it_stands(&mut self) {
         let status = self.status();
         let Some(active) = &mut self.active else { return };
         active.say(status.to_string());
@@ -175,7 +175,12 @@ impl<P: DataPlane> Driver<P> {
             generation: self.process.generation,
             pid: Some(std::process::id()),
             identity: self.config.identity.clone(),
-            state: self.state.standing(),
+            // After its successor has died, a generation may not accept connections again yet.
+            state: if self.liveness.is_starting() {
+                GenerationState::Starting
+            } else {
+                self.state.standing()
+            },
             since_unix_ms: unix_ms(self.history.since.date),
             for_ms: Some(self.history.since.elapsed_ms()),
             connections: self.plane.connections(),

@@ -25,6 +25,9 @@ pub(super) enum Timer {
     Bake,
     /// The handoff fails at this deadline if a task that runs in only one generation has not ended.
     Yield,
+    /// The tasks that run in only one generation are dropped at this deadline, because this
+    /// generation was told to stop. The process ends if they still run at the next deadline.
+    Duties,
     /// The drain ends at this deadline. Connections that are still open are cut.
     Drain,
     /// Connections that have not moved to the successor by this deadline are asked to end.

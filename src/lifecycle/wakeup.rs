@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::active_role::{ActiveRole, Duty};
 use super::driver::{Driver, Occurrence};
+use super::handoff::Handoff;
 use super::life::LifeRequest;
 use super::machine::{Event, State};
 use super::pid_file::PidFile;
@@ -38,11 +39,16 @@ impl<P: DataPlane> Driver<P> {
     pub(super) async fn next_occurrence(&mut self) -> Result<Occurrence, Error> {
         loop {
             if let Some(occurrence) = self.raised.pop_front() {
-                return Ok(occurrence);
+                if let Some(occurrence) = self.after_duties(occurrence) {
+                    return Ok(occurrence);
+                }
+                continue;
             }
             let (awaited, timer) = (self.awaited(), self.next_timer());
             let life = Arc::clone(&self.life.state);
-            let yields = self.handoff.as_ref().is_some_and(|handoff| handoff.stage.is_yielding());
+            let is_yielding = |handoff: &Handoff| handoff.stage.is_yielding();
+            let yields =
+                self.life.duty_wait.is_some() || self.handoff.as_ref().is_some_and(is_yielding);
             let successor = self.handoff.as_mut().and_then(|handoff| handoff.successor.as_mut());
             let wakeup = tokio::select! {
                 biased;
@@ -56,9 +62,8 @@ impl<P: DataPlane> Driver<P> {
                 (request, answer) = self.operators.control.next() => Wakeup::Asked(request, answer),
                 duty = next_duty(self.active.as_mut()) => Wakeup::Duty(duty),
             };
-            if let Some(occurrence) = self.woke(wakeup).await? {
-                return Ok(occurrence);
-            }
+            let occurrence = self.woke(wakeup).await?;
+            self.raised.extend(occurrence);
         }
     }
 
@@ -71,7 +76,7 @@ impl<P: DataPlane> Driver<P> {
             Wakeup::Due(timer) => self.expired(timer)?,
             Wakeup::Asked(request, answer) => self.asked(request, answer),
             Wakeup::Server(request) => self.server_requested(request)?,
-            Wakeup::Yielded => Some(Event::BakeOver.into()),
+            Wakeup::Yielded => Some(self.duties_ended()),
             Wakeup::Duty(duty) => {
                 self.do_duty(duty);
                 None
@@ -109,6 +114,10 @@ impl<P: DataPlane> Driver<P> {
                 return Ok(None);
             }
             Timer::Yield => HandoffFailure::NotYielded { limit: self.config.alone_timeout }.into(),
+            Timer::Duties => {
+                self.duties_expired()?;
+                return Ok(None);
+            }
             Timer::Drain => Event::DrainExpired.into(),
             Timer::Carry => Event::CarryEnded.into(),
             Timer::Status => {
@@ -127,8 +136,14 @@ impl<P: DataPlane> Driver<P> {
         let (handoff, drain) = (self.handoff.as_ref(), self.drain.as_ref());
         let timers = [
             self.liveness.until().map(|at| (at, Timer::Startup)),
-            handoff.and_then(|handoff| handoff.stage.timer()),
-            handoff.and_then(|handoff| handoff.given_up_at()).map(|at| (at, Timer::Operator)),
+            handoff
+                .and_then(|handoff| handoff.stage.timer())
+                .filter(|_| self.life.duty_wait.is_none()),
+            self.life.duty_wait.and_then(|wait| wait.until).map(|at| (at, Timer::Duties)),
+            handoff
+                .filter(|_| self.life.duty_wait.is_none())
+                .and_then(|handoff| handoff.given_up_at())
+                .map(|at| (at, Timer::Operator)),
             drain.and_then(|drain| drain.until).map(|at| (at, Timer::Drain)),
             drain.and_then(|drain| drain.carry_until).map(|at| (at, Timer::Carry)),
             self.operators.status.deadline().map(|at| (at, Timer::Status)),
@@ -145,7 +160,7 @@ impl<P: DataPlane> Driver<P> {
             death: self.liveness.is_whole(),
             carry_end: is_retiring && self.drain.as_ref().is_some_and(|drain| drain.carries),
             taken_over: self.handoff.as_ref().is_some_and(|handoff| handoff.stage.is_delayed()),
-            drained: self.may_be_drained(),
+            drained: self.may_be_drained() && self.life.duty_wait.is_none(),
         }
     }
 

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::Socket;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -118,6 +119,12 @@ impl Listener {
     /// see socket(7)).
     pub(crate) fn cookie(&self) -> io::Result<u64> {
         self.socket.cookie()
+    }
+
+    /// Returns whether a client waits in the backlog.
+    pub(crate) fn has_clients(&self) -> bool {
+        let mut watched = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
+        poll(&mut watched, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
 
     /// Registers the socket with the tokio runtime, which then reports when a connection can be

@@ -34,6 +34,7 @@ events! {
     AloneBlocked = "alone.blocked",
     AloneDropped = "alone.dropped",
     AlonePanicked = "alone.panicked",
+    BacklogLeft = "backlog.left",
     CarryAnswerFailed = "carry.answer_failed",
     CarryAnswerInvalid = "carry.answer_invalid",
     CarryConnectionDeclined = "carry.connection_declined",

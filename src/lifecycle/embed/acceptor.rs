@@ -9,7 +9,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::error::Error;
 use crate::lifecycle::life::{Life, ServedListener, StopOrder, Term};
-use crate::net::{self, Listener, Peer, Stream};
+use crate::net::{self, Peer, Stream};
 
 /// A source of connections from one listener. It returns connections until the generation retires,
 /// that is, stops accepting.
@@ -31,8 +31,10 @@ enum ConnectionSource {
     Listener(net::WatchedListener),
     /// Nowhere. The generation has stopped accepting, and does not know yet which clients are left.
     Retired,
-    /// The clients that were left in the backlog when the service stopped. No other generation
-    /// accepts them.
+    /// The listener, on which no generation accepts any more. Its last clients are not accepted
+    /// yet.
+    GivenUp,
+    /// The clients that were left in the backlog. No other generation accepts them.
     Backlog(VecDeque<(Stream, Peer)>),
 }
 
@@ -47,15 +49,22 @@ impl std::fmt::Debug for Signal {
 
 impl Life {
     /// Returns an acceptor for the listener called `name`, TCP or Unix. It accepts connections
-    /// until this generation retires. Must be called in a tokio runtime.
+    /// until this generation retires. If no generation will accept on the listener again, it
+    /// then accepts the clients that are left in the backlog, and closes the listener. Must be
+    /// called in a tokio runtime.
     ///
     /// # Errors
     /// Returns [`Error::NoSuchListener`] if the name is unknown, or the kernel's error if the
     /// socket cannot be registered for events.
     pub fn acceptor(&self, name: &str) -> Result<Acceptor, Error> {
         let served = self.served(name)?;
-        let watched = net::WatchedListener::new(served.listener.clone())
-            .map_err(Error::system("register a listener for events"))?;
+        let source = match served.socket().filter(|_| !served.is_given_up()) {
+            Some(socket) => ConnectionSource::Listener(
+                net::WatchedListener::new(socket)
+                    .map_err(Error::system("register a listener for events"))?,
+            ),
+            None => ConnectionSource::GivenUp,
+        };
         let term = self.term();
         let (retired, accepting) = match served.order {
             StopOrder::First => {
@@ -65,19 +74,35 @@ impl Life {
                 (Signal(Box::pin(term.last_retired())), Some(term.last_awaiting().token()))
             }
         };
-        Ok(Acceptor {
-            source: ConnectionSource::Listener(watched),
-            served,
-            term,
-            retired,
-            accepting,
-        })
+        Ok(Acceptor { source, served, term, retired, accepting })
     }
 
     /// Returns the listener called `name`, with its connections.
     pub(in crate::lifecycle) fn served(&self, name: &str) -> Result<Arc<ServedListener>, Error> {
         let served = self.state.served.get();
         served.ok_or_else(|| Error::NoSuchListener { name: name.to_owned() })?.get(name)
+    }
+
+    /// Waits until it is time to ask the connections of the listener called `name` to end. Waits
+    /// as [`Life::draining`] does, but longer for a listener that stops last.
+    ///
+    /// # Errors
+    /// Returns [`Error::NoSuchListener`] if the name is unknown.
+    pub fn draining_of(
+        &self,
+        name: &str,
+    ) -> Result<impl Future<Output = ()> + Send + 'static + use<>, Error> {
+        let (served, term) = (self.served(name)?, self.term());
+        let (draining, state) = (self.draining(), Arc::clone(&self.state));
+        Ok(async move {
+            if served.order == StopOrder::First {
+                return draining.await;
+            }
+            term.last_retired().await;
+            term.drain_begun().await;
+            let heard = term.last_awaiting().wait();
+            let _ = tokio::time::timeout(state.limits().first_request, heard).await;
+        })
     }
 
     /// Waits until a server of the listener called `name` must close its idle connections. Waits as
@@ -89,17 +114,14 @@ impl Life {
         &self,
         name: &str,
     ) -> Result<impl Future<Output = ()> + Send + 'static + use<>, Error> {
-        let (served, term) = (self.served(name)?, self.term());
+        let (served, draining) = (self.served(name)?, self.draining_of(name)?);
         let (closing, state) = (self.closing(), Arc::clone(&self.state));
         Ok(async move {
             if served.order == StopOrder::First {
                 return closing.await;
             }
-            term.last_retired().await;
-            term.drain_begun().await;
-            let limits = state.limits();
-            let _ = tokio::time::timeout(limits.first_request, term.last_awaiting().wait()).await;
-            let _ = tokio::time::timeout(limits.keep_alive, served.ended()).await;
+            draining.await;
+            let _ = tokio::time::timeout(state.limits().keep_alive, served.ended()).await;
         })
     }
 }
@@ -121,27 +143,46 @@ impl Acceptor {
                 },
                 ConnectionSource::Retired => {
                     self.term.drain_begun().await;
-                    let mut clients = VecDeque::new();
-                    if self.term.has_backlog(self.listener().name()) {
-                        clients.extend(net::pending(self.listener()));
-                    }
-                    self.source = ConnectionSource::Backlog(clients);
+                    self.source = if self.served.is_given_up() {
+                        ConnectionSource::GivenUp
+                    } else {
+                        ConnectionSource::Backlog(VecDeque::new())
+                    };
+                }
+                ConnectionSource::GivenUp => {
+                    self.source = ConnectionSource::Backlog(self.served.take_backlog().into());
                 }
                 ConnectionSource::Backlog(clients) => {
-                    let client = clients.pop_front().map(|client| self.admit(client));
-                    if client.is_none() {
-                        self.accepting = None;
+                    if let Some(client) = clients.pop_front() {
+                        return Some(self.admit(client));
                     }
-                    return client;
+                    // The generation still serves other listeners if it resumed after it had given
+                    // up this one.
+                    (&mut self.retired.0).await;
+                    self.accepting = None;
+                    return None;
                 }
             }
         }
     }
 
-    /// Returns the listener whose connections this acceptor accepts.
+    /// Returns the name of the listener.
     #[must_use]
-    pub fn listener(&self) -> &Listener {
-        &self.served.listener
+    pub fn name(&self) -> &str {
+        &self.served.name
+    }
+
+    /// Returns the address on which the listener listens, as [`Life::address`] does.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        &self.served.address
+    }
+
+    /// Returns the address of the socket itself, not of a client. Fails if the socket is closed.
+    #[cfg(feature = "axum")]
+    pub(crate) fn local_address(&self) -> std::io::Result<Peer> {
+        let closed = || std::io::Error::from(std::io::ErrorKind::NotConnected);
+        self.served.socket().ok_or_else(closed)?.local_address()
     }
 
     /// Counts a connection as open.

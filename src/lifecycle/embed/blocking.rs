@@ -15,8 +15,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::error::Error;
-use crate::lifecycle::life::{Life, ServedListener, StopOrder, Term};
-use crate::net::Peer;
+use crate::lifecycle::life::{Life, ServedListener, StopOrder};
+use crate::net::{Listener, Peer};
 
 /// The pause after an error of accept(2).
 const PAUSE: Duration = Duration::from_millis(10);
@@ -39,7 +39,6 @@ const PAUSE: Duration = Duration::from_millis(10);
 #[derive(Debug)]
 pub struct BlockingListener {
     served: Arc<ServedListener>,
-    term: Term,
     /// A socket that ends when the generation has stopped accepting and the drain has begun.
     retired: UnixStream,
     /// Lets [`Life::draining`] wait until this listener accepts no more.
@@ -68,7 +67,7 @@ impl Life {
             StopOrder::First => Some(term.awaiting_first_byte().token()),
             StopOrder::Last => None,
         };
-        let (order, own) = (served.order, term.clone());
+        let order = served.order;
         // The task ends at the end of the term, or with the runtime.
         drop(tokio::spawn(async move {
             match order {
@@ -78,7 +77,7 @@ impl Life {
             term.drain_begun().await;
             drop(told);
         }));
-        Ok(BlockingListener { served, term: own, retired, _accepting: accepting })
+        Ok(BlockingListener { served, retired, _accepting: accepting })
     }
 }
 
@@ -103,14 +102,19 @@ impl BlockingListener {
 
     fn accept(&self) -> Option<(OwnedFd, Peer)> {
         loop {
-            let is_retired = self.wait();
-            // Another generation accepts the clients that wait now, unless the service stops.
-            if is_retired && !self.term.has_backlog(self.served.listener.name()) {
-                return None;
-            }
-            match self.served.listener.accept_blocking() {
+            let socket = self.served.socket();
+            let is_retired = self.wait(socket.as_ref());
+            // Another generation accepts the clients that wait now, unless it has given up the
+            // listener too.
+            let Some(socket) = socket.filter(|_| !is_retired || self.served.is_given_up()) else {
+                if is_retired { return None } else { continue }
+            };
+            match socket.accept_blocking() {
                 Ok(accepted) => return Some(accepted),
-                Err(_) if is_retired => return None,
+                Err(_) if is_retired => {
+                    self.served.close();
+                    return None;
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => self.pause_after(&error),
             }
@@ -122,20 +126,18 @@ impl BlockingListener {
     #[expect(clippy::disallowed_methods, reason = "a thread of the server's own waits")]
     fn pause_after(&self, error: &io::Error) {
         tracing::debug!(
-            event = "accept.failed_too", listener = %self.served.listener.name(),
+            event = "accept.failed_too", listener = %self.served.name,
             "cannot accept a connection, trying again: {error}"
         );
         std::thread::sleep(PAUSE);
     }
 
     /// Waits until a client waits or the generation has stopped accepting. Returns whether it has.
-    fn wait(&self) -> bool {
-        let mut watched = [
-            PollFd::new(self.served.listener.as_fd(), PollFlags::POLLIN),
-            PollFd::new(self.retired.as_fd(), PollFlags::POLLIN),
-        ];
+    fn wait(&self, socket: Option<&Listener>) -> bool {
+        let mut watched = vec![PollFd::new(self.retired.as_fd(), PollFlags::POLLIN)];
+        watched.extend(socket.map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)));
         let _ = poll(&mut watched, PollTimeout::NONE);
-        watched[1].any().unwrap_or(false)
+        watched[0].any().unwrap_or(false)
     }
 }
 

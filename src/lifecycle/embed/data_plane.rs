@@ -44,7 +44,7 @@ impl DataPlane for Embedded {
     }
 
     async fn started(&self) -> Result<(), Error> {
-        self.life.state.ready.cancelled().await;
+        self.life.term().ready().await;
         Ok(())
     }
 
@@ -71,10 +71,25 @@ impl DataPlane for Embedded {
     async fn stop_accepting(&mut self) {}
 
     /// Leaves the clients in the backlog to the server's acceptors, which have stopped to wait for
-    /// new clients.
+    /// new clients. If the drain has already begun, the acceptors may have ended. Then the server
+    /// is called again, in a term in which it accepts only these clients.
     fn accept_backlog(&mut self, listeners: &[Listener]) {
-        let term = self.life.term();
-        listeners.iter().for_each(|listener| term.leave_backlog(listener.name()));
+        let Some(served) = self.life.state.served.get() else { return };
+        let waiting = served.give_up(listeners);
+        if !self.life.term().is_draining() {
+            return;
+        }
+        served.close_unused();
+        if !waiting.is_empty() {
+            let names: Vec<_> = waiting.iter().map(|one| &*one.name).collect();
+            tracing::info!(
+                event = "backlog.left",
+                listeners = names.join(" "),
+                "clients wait in a backlog that no other generation accepts: the server accepts \
+                them"
+            );
+            self.life.state.term.send_replace(Term::for_backlog());
+        }
     }
 
     /// Does nothing, because the server itself accepts its last clients.

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::acceptor::Acceptor;
-use crate::net::{Listener, Peer, Stream};
+use crate::net::{Peer, Stream};
 
 /// How long a handshake may take. A client that sends nothing must not hold a descriptor for ever.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -72,13 +72,13 @@ impl<T: Send + 'static> Handshakes<T> {
                     Ok(Err(error)) => {
                         tracing::debug!(
                             event = "connection.handshake_failed",
-                            listener = %self.listener().name(), %error,
+                            listener = %self.name(), %error,
                             "closed a client connection, because its handshake failed: {error}"
                         );
                     }
                     Err(error) => tracing::error!(
                         event = "connection.handshake_panicked",
-                        listener = %self.listener().name(), reason = %error,
+                        listener = %self.name(), reason = %error,
                         "closed a client connection, because its handshake panicked: {error}"
                     ),
                 },
@@ -99,9 +99,20 @@ impl<T: Send + 'static> Handshakes<T> {
         }
     }
 
-    /// Returns the listener whose connections are accepted.
+    /// Returns the name of the listener.
     #[must_use]
-    pub fn listener(&self) -> &Listener {
-        self.acceptor.listener()
+    pub fn name(&self) -> &str {
+        self.acceptor.name()
+    }
+
+    /// Returns the address on which the listener listens.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        self.acceptor.address()
+    }
+
+    #[cfg(feature = "axum")]
+    pub(crate) fn local_address(&self) -> io::Result<Peer> {
+        self.acceptor.local_address()
     }
 }

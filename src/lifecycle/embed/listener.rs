@@ -20,7 +20,7 @@ impl Life {
     /// # Errors
     /// Returns [`Error::NoSuchListener`] if the name is unknown.
     pub fn address(&self, name: &str) -> Result<String, Error> {
-        self.served(name).map(|served| served.listener.address().to_owned())
+        self.served(name).map(|served| served.address.to_string())
     }
 
     /// Returns a new descriptor of the TCP listener called `name`. It is non-blocking, and stays so
@@ -46,15 +46,14 @@ impl Life {
     fn copy_of(&self, name: &str, is_wanted: impl Fn(Domain) -> bool) -> Result<OwnedFd, Error> {
         let served = self.served(name)?;
         let failed = Error::system("duplicate the file descriptor of a listener");
-        let copy = served.listener.try_clone().map_err(failed)?;
+        let unknown = || Error::NoSuchListener { name: name.to_owned() };
+        let copy = served.socket().ok_or_else(unknown)?.try_clone().map_err(failed)?;
         let domain = SockRef::from(&copy).domain();
         if domain.is_ok_and(is_wanted) {
-            if let Some(served) = self.state.served.get() {
-                served.set_unknown();
-            }
+            served.set_copied();
             Ok(copy)
         } else {
-            Err(Error::NoSuchListener { name: name.to_owned() })
+            Err(unknown())
         }
     }
 }

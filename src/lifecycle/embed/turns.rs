@@ -58,6 +58,14 @@ where
         }
     }
 
+    /// Closes the listeners that no generation needs any more, once no call accepts on them. A
+    /// server need not call its acceptors until they return `None`.
+    fn close_unused(&self) {
+        if let Some(served) = self.life.state.served.get().filter(|_| self.running.is_empty()) {
+            served.close_unused();
+        }
+    }
+
     /// Waits until a call has returned, and returns how. Meanwhile begins a new call for each new
     /// term, lets the listeners that stop last stop, and drops all calls at a cut. Cancel safe.
     pub(super) async fn next(&mut self) -> TurnEnd {
@@ -79,7 +87,9 @@ where
                     self.running.clear();
                     return TurnEnd::AsTold;
                 }
-                (life, ended) = Finished(&mut self.running) => return match ended {
+                (life, ended) = Finished(&mut self.running) => {
+                    self.close_unused();
+                    return match ended {
                     Err(reason) if life.is_current() => TurnEnd::Failed(life.term(), reason),
                     Err(reason) => {
                         tracing::error!(
@@ -91,7 +101,8 @@ where
                     }
                     Ok(()) if life.has_retired() => TurnEnd::AsTold,
                     Ok(()) => TurnEnd::Early(life.term()),
-                },
+                    };
+                }
                 Ok(()) = self.terms.changed() => {
                     self.begin();
                     return TurnEnd::Begun;

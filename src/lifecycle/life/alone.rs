@@ -19,7 +19,7 @@ use super::state::Standing;
 use super::term::Term;
 
 /// How long a dropped task may take. A second is enough, because the runtime only has to drop it.
-const DROP_TIMEOUT: Duration = Duration::from_secs(1);
+pub(in crate::lifecycle) const DROP_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The running tasks of a generation.
 #[derive(Debug)]
@@ -49,19 +49,17 @@ impl AloneTasks {
         self.running.wait().await;
     }
 
-    /// Waits until no task runs, and drops the tasks after `limit`. Returns whether all tasks have
-    /// ended. A task that blocks its thread cannot be dropped.
-    pub(super) async fn end_within(&self, limit: Duration) -> bool {
-        if tokio::time::timeout(limit, self.ended()).await.is_ok() {
-            return true;
+    /// Drops the tasks, which did not end within `limit`. They are gone when
+    /// [`AloneTasks::ended`] resolves. A task that blocks its thread cannot be dropped.
+    pub(super) fn drop_all(&self, limit: Duration) {
+        if self.are_running() && !self.dropped.is_cancelled() {
+            tracing::warn!(
+                event = "alone.dropped",
+                "dropped a task that runs in only one generation: it did not end within {} s",
+                limit.as_secs_f64()
+            );
         }
-        tracing::warn!(
-            event = "alone.dropped",
-            "dropped a task that runs in only one generation: it did not end within {} s",
-            limit.as_secs_f64()
-        );
         self.dropped.cancel();
-        tokio::time::timeout(DROP_TIMEOUT, self.ended()).await.is_ok()
     }
 }
 

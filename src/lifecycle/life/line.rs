@@ -11,6 +11,7 @@ use super::term::Term;
 use crate::carry::CarriedState;
 use crate::config::Config;
 use crate::generation::Generation;
+use crate::lifecycle::duties::DutyWait;
 
 /// The driver's end of the connection to the server.
 #[derive(Debug)]
@@ -19,6 +20,8 @@ pub(in crate::lifecycle) struct LifeLine {
     requests: mpsc::UnboundedReceiver<LifeRequest>,
     /// Why the server has given the handoff back. `None` if it has not.
     pub(in crate::lifecycle) rollback: Option<String>,
+    /// The event that waits for the tasks which run in only one generation. `None` if none waits.
+    pub(in crate::lifecycle) duty_wait: Option<DutyWait>,
 }
 
 /// A request of the server to the driver.
@@ -42,7 +45,7 @@ impl LifeLine {
     pub(super) fn new(generation: Generation) -> (Arc<LifeState>, Self) {
         let (sender, requests) = mpsc::unbounded_channel();
         let state = Arc::new(LifeState::new(generation, sender));
-        (Arc::clone(&state), Self { state, requests, rollback: None })
+        (Arc::clone(&state), Self { state, requests, rollback: None, duty_wait: None })
     }
 
     /// Sets the time limits that concern the server.
@@ -86,11 +89,9 @@ impl LifeLine {
         });
     }
 
-    /// Ends the tasks that run in only one generation, and drops them if they take too long.
-    /// Returns whether all tasks have ended.
-    pub(in crate::lifecycle) async fn end_duties(&self, within: Duration) -> bool {
-        self.yield_duties();
-        self.state.alone.end_within(within).await
+    /// Drops the tasks that run in only one generation, which did not end within `limit`.
+    pub(in crate::lifecycle) fn drop_duties(&self, limit: Duration) {
+        self.state.alone.drop_all(limit);
     }
 
     /// Tells the server to stop accepting, because another generation accepts.

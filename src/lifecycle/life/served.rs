@@ -5,23 +5,21 @@
 //! websocket is drained, cut and reported like any other connection.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::drain::DrainReport;
 use crate::error::Error;
-use crate::net::{Listener, ListenerSet};
+use crate::net::{Listener, ListenerSet, Peer, Stream, pending};
 use crate::report::{Connections, Counters};
 
 /// The listeners of a server that accepts connections itself.
 #[derive(Debug)]
 pub(in crate::lifecycle) struct ServedListeners {
     all: Vec<Arc<ServedListener>>,
-    /// Whether the server accepts on a listener by itself, so that its connections are unknown.
-    has_unknown: AtomicBool,
     /// How many connections had been accepted and had ended when the drain began.
     ended_before: AtomicUsize,
     carried: AtomicUsize,
@@ -31,8 +29,17 @@ pub(in crate::lifecycle) struct ServedListeners {
 /// A listener and the connections that were accepted on it.
 #[derive(Debug)]
 pub(in crate::lifecycle) struct ServedListener {
-    pub(in crate::lifecycle) listener: Listener,
+    pub(in crate::lifecycle) name: Arc<str>,
+    pub(in crate::lifecycle) address: Arc<str>,
     pub(in crate::lifecycle) order: StopOrder,
+    /// The listening socket. `None` once it is closed, because no generation accepts on it any
+    /// more.
+    socket: Mutex<Option<Listener>>,
+    /// Whether no generation will accept on this listener again. The server then accepts the
+    /// clients that are left in the backlog, and closes the socket.
+    is_given_up: AtomicBool,
+    /// Whether the server accepts on a copy of the socket by itself.
+    is_copied: AtomicBool,
     open: TaskTracker,
     accepted: AtomicUsize,
 }
@@ -63,28 +70,46 @@ impl ServedListeners {
             open.close();
             let is_last = last.contains(&**listener.name());
             let order = if is_last { StopOrder::Last } else { StopOrder::First };
-            let (listener, accepted) = (listener.clone(), AtomicUsize::new(0));
-            Arc::new(ServedListener { listener, order, open, accepted })
+            Arc::new(ServedListener {
+                name: Arc::clone(listener.name()),
+                address: listener.address().into(),
+                order,
+                socket: Mutex::new(Some(listener.clone())),
+                is_given_up: AtomicBool::new(false),
+                is_copied: AtomicBool::new(false),
+                open,
+                accepted: AtomicUsize::new(0),
+            })
         });
         let [ended_before, carried, cut] = [const { AtomicUsize::new(0) }; 3];
-        let (all, has_unknown) = (all.collect(), AtomicBool::new(false));
-        Ok(Self { all, has_unknown, ended_before, carried, cut })
+        Ok(Self { all: all.collect(), ended_before, carried, cut })
     }
 
-    /// Records that the server accepts on a listener by itself.
-    pub(in crate::lifecycle) fn set_unknown(&self) {
-        self.has_unknown.store(true, Ordering::Relaxed);
-    }
-
-    /// Returns whether the server accepts on a listener by itself. If so, nobody knows when its
-    /// connections have ended, or whether they have sent anything.
+    /// Returns whether the server accepts on a listener by itself. If so, the library does not know
+    /// when its connections have ended, or whether they have sent anything.
     pub(in crate::lifecycle) fn has_unknown(&self) -> bool {
-        self.has_unknown.load(Ordering::Relaxed)
+        self.all.iter().any(|one| one.is_copied.load(Ordering::Relaxed))
     }
 
     pub(in crate::lifecycle) fn get(&self, name: &str) -> Result<Arc<ServedListener>, Error> {
-        let found = self.all.iter().find(|one| &**one.listener.name() == name);
+        let found = self.all.iter().find(|one| &*one.name == name);
         found.cloned().ok_or_else(|| Error::NoSuchListener { name: name.to_owned() })
+    }
+
+    /// Records that no generation will accept on `listeners` again. Returns those of them in whose
+    /// backlog clients wait.
+    pub(in crate::lifecycle) fn give_up(&self, listeners: &[Listener]) -> Vec<Arc<ServedListener>> {
+        let ours = |listener: &Listener| self.get(listener.name()).ok();
+        let given_up: Vec<_> = listeners.iter().filter_map(ours).collect();
+        given_up.iter().for_each(|one| one.is_given_up.store(true, Ordering::Release));
+        given_up.into_iter().filter(|one| one.has_clients()).collect()
+    }
+
+    /// Closes the listeners on which no generation will accept again and no client waits.
+    pub(in crate::lifecycle) fn close_unused(&self) {
+        self.all.iter().filter(|one| one.is_given_up() && !one.has_clients()).for_each(|one| {
+            one.close();
+        });
     }
 
     /// Waits until no connection is open, except those of listeners that stop last. Cancel safe.
@@ -110,7 +135,7 @@ impl ServedListeners {
     pub(in crate::lifecycle) fn counters(&self) -> Counters {
         let mut counters = Counters::default();
         for one in &self.all {
-            let listener = counters.listeners.entry(one.listener.name().to_string()).or_default();
+            let listener = counters.listeners.entry(one.name.to_string()).or_default();
             listener.accepted += one.accepted.load(Ordering::Relaxed) as u64;
             listener.active += one.open.len() as u64;
         }
@@ -148,6 +173,42 @@ impl ServedListeners {
 }
 
 impl ServedListener {
+    /// Returns the listening socket, or `None` if it is closed.
+    pub(in crate::lifecycle) fn socket(&self) -> Option<Listener> {
+        self.socket.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Returns whether no generation will accept on this listener again.
+    pub(in crate::lifecycle) fn is_given_up(&self) -> bool {
+        self.is_given_up.load(Ordering::Acquire)
+    }
+
+    /// Records that the server accepts on a copy of the socket by itself.
+    pub(in crate::lifecycle) fn set_copied(&self) {
+        self.is_copied.store(true, Ordering::Relaxed);
+    }
+
+    /// Closes the socket of this process, so that the address is free once other processes have
+    /// closed theirs. Keeps a socket of which the server has a copy, because the server needs
+    /// another copy if it is called again.
+    pub(in crate::lifecycle) fn close(&self) {
+        if !self.is_copied.load(Ordering::Relaxed) {
+            drop(self.socket.lock().unwrap_or_else(PoisonError::into_inner).take());
+        }
+    }
+
+    /// Accepts the clients that are left in the backlog, and closes the socket. Must be called in a
+    /// tokio runtime.
+    pub(in crate::lifecycle) fn take_backlog(&self) -> Vec<(Stream, Peer)> {
+        let clients = self.socket().map_or_else(Vec::new, |socket| pending(&socket).collect());
+        self.close();
+        clients
+    }
+
+    fn has_clients(&self) -> bool {
+        self.socket().is_some_and(|socket| socket.has_clients())
+    }
+
     /// Waits until no connection of this listener is open. Cancel safe.
     pub(in crate::lifecycle) async fn ended(&self) {
         self.open.wait().await;

@@ -19,8 +19,6 @@ pub(in crate::lifecycle) struct LifeState {
     pub(in crate::lifecycle) generation: Generation,
     pub(in crate::lifecycle) term: watch::Sender<Term>,
     pub(super) standing: watch::Sender<Standing>,
-    /// Cancelled when the server has reported that it is ready.
-    pub(in crate::lifecycle) ready: CancellationToken,
     /// Cancelled when this generation has become active for the first time.
     pub(super) committed: CancellationToken,
     /// Cancelled when the remaining connections must be dropped.
@@ -66,7 +64,6 @@ impl LifeState {
             generation,
             term: watch::Sender::new(Term::default()),
             standing: watch::Sender::new(Standing::Waiting),
-            ready: CancellationToken::new(),
             committed: CancellationToken::new(),
             cut: CancellationToken::new(),
             alone: super::alone::AloneTasks::default(),

@@ -4,10 +4,9 @@
 //! another term. A server that still ends the connections of the earlier term must not be confused
 //! by it, so each term has its own events, and an event that has happened stays so.
 
-use std::collections::HashSet;
 use std::future::Future;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -21,6 +20,8 @@ struct TermEvents {
     /// The same as `retired.is_cancelled()`, but without a lock, because a server looks at it for
     /// each request.
     has_retired: AtomicBool,
+    /// Cancelled when the server has reported in this term that it is ready.
+    ready: CancellationToken,
     /// Cancelled when the server must stop accepting, except on the listeners that stop last.
     retired: CancellationToken,
     /// Cancelled when the server must stop accepting on the listeners that stop last.
@@ -32,14 +33,32 @@ struct TermEvents {
     awaiting_first_byte: TaskTracker,
     /// The same for the listeners that stop last.
     last_awaiting: TaskTracker,
-    /// The names of the listeners with a backlog that no other generation will accept.
-    backlogs: Mutex<HashSet<String>>,
 }
 
 impl Term {
+    /// Creates a term in which the server only accepts clients that are left in a backlog. The
+    /// server has retired from the beginning, and the drain has begun.
+    pub(in crate::lifecycle) fn for_backlog() -> Self {
+        let term = Self::default();
+        term.retire();
+        term.retire_last();
+        term.drain();
+        term
+    }
+
     /// Returns whether both values belong to the same term.
     pub(in crate::lifecycle) fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// Records that the server is ready.
+    pub(in crate::lifecycle) fn set_ready(&self) {
+        self.0.ready.cancel();
+    }
+
+    /// Waits until the server is ready.
+    pub(in crate::lifecycle) fn ready(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.0.ready.clone().cancelled_owned()
     }
 
     pub(in crate::lifecycle) fn has_retired(&self) -> bool {
@@ -57,6 +76,11 @@ impl Term {
     /// Waits until the drain has begun.
     pub(in crate::lifecycle) fn drain_begun(&self) -> impl Future<Output = ()> + Send + use<> {
         self.0.draining.clone().cancelled_owned()
+    }
+
+    /// Returns whether the drain has begun.
+    pub(in crate::lifecycle) fn is_draining(&self) -> bool {
+        self.0.draining.is_cancelled()
     }
 
     /// Waits until no acceptor accepts any more and every client has sent something.
@@ -87,18 +111,6 @@ impl Term {
     /// Tells the server to stop accepting on the listeners that stop last.
     pub(in crate::lifecycle) fn retire_last(&self) {
         self.0.last_retired.cancel();
-    }
-
-    /// Records that no other generation will accept the clients in the backlog of this listener.
-    pub(in crate::lifecycle) fn leave_backlog(&self, listener: &str) {
-        let mut backlogs = self.0.backlogs.lock().unwrap_or_else(PoisonError::into_inner);
-        backlogs.insert(listener.to_owned());
-    }
-
-    /// Returns whether this server must accept the clients in the backlog of this listener.
-    pub(in crate::lifecycle) fn has_backlog(&self, listener: &str) -> bool {
-        let backlogs = self.0.backlogs.lock().unwrap_or_else(PoisonError::into_inner);
-        backlogs.contains(listener)
     }
 
     /// Begins the drain.

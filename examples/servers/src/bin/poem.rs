@@ -43,7 +43,8 @@ fn announce(life: &Life, mut reply: Response) -> Response {
 fn main() -> Result<(), Error> {
     let server = Builder::from_env()?.listen("http=127.0.0.1:7001")?;
     server.serve_with(async |life| {
-        let (connections, closing) = (Connections(life.acceptor("http")?), life.closing());
+        let (connections, closing) =
+            (Connections(life.acceptor("http")?), life.closing_of("http")?);
         let watched = life.clone();
         let app = Route::new().at("/", get(hello)).map_to_response().after(move |reply| {
             let life = watched.clone();

@@ -40,7 +40,8 @@ fn main() -> Result<(), handoffd::Error> {
     server.serve_with(async |life| {
         let router = Server::builder().add_service(GreeterServer::new(Greets(life.clone())));
         let connections = handoffd::tonic::incoming(&life, "grpc")?;
-        router.serve_with_incoming_shutdown(connections, life.draining()).await?;
+        let draining = life.draining_of("grpc")?;
+        router.serve_with_incoming_shutdown(connections, draining).await?;
         Ok::<_, Box<dyn std::error::Error>>(())
     })?;
     Ok(())

@@ -1,0 +1,139 @@
+//! The part of the driver that waits until the tasks which run in only one generation have ended,
+//! before a handoff is committed and before this process ends.
+//!
+//! The driver handles all other events meanwhile: signals, messages, deadlines and status requests.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::driver::{Driver, Occurrence};
+use super::handoff::Stage;
+use super::life::DROP_TIMEOUT;
+use super::machine::{Event, State};
+use super::signals::Signals;
+use super::timers::deadline;
+use crate::data_plane::DataPlane;
+use crate::error::Error;
+
+/// The wait for the tasks that run in only one generation, after an event that ends their time.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct DutyWait {
+    /// The event to handle once the tasks have ended.
+    event: Event,
+    pub(super) until: Option<Instant>,
+    /// Whether the tasks have had their time and were dropped.
+    is_dropped: bool,
+}
+
+impl<P: DataPlane> Driver<P> {
+    /// Ends the tasks that run in only one generation, because the probation of the successor has
+    /// ended. The handoff is committed when they have ended.
+    pub(super) fn yield_duties(&mut self) {
+        self.life.yield_duties();
+        if let Some(handoff) = &mut self.handoff {
+            handoff.stage = Stage::Yielding(deadline(self.config.alone_timeout));
+        }
+    }
+
+    /// Returns `event` if it can be handled now, or delays it until the tasks that run in only one
+    /// generation have ended. A stop or a cut during the bake commits the handoff, so the successor
+    /// could start a task that still runs here. The end of this process waits for the tasks too.
+    pub(super) fn after_duties(&mut self, occurrence: Occurrence) -> Option<Occurrence> {
+        let event = occurrence.event;
+        let limit = match (self.state, event) {
+            (State::Baking { .. }, Event::CutNow) => Duration::ZERO,
+            (State::Baking { .. }, Event::Terminate)
+            | (State::Retiring { .. } | State::Stopping, Event::Drained) => {
+                self.config.alone_timeout
+            }
+            _ => return Some(occurrence),
+        };
+        self.life.yield_duties();
+        if !self.life.state.has_duties() {
+            self.life.duty_wait = None;
+            return Some(occurrence);
+        }
+        if event == Event::Drained {
+            // The drain is over, and its deadline must not shorten the time of the tasks.
+            self.drain.iter_mut().for_each(|drain| drain.until = None);
+        }
+        let is_later = |wait: &DutyWait| wait.event != Event::CutNow && event == Event::CutNow;
+        if self.life.duty_wait.as_ref().is_none_or(is_later) {
+            self.life.duty_wait =
+                Some(DutyWait { event, until: deadline(limit), is_dropped: false });
+        }
+        None
+    }
+
+    /// Handles the end of the last task that runs in only one generation. Returns the event that
+    /// has waited for it.
+    pub(super) fn duties_ended(&mut self) -> Occurrence {
+        self.life.duty_wait.take().map_or(Event::BakeOver, |wait| wait.event).into()
+    }
+
+    /// Drops the tasks that run in only one generation, because their time is over.
+    ///
+    /// # Errors
+    /// Returns [`Error::AloneBlocks`] if they were dropped before and still run. This process must
+    /// then end before a successor may start them.
+    pub(super) fn duties_expired(&mut self) -> Result<(), Error> {
+        let Some(wait) = &mut self.life.duty_wait else { return Ok(()) };
+        if wait.is_dropped {
+            return Err(Error::AloneBlocks);
+        }
+        wait.is_dropped = true;
+        wait.until = deadline(DROP_TIMEOUT);
+        let is_cut = wait.event == Event::CutNow;
+        let limit = if is_cut { Duration::ZERO } else { self.config.alone_timeout };
+        self.life.drop_duties(limit);
+        Ok(())
+    }
+
+    /// Forgets an event that waits for the tasks, because the handoff has failed. Raises the event
+    /// again, so that it is handled in the new state.
+    pub(super) fn release_waiting_event(&mut self) {
+        match self.life.duty_wait.take() {
+            Some(wait) => self.raised.push_back(wait.event.into()),
+            None => self.life.keep_duties(),
+        }
+    }
+
+    /// Ends the tasks that run in only one generation at the end of this generation. Returns
+    /// `lived`, the result of the generation. The tasks usually have ended, unless the generation
+    /// ends with an error or was cut.
+    ///
+    /// If a task blocks its thread, ends the process at once. Otherwise this generation would close
+    /// its channels first, and a successor would start the task while it still runs here.
+    #[expect(clippy::disallowed_methods, reason = "no destructor may run before the task ends")]
+    pub(super) async fn end_duties(&mut self, lived: Result<(), Error>) -> Result<(), Error> {
+        let has_waited = matches!(lived, Err(Error::AloneBlocks));
+        let is_cut = self.life.state.cut.is_cancelled();
+        let limit = if is_cut || has_waited { Duration::ZERO } else { self.config.alone_timeout };
+        self.life.yield_duties();
+        let state = &self.life.state;
+        tokio::select! {
+            biased;
+            () = state.yielded() => return lived,
+            () = tokio::time::sleep(limit) => {}
+            () = told_to_end(self.process.signals.as_mut()) => {}
+        }
+        self.life.drop_duties(limit);
+        let dropped = tokio::time::timeout(DROP_TIMEOUT, state.yielded()).await;
+        if dropped.is_err() && self.process.signals.is_some() {
+            let error = Error::AloneBlocks;
+            tracing::error!(
+                event = "alone.blocked", reason = %error,
+                "ended the process: {error}"
+            );
+            std::process::exit(error.exit() as i32);
+        }
+        lived
+    }
+}
+
+/// Waits for a signal that ends this process. Cancel safe.
+async fn told_to_end(signals: Option<&mut Signals>) {
+    let Some(signals) = signals else { return std::future::pending().await };
+    while !matches!(signals.next().await, Event::Terminate | Event::CutNow) {}
+}

@@ -1,0 +1,94 @@
+//! The thread on which the driver of an embedded server runs.
+//!
+//! The handlers of a server may block every thread of their runtime. The driver has a thread and a
+//! runtime of its own, so it still handles signals, deadlines and the messages of other
+//! generations. The thread sleeps until one of these arrives.
+
+use std::any::Any;
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::oneshot;
+
+use crate::error::Error;
+
+/// The runtime of the driver, before the driver runs.
+#[derive(Debug)]
+pub(super) struct DriverRuntime(Option<Runtime>);
+
+/// The running driver. Dropping this value ends the driver, as a crash of the process would.
+#[derive(Debug)]
+pub(super) struct DriverThread<T> {
+    ended: oneshot::Receiver<Result<T, Panic>>,
+    _wanted: oneshot::Sender<()>,
+}
+
+type Panic = Box<dyn Any + Send>;
+
+impl DriverRuntime {
+    pub(super) fn new() -> Result<Self, Error> {
+        let runtime = Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(Error::system("start the runtime of the driver"))?;
+        Ok(Self(Some(runtime)))
+    }
+
+    /// Calls `create` inside of the runtime, which then handles the events of its result.
+    pub(super) fn within<T>(&self, create: impl FnOnce() -> T) -> T {
+        let _inside = self.0.as_ref().map(Runtime::enter);
+        create()
+    }
+
+    /// Runs the driver on a thread of its own.
+    ///
+    /// # Errors
+    /// Returns the kernel's error if it refuses the thread.
+    pub(super) fn run<T: Send + 'static>(
+        self,
+        driver: impl Future<Output = T> + Send + 'static,
+    ) -> Result<DriverThread<T>, Error> {
+        let (tell, ended) = oneshot::channel();
+        let (wanted, unwanted) = oneshot::channel();
+        let thread = std::thread::Builder::new().name("handoffd-driver".to_owned());
+        let run = move || {
+            let Some(runtime) = &self.0 else { return };
+            let until_unwanted = async {
+                tokio::select! {
+                    ended = driver => Some(ended),
+                    _ = unwanted => None,
+                }
+            };
+            let ended = catch_unwind(AssertUnwindSafe(|| runtime.block_on(until_unwanted)));
+            if let Some(ended) = ended.transpose() {
+                // Ignore a failure, because then the caller does not wait any more.
+                let _ = tell.send(ended);
+            }
+        };
+        thread.spawn(run).map_err(Error::system("start the thread of the driver"))?;
+        Ok(DriverThread { ended, _wanted: wanted })
+    }
+}
+
+impl Drop for DriverRuntime {
+    /// Ends the runtime without waiting, because the caller may run in another runtime.
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl<T> DriverThread<T> {
+    /// Waits until the driver has ended, and returns its result. Cancel safe.
+    ///
+    /// # Panics
+    /// Panics if the driver has panicked.
+    pub(super) async fn ended(&mut self) -> T {
+        match (&mut self.ended).await {
+            Ok(Ok(ended)) => ended,
+            Ok(Err(panic)) => resume_unwind(panic),
+            // The thread always sends a result while this value lives.
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
