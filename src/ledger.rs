@@ -13,7 +13,7 @@ use slab::Slab;
 
 use crate::net::Traffic;
 
-pub(crate) use listener::{ListenerEntry, ListenerEvents, ListenerLedger};
+pub(crate) use listener::{ListenerEntry, ListenerEvents, ListenerLedger, open_connections};
 
 /// The open connections of one kind, and totals over all connections of this kind. `C` holds
 /// additional counters of the ledger's owner. `N` is the owner's note on each open connection, such

@@ -124,6 +124,11 @@ pub(crate) struct DepartureTasks {
 }
 
 impl DepartureTasks {
+    /// Creates the server's end of `departures`.
+    pub(crate) fn new(departures: Arc<Departures>) -> Self {
+        Self { departures, ..Self::default() }
+    }
+
     /// Returns the part that the connections share.
     pub(crate) const fn departures(&self) -> &Arc<Departures> {
         &self.departures

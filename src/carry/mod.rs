@@ -30,6 +30,6 @@ pub(crate) use packet::VERSION;
 pub(crate) use request::CarryRequest;
 #[cfg(all(test, feature = "proxy"))]
 pub(crate) use scheduler::CarryScheduler;
-pub(crate) use scheduler::CarrySlot;
+pub(crate) use scheduler::{Attention, CarrySlot};
 pub use state::{CarriedState, Declined};
 pub(crate) use takeover::{Takeovers, TakesOver};

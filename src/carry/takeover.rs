@@ -62,13 +62,18 @@ pub(crate) struct Takeovers {
 
 impl Default for Takeovers {
     fn default() -> Self {
-        let all = TaskTracker::new();
-        all.close();
-        Self { all, stop: CancellationToken::new() }
+        Self::new(TaskTracker::new())
     }
 }
 
 impl Takeovers {
+    /// Creates a value without tasks. `all` will track the tasks.
+    pub(crate) fn new(all: TaskTracker) -> Self {
+        // `wait` resolves only on a closed tracker. A closed tracker still tracks tasks.
+        all.close();
+        Self { all, stop: CancellationToken::new() }
+    }
+
     /// Takes over the connections that the predecessor sends through `channel`. Must be called in a
     /// tokio runtime.
     ///

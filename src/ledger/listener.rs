@@ -56,6 +56,18 @@ impl ListenerEvents {
     }
 }
 
+/// Returns the sums of the open connections in all `ledgers`, for a status report.
+pub(crate) fn open_connections<'a>(
+    ledgers: impl IntoIterator<Item = &'a ListenerLedger>,
+) -> Connections {
+    let all = ledgers.into_iter().map(ListenerLedger::connections);
+    all.fold(Connections::default(), |sum, one| Connections {
+        open: sum.open + one.open,
+        oldest_ms: sum.oldest_ms.max(one.oldest_ms),
+        transferred: sum.transferred + one.transferred,
+    })
+}
+
 impl ListenerLedger {
     /// Returns the number, age and traffic of the open connections, for a status report.
     pub(crate) fn connections(&self) -> Connections {

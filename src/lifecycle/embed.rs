@@ -7,11 +7,12 @@
 
 mod acceptor;
 mod blocking;
+mod carry;
 mod data_plane;
+mod handle;
 mod handshake;
 mod listener;
 mod private;
-
 mod turns;
 
 use std::fmt::Display;
@@ -31,6 +32,9 @@ use turns::{TurnEnd, Turns};
 
 pub use acceptor::Acceptor;
 pub use blocking::{BlockingListener, Tracked};
+pub(super) use carry::ArrivalQueue;
+pub use carry::{CarryAcceptor, CarryClient};
+pub use handle::{CarryHandle, CarryOutcome, CarryPermit};
 pub use handshake::Handshakes;
 
 /// How long the rest of the process may take after the generation has ended. Then the process is
@@ -97,8 +101,10 @@ impl Builder {
         let (server, calls) = watch::channel(ServerState::Running);
         let plane = Embedded::new(life.clone(), calls);
         let inheritance_signals = inheritance.signal_use;
+        let (by_name, default) = (config.listeners.on_handoff(), config.on_handoff);
+        let on_handoff = |name: &str| by_name.get(name).copied().unwrap_or(default);
         let driver = Driver::start(config, inheritance, plane, line)?;
-        let served = ServedListeners::new(driver.listeners(), &last)
+        let served = ServedListeners::new(driver.listeners(), &last, on_handoff)
             .inspect_err(|error| driver.refuse(error))?;
         let _ = life.state.served.set(served);
         // In a test, the process does not belong to the server.

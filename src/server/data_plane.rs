@@ -17,9 +17,9 @@ use super::late::Latecomers;
 use crate::data_plane::DataPlane;
 use crate::drain::{DrainReport, OnDrain};
 use crate::error::Error;
-use crate::ledger::{ListenerEvents, ListenerLedger};
+use crate::ledger::{ListenerEvents, open_connections};
 use crate::net::{Listener, WatchedListener, pending};
-use crate::report::{self, Counters};
+use crate::report::{Connections, Counters};
 use crate::service::Service;
 
 /// How long to wait until all accept loops have stopped. If a loop blocks in accept(2), a signal
@@ -157,13 +157,8 @@ impl<S: Service> DataPlane for Server<S> {
         self.drain.cut();
     }
 
-    fn connections(&self) -> Option<report::Connections> {
-        let all = self.ledgers.values().map(ListenerLedger::connections);
-        Some(all.fold(report::Connections::default(), |sum, one| report::Connections {
-            open: sum.open + one.open,
-            oldest_ms: sum.oldest_ms.max(one.oldest_ms),
-            transferred: sum.transferred + one.transferred,
-        }))
+    fn connections(&self) -> Option<Connections> {
+        Some(open_connections(self.ledgers.values()))
     }
 
     fn counters(&self) -> Counters {

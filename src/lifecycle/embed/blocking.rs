@@ -12,10 +12,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tokio::time::Instant;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::error::Error;
-use crate::lifecycle::life::{Life, ServedListener, StopOrder, Term};
+use crate::ledger::Source;
+use crate::lifecycle::life::{Life, OpenConnection, ServedListener, StopOrder, Term};
 use crate::net::Peer;
 
 /// The pause after an error of accept(2).
@@ -50,7 +52,7 @@ pub struct BlockingListener {
 #[derive(Debug)]
 pub struct Tracked<S> {
     stream: S,
-    _open: TaskTrackerToken,
+    _open: OpenConnection,
 }
 
 impl Life {
@@ -98,7 +100,8 @@ impl BlockingListener {
     }
 
     fn track<S>(&self, stream: S) -> Tracked<S> {
-        Tracked { stream, _open: self.served.admit() }
+        let open = self.served.admit(Source::New, &Arc::default(), Instant::now());
+        Tracked { stream, _open: open }
     }
 
     fn accept(&self) -> Option<(OwnedFd, Peer)> {
