@@ -31,10 +31,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         .init();
     let mut arguments = std::env::args().skip(1);
     let address = arguments.next().unwrap_or_else(|| "127.0.0.1:7000".to_owned());
+    // The bake time and the drain timeout, in milliseconds.
     let bake = arguments.next().map_or(Ok(10), |bake| bake.parse())?;
+    let drain = arguments.next().map_or(Ok(30_000), |drain| drain.parse())?;
     let server = server.listen(&format!("lines={address}"))?.configure(|config| {
         config.bake = Duration::from_millis(bake);
-        config.drain_timeout = Duration::from_secs(4);
+        config.drain_timeout = Duration::from_millis(drain);
     });
     server.serve_with(async |life| {
         // Call `carries` before `ready`: the predecessor's connections arrive soon after.

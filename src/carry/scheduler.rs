@@ -209,9 +209,9 @@ impl CarrySlot {
     /// Records that the connection's task looks at the request until the returned value is dropped.
     /// In between, the connection gets no permit, because it could be in the middle of a message.
     /// For a server that does not call [`CarrySlot::watch`] before each poll.
-    pub(crate) fn attend(&self) -> Attention<'_> {
+    pub(crate) fn attend(&self) -> AttentionGuard<'_> {
         self.request.set_busy(false);
-        Attention(self)
+        AttentionGuard(self)
     }
 
     /// Excludes the connection from this round and from all later ones.
@@ -266,9 +266,9 @@ impl CarrySlot {
 /// The time in which the task of a connection looks at the request to move. Dropping this value
 /// passes an unused permit on.
 #[derive(Debug)]
-pub(crate) struct Attention<'a>(&'a CarrySlot);
+pub(crate) struct AttentionGuard<'a>(&'a CarrySlot);
 
-impl Drop for Attention<'_> {
+impl Drop for AttentionGuard<'_> {
     fn drop(&mut self) {
         self.0.ignore();
     }

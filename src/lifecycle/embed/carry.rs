@@ -48,7 +48,8 @@ use crate::net::{Listener, Peer, Stream};
 ///             length = stream.read(&mut bytes) => match length? {
 ///                 0 => return Ok(()),
 ///                 length => {
-///                     lines += bytes[..length].iter().filter(|byte| **byte == b'\n').count() as u64;
+///                     let new = bytes[..length].iter().filter(|byte| **byte == b'\n');
+///                     lines += new.count() as u64;
 ///                     stream.write_all(format!("{lines}\n").as_bytes()).await?;
 ///                 }
 ///             },

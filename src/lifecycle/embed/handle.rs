@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use crate::carry::{Attention, CarriedState, CarrySlot, Departure, OutgoingConnection};
+use crate::carry::{AttentionGuard, CarriedState, CarrySlot, Departure, OutgoingConnection};
 use crate::config::OnHandoff;
 use crate::lifecycle::life::{Life, LifeState, ServedListener};
 use crate::net::{Peer, Stream};
@@ -34,7 +34,7 @@ pub struct CarryHandle {
 pub struct CarryPermit<'a> {
     handle: &'a CarryHandle,
     slot: &'a CarrySlot,
-    _attention: Attention<'a>,
+    _attention: AttentionGuard<'a>,
 }
 
 /// What became of a connection that was handed over.
