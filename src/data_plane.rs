@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use tokio_util::task::TaskTracker;
 
+use crate::carry::CarryEnd;
 use crate::drain::DrainReport;
 use crate::error::Error;
 use crate::net::Listener;
@@ -196,14 +197,4 @@ pub(crate) trait CarryPlane: Send + Sync + Sized + 'static {
     fn lost_with_successor(&mut self) -> u64 {
         0
     }
-}
-
-/// The reason why no more connections will move to the successor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum CarryEnd {
-    /// All connections that could move to the successor have moved.
-    AllWent,
-    /// The successor takes no more connections: it does not support carrying, was told to stop, or
-    /// is dead.
-    ReceiverGone,
 }

@@ -5,11 +5,15 @@
 //! and the proxy keep ledgers. Each of them adds its own counters, which the ledger stores next to
 //! the totals.
 
+mod listener;
+
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use slab::Slab;
 
 use crate::net::Traffic;
+
+pub(crate) use listener::{ListenerEntry, ListenerEvents, ListenerLedger, open_connections};
 
 /// The open connections of one kind, and totals over all connections of this kind. `C` holds
 /// additional counters of the ledger's owner. `N` is the owner's note on each open connection, such

@@ -113,10 +113,14 @@ pub use service::{Connection, Echo, Next, Service};
 /// Support for a server that accepts connections itself but needs the same zero-downtime restarts.
 ///
 /// [`Builder::serve_with`] runs such a server. [`Life`](embed::Life) is its view of the generation,
-/// and [`Acceptor`](embed::Acceptor) is a source of connections.
+/// and [`Acceptor`](embed::Acceptor) is a source of connections. The connections of a
+/// [`CarryAcceptor`](embed::CarryAcceptor) move to the new process at a handoff.
 pub mod embed {
     pub use crate::drain::{DrainReport, DrainWatch};
-    pub use crate::lifecycle::{Acceptor, BlockingListener, Handshakes, Life, Stop, Tracked};
+    pub use crate::lifecycle::{
+        Acceptor, BlockingListener, CarryAcceptor, CarryClient, CarryHandle, CarryOutcome,
+        CarryPermit, Handshakes, Life, Stop, Tracked,
+    };
     pub use crate::net::Handshake;
 }
 

@@ -54,6 +54,7 @@ mod life;
 mod listeners;
 mod log;
 mod moved_listeners;
+mod moves;
 mod notify;
 mod output;
 mod pid_file;

@@ -12,9 +12,11 @@ use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::time::Instant;
 
 use super::packet::{self, CarryAnswer, PACKET_MAX, PacketHead};
-use super::state::CarriedState;
+use super::state::{CarriedState, Declined};
+use crate::net::{Peer, Stream, Traffic};
 use crate::sys;
 use crate::sys::ancillary::{Rights, receive_with_attachments};
 use crate::sys::socket::{Packet, retry, will_pass};
@@ -137,5 +139,27 @@ impl CarriedConnection {
     /// Returns the id of the connection, which the answer to the predecessor must contain.
     pub(crate) const fn id(&self) -> u64 {
         self.head.id
+    }
+
+    /// Returns the reason to refuse a connection of a listener that takes over no connections.
+    pub(crate) fn unknown_listener(&self) -> Declined {
+        let listener = &self.head.listener;
+        format!("the successor has no listener {listener:?} that takes over connections").into()
+    }
+
+    /// Returns the client's stream and address, when the connection began, and its saved state.
+    /// Must be called in a tokio runtime.
+    ///
+    /// # Errors
+    /// Returns the reason to refuse the connection if its socket cannot be used.
+    pub(crate) fn into_stream(self) -> Result<((Stream, Peer), Instant, CarriedState), Declined> {
+        let Self { head, socket, parcel } = self;
+        let peer = head.peer.map_or(Peer::Unix, Peer::Tcp);
+        let traffic = Traffic::so_far(head.received, head.sent);
+        let stream = Stream::taken_up(socket, peer, traffic, head.peer_finished)
+            .map_err(|error| error.to_string())?;
+        let now = Instant::now();
+        let since = now.checked_sub(Duration::from_millis(head.age_ms)).unwrap_or(now);
+        Ok(((stream, peer), since, parcel))
     }
 }

@@ -1,7 +1,7 @@
 //! A request that asks one connection to pause, so that it can move to the successor. The scheduler
 //! sets the request, and the connection's service reads it.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering, fence};
 use std::sync::{Mutex, PoisonError};
 use std::task::Waker;
 
@@ -15,6 +15,10 @@ pub(crate) struct CarryRequest {
     /// Whether the connection has been asked to move since the last call to
     /// [`CarryRequest::was_asked`].
     was_asked: AtomicBool,
+    /// Whether the connection's task is in the middle of a message, and does not look at this
+    /// request. Such a connection gets no permit. Always false in the built-in server, which passes
+    /// on the permit of a busy connection itself.
+    is_busy: AtomicBool,
     /// Whether the service has opted out, which means that this connection cannot move to the
     /// successor.
     is_declined: AtomicBool,
@@ -42,20 +46,24 @@ impl CarryRequest {
     /// Returns whether the connection is asked to pause at its next message boundary, so that it
     /// can move to the successor.
     pub(crate) fn carry_requested(&self) -> bool {
-        self.is_asked() && !self.is_declined.load(Ordering::Relaxed)
+        self.is_asked() && !self.has_opted_out()
     }
 
     /// Returns whether the connection was asked to move but cannot, because the successor refused
     /// it or the service opted out. It must then be drained.
     pub(crate) fn is_refused(&self) -> bool {
-        self.state() == RequestState::Refused
-            || (self.is_asked() && self.is_declined.load(Ordering::Relaxed))
+        self.state() == RequestState::Refused || (self.is_asked() && self.has_opted_out())
     }
 
     /// Declares that the connection cannot move to the successor. This does not wake the
     /// connection's task.
     pub(crate) fn opt_out(&self) {
         self.is_declined.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns whether the service has opted out.
+    pub(crate) fn has_opted_out(&self) -> bool {
+        self.is_declined.load(Ordering::Relaxed)
     }
 
     /// Waits until the connection is asked to pause so that it can move to the successor. Cancel
@@ -68,6 +76,32 @@ impl CarryRequest {
             }
             changed.await;
         }
+    }
+
+    /// Waits until the connection was asked to move but cannot. Cancel safe.
+    pub(crate) async fn refused(&self) {
+        loop {
+            let changed = self.changed.notified();
+            if self.is_refused() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Records whether the connection's task is busy, so that it does not look at this request.
+    pub(super) fn set_busy(&self, is_busy: bool) {
+        self.is_busy.store(is_busy, Ordering::Relaxed);
+        // The scheduler sets the state and then reads the flag; the task does the reverse. With a
+        // fence between the two steps of each, at least one of them sees the other's change.
+        fence(Ordering::SeqCst);
+    }
+
+    /// Returns whether the connection's task is busy. The scheduler calls this after it has set the
+    /// state.
+    pub(super) fn is_busy(&self) -> bool {
+        fence(Ordering::SeqCst);
+        self.is_busy.load(Ordering::Relaxed)
     }
 
     /// Returns whether the connection is asked to move, even if its service has opted out.

@@ -124,7 +124,14 @@ impl CarryRound {
 
     fn ask(&mut self, index: usize) {
         self.set(index, RequestState::AskedWithPermit);
-        self.changed.extend(self.requests.get(index).map(Arc::clone));
+        let Some(request) = self.requests.get(index).map(Arc::clone) else { return };
+        // A busy task does not pass its permit on by itself.
+        if request.is_busy() {
+            let opted_out = request.is_refused();
+            let state = if opted_out { RequestState::Refused } else { RequestState::Asked };
+            self.set(index, state);
+        }
+        self.changed.push(request);
     }
 
     fn withdraw_all(&mut self) {
@@ -193,6 +200,33 @@ impl CarrySlot {
         });
     }
 
+    /// Records that the connection has moved, so that the round no longer waits for it, even if its
+    /// task takes some more time to end.
+    pub(crate) fn moved(&self) {
+        self.refused();
+    }
+
+    /// Records that the connection's task looks at the request until the returned value is dropped.
+    /// In between, the connection gets no permit, because it could be in the middle of a message.
+    /// For a server that does not call [`CarrySlot::watch`] before each poll.
+    pub(crate) fn attend(&self) -> AttentionGuard<'_> {
+        self.request.set_busy(false);
+        AttentionGuard(self)
+    }
+
+    /// Excludes the connection from this round and from all later ones.
+    pub(crate) fn opt_out(&self) {
+        self.request.opt_out();
+        self.ignore();
+        self.request.wake();
+    }
+
+    /// Records that the connection's task does not look at the request.
+    pub(crate) fn ignore(&self) {
+        self.request.set_busy(true);
+        self.pass_on();
+    }
+
     /// Withdraws the request to move, because no successor accepts connections any more.
     pub(crate) fn alone(&self) {
         self.scheduler.change(|round| round.set(self.index, RequestState::Nothing));
@@ -226,6 +260,17 @@ impl CarrySlot {
                 }
             });
         }
+    }
+}
+
+/// The time in which the task of a connection looks at the request to move. Dropping this value
+/// passes an unused permit on.
+#[derive(Debug)]
+pub(crate) struct AttentionGuard<'a>(&'a CarrySlot);
+
+impl Drop for AttentionGuard<'_> {
+    fn drop(&mut self) {
+        self.0.ignore();
     }
 }
 

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 use super::driver::{Driver, Occurrence};
 use super::machine::{Birth, Event};
 use super::timers::deadline;
-use crate::data_plane::CarryEnd;
+use crate::carry::CarryEnd;
 use crate::data_plane::DataPlane;
 use crate::drain::DrainReport;
 use crate::error::Error;

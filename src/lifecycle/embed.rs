@@ -7,8 +7,10 @@
 
 mod acceptor;
 mod blocking;
+mod carry;
 mod data_plane;
 mod driver_thread;
+mod handle;
 mod handshake;
 mod listener;
 mod private;
@@ -33,6 +35,9 @@ use turns::{TurnEnd, Turns};
 
 pub use acceptor::Acceptor;
 pub use blocking::{BlockingListener, Tracked};
+pub(super) use carry::ArrivalQueue;
+pub use carry::{CarryAcceptor, CarryClient};
+pub use handle::{CarryHandle, CarryOutcome, CarryPermit};
 pub use handshake::Handshakes;
 
 /// How long the rest of the process may take after the generation has ended. Then the process is
@@ -106,7 +111,7 @@ impl Builder {
     ) -> Result<RunReport, Error> {
         let Self { inheritance, config, line, life, last, .. } = self;
         let (server, calls) = watch::channel(ServerState::Running);
-        let plane = Embedded::new(life.clone(), calls);
+        let plane = Embedded::new(life.clone(), calls, Handle::current());
         // In a test, the process does not belong to the server.
         let owns_process = inheritance.signal_use == SignalUse::Handled;
         let _guard = PanicGuard { owns_process };
@@ -117,8 +122,10 @@ impl Builder {
                 return Err(error);
             }
         };
+        let (by_name, default) = (config.listeners.on_handoff(), config.on_handoff);
+        let on_handoff = |name: &str| by_name.get(name).copied().unwrap_or(default);
         let driver = runtime.within(|| Driver::start(config, inheritance, plane, line))?;
-        let served = ServedListeners::new(driver.listeners(), &last)
+        let served = ServedListeners::new(driver.listeners(), &last, on_handoff)
             .inspect_err(|error| driver.refuse(error))?;
         let _ = life.state.served.set(served);
         let (_returned, returns) = sync_channel::<()>(0);

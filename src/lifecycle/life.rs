@@ -10,6 +10,7 @@
 
 mod alone;
 mod line;
+mod moves;
 mod served;
 mod state;
 mod term;
@@ -25,7 +26,7 @@ use crate::generation::Generation;
 pub(super) use alone::DROP_TIMEOUT;
 pub use alone::Stop;
 pub(super) use line::{LifeLine, LifeRequest};
-pub(super) use served::{ServedListener, ServedListeners, StopOrder};
+pub(super) use served::{OpenConnection, ServedListener, ServedListeners, StopOrder};
 pub(super) use state::LifeState;
 pub(super) use term::Term;
 
@@ -59,6 +60,11 @@ impl Life {
     pub(super) fn new(generation: Generation) -> (Self, LifeLine) {
         let (state, line) = LifeLine::new(generation);
         (Self { state, term: None }, line)
+    }
+
+    /// Returns a handle that follows the current term.
+    pub(super) const fn of(state: Arc<LifeState>) -> Self {
+        Self { state, term: None }
     }
 
     /// Returns a handle that stays bound to the current term, even after a later term has begun.

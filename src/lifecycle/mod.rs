@@ -36,7 +36,10 @@ use crate::service::Service;
 
 pub use builder::Builder;
 pub use driver::RunReport;
-pub use embed::{Acceptor, BlockingListener, Handshakes, Tracked};
+pub use embed::{
+    Acceptor, BlockingListener, CarryAcceptor, CarryClient, CarryHandle, CarryOutcome, CarryPermit,
+    Handshakes, Tracked,
+};
 pub use life::{Life, Stop};
 
 /// Runs a generation that serves clients with `service`, and returns when the generation ends. It

@@ -3,6 +3,7 @@
 //! The module `ending` closes a connection. The module `proxied` adds the operations that only a
 //! proxy needs: connecting, socket options, splice(2), and the detection of a peer that is gone.
 
+use std::any::Any;
 use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -52,9 +53,9 @@ struct CountedByServer {
     awaiting_first_byte: Option<TaskTrackerToken>,
     /// The handshake that runs on the connection, if any.
     handshake: Option<Weak<()>>,
-    /// A token that is held until the stream is dropped. A drain waits for these tokens, so it
+    /// A value that is held until the stream is dropped. A drain waits for these values, so it
     /// waits for all open connections.
-    _open: TaskTrackerToken,
+    _open: Box<dyn Any + Send + Sync>,
 }
 
 /// A handshake that runs on a [`Stream`]. Dropping this value ends it.
@@ -144,19 +145,19 @@ impl Stream {
         self.peer_finished
     }
 
-    /// Holds two tokens: `awaiting_first_byte` until this stream has read the first byte or the
-    /// peer's half-close, and `open` until the stream is dropped. A drain waits for the tokens.
+    /// Holds two values: `awaiting_first_byte` until this stream has read the first byte or the
+    /// peer's half-close, and `open` until the stream is dropped. A drain waits for both.
     pub(crate) fn belongs_to_server(
         &mut self,
         peer: Peer,
-        awaiting_first_byte: TaskTrackerToken,
-        open: TaskTrackerToken,
+        awaiting_first_byte: Option<TaskTrackerToken>,
+        open: impl Any + Send + Sync,
     ) {
         self.counted = Some(Box::new(CountedByServer {
             peer,
-            awaiting_first_byte: Some(awaiting_first_byte),
+            awaiting_first_byte,
             handshake: None,
-            _open: open,
+            _open: Box::new(open),
         }));
     }
 

@@ -12,10 +12,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::deaths::{Deaths, panic_text};
-use super::ledger::ListenerEvents;
 use super::limit::Permit;
 use super::listener::ListenerSlot;
 use super::workers::choose;
+use crate::ledger::ListenerEvents;
 use crate::net::{Accepted, WatchedListener};
 use crate::service::Service;
 

@@ -9,13 +9,11 @@ use std::collections::HashMap;
 use std::io;
 use std::num::NonZeroUsize;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio_util::task::TaskTracker;
-
 use super::slot::{ConnectionEnd, ConnectionSlot};
-use crate::carry::{CarryScheduler, Outgoing, OutgoingConnection, Verdict};
+use crate::carry::{Departure, Departures, OutgoingConnection};
 use crate::service::{Connection, Service};
 
 /// How long to wait for the peer to close the connection after the service has finished. If this
@@ -30,49 +28,18 @@ pub(super) struct ConnectionContext<S> {
     pub(super) first_request_grace: Duration,
     /// The connection limits of the listeners. A listener without a limit is not in this map.
     limits: HashMap<String, NonZeroUsize>,
-    /// The scheduler that asks connections to move to the successor.
-    pub(super) scheduler: Arc<CarryScheduler>,
-    /// The channel through which connections move, or `None` if they do not move at the moment.
-    successor: Mutex<Option<Arc<Outgoing>>>,
-    /// The connections that are being sent to the successor. A connection is counted here until it
-    /// has moved or this process has decided to keep it.
-    leaving: TaskTracker,
+    /// The means by which connections move to the successor.
+    pub(super) departures: Arc<Departures>,
 }
 
 impl<S: Service> ConnectionContext<S> {
-    pub(super) fn new(
+    pub(super) const fn new(
         service: S,
         first_request_grace: Duration,
         limits: HashMap<String, NonZeroUsize>,
+        departures: Arc<Departures>,
     ) -> Self {
-        let (scheduler, successor, leaving) =
-            (Arc::default(), Mutex::default(), TaskTracker::new());
-        leaving.close();
-        Self { service, first_request_grace, limits, scheduler, successor, leaving }
-    }
-
-    /// Waits until the outcome of every connection that is being sent to the successor is known and
-    /// counted. Cancel safe.
-    pub(super) async fn settled(&self) {
-        self.leaving.wait().await;
-    }
-
-    /// Sets the channel through which connections move to the successor. With `None`, connections
-    /// that have not been sent yet stay here.
-    pub(super) fn carry_to(&self, successor: Option<Arc<Outgoing>>) {
-        let mut current = self.successor.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(last) = std::mem::replace(&mut *current, successor) {
-            last.close();
-        }
-    }
-
-    /// Sends a connection to the successor, and waits for the answer.
-    async fn send(&self, connection: &OutgoingConnection<'_>) -> Verdict {
-        let successor = self.successor.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        match successor {
-            Some(successor) => successor.hand_over(connection).await,
-            None => Verdict::NoReceiver,
-        }
+        Self { service, first_request_grace, limits, departures }
     }
 }
 
@@ -147,7 +114,6 @@ impl<S: Service> ConnectionTask<S> {
                 "the service detached a connection that it was not asked to move",
             )));
         };
-        let leaving = context.leaving.token();
         let departing = OutgoingConnection {
             listener: connection.listener(),
             peer: connection.peer(),
@@ -156,22 +122,12 @@ impl<S: Service> ConnectionTask<S> {
             stream: &connection.stream,
             parcel,
         };
-        let Some(verdict) = guard.unless_cut(context.send(&departing)).await else {
-            return Some(ConnectionEnd::Cut);
-        };
-        match verdict {
-            Verdict::Taken => return Some(ConnectionEnd::Carried(leaving)),
-            Verdict::Refused(why) => {
-                let (listener, peer) = (connection.listener(), connection.peer());
-                tracing::debug!(
-                    event = "carry.connection_declined", listener, %peer, reason = why,
-                    "the successor did not take over a client connection, draining it here \
-                    instead: {why}"
-                );
-                entry.count(|events| events.counters.refused += 1);
-                carry.refused();
-            }
-            Verdict::NoReceiver => carry.alone(),
+        let sent = guard.unless_cut(context.departures.send(carry, &departing)).await;
+        match sent {
+            None => return Some(ConnectionEnd::Cut),
+            Some(Departure::Taken(leaving)) => return Some(ConnectionEnd::Carried(leaving)),
+            Some(Departure::Refused) => entry.count(|events| events.counters.refused += 1),
+            Some(Departure::Kept) => {}
         }
         connection.stay();
         None

@@ -13,14 +13,13 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::Server;
 use super::accept::{self, Accepting};
-use super::carry::outgoing;
 use super::late::Latecomers;
-use super::ledger::{ListenerEvents, ListenerLedger};
 use crate::data_plane::DataPlane;
 use crate::drain::{DrainReport, OnDrain};
 use crate::error::Error;
+use crate::ledger::{ListenerEvents, open_connections};
 use crate::net::{Listener, WatchedListener, pending};
-use crate::report::{self, Counters};
+use crate::report::{Connections, Counters};
 use crate::service::Service;
 
 /// How long to wait until all accept loops have stopped. If a loop blocks in accept(2), a signal
@@ -38,10 +37,8 @@ impl<S: Service> DataPlane for Server<S> {
             return Err(died);
         }
         self.drain.resume();
-        self.end_carry();
-        if self.taking.stop.is_cancelled() {
-            self.taking.stop = CancellationToken::new();
-        }
+        self.carrying.end();
+        self.taking.resume();
         self.names.extend(listeners.iter().map(|listener| Arc::clone(listener.name())));
         self.stop = CancellationToken::new();
         let slots = listeners
@@ -138,36 +135,30 @@ impl<S: Service> DataPlane for Server<S> {
     fn drain(&mut self, successor: Option<OwnedFd>) {
         self.ledgers.values().for_each(|ledger| ledger.count(ListenerEvents::begin_drain));
         self.drain.begin();
-        if let Some(outgoing) = successor.and_then(outgoing) {
-            self.begin_carry(outgoing);
-        } else {
-            self.taking.stop.cancel();
+        let arriving = self.taking.tracker().clone();
+        if !successor.is_some_and(|channel| self.carrying.begin(channel, arriving)) {
+            self.taking.stop();
             self.drain.drain_uncarried();
         }
     }
 
     async fn drained(&self) {
-        self.taking.all.wait().await;
+        self.taking.tracker().wait().await;
         self.late.all.wait().await;
         self.drain.drained().await;
     }
 
     fn cut(&mut self) {
-        self.taking.stop.cancel();
+        self.taking.stop();
         self.late.stop.cancel();
         // Stop moving connections before the cut. No service then detaches another connection for a
         // move, and connections that have not been sent yet are cut like all others.
-        self.end_carry();
+        self.carrying.end();
         self.drain.cut();
     }
 
-    fn connections(&self) -> Option<report::Connections> {
-        let all = self.ledgers.values().map(ListenerLedger::connections);
-        Some(all.fold(report::Connections::default(), |sum, one| report::Connections {
-            open: sum.open + one.open,
-            oldest_ms: sum.oldest_ms.max(one.oldest_ms),
-            transferred: sum.transferred + one.transferred,
-        }))
+    fn connections(&self) -> Option<Connections> {
+        Some(open_connections(self.ledgers.values()))
     }
 
     fn counters(&self) -> Counters {

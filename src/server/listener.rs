@@ -10,12 +10,12 @@ use tokio::runtime::EnterGuard;
 use tokio::time::Instant;
 
 use super::connection::{ConnectionContext, ConnectionTask};
-use super::ledger::ListenerLedger;
 use super::limit::{ConnectionLimit, Permit};
 use super::slot::ConnectionSlot;
 use super::workers::Worker;
-use crate::carry::{CarriedState, CarrySlot};
+use crate::carry::CarriedState;
 use crate::drain::{DrainEntry, OnDrain};
+use crate::ledger::ListenerLedger;
 use crate::ledger::Source;
 use crate::net::{Peer, Stream};
 use crate::service::{Admission, Connection, Service};
@@ -61,8 +61,8 @@ impl<S: Service> ListenerSlot<S> {
     ) -> ConnectionTask<S> {
         let source = if state.is_some() { Source::Carried } else { Source::New };
         let (drain, guard) = self.entry.admit();
-        let carry = (self.on_drain == OnDrain::Carry)
-            .then(|| Box::new(CarrySlot::new(Arc::clone(&self.context.scheduler))));
+        let carry =
+            (self.on_drain == OnDrain::Carry).then(|| Box::new(self.context.departures.register()));
         let carry_request = carry.as_ref().map(|carry| Arc::clone(carry.request()));
         let entry = self.ledgers[worker].enter(source, stream.traffic(), since);
         let load = self.workers[worker].load();

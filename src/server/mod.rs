@@ -11,7 +11,6 @@ mod connection;
 mod data_plane;
 mod deaths;
 mod late;
-mod ledger;
 mod limit;
 mod listener;
 mod slot;
@@ -23,18 +22,18 @@ mod workers;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use crate::carry::{DepartureTasks, Takeovers};
 use crate::config::{Config, OnHandoff};
-use crate::data_plane::CarryEnd;
 use crate::drain::{Drain, OnDrain};
+use crate::ledger::ListenerLedger;
 use crate::service::Service;
 use connection::ConnectionContext;
-use ledger::ListenerLedger;
 use limit::ConnectionLimit;
 use listener::ListenerSlot;
 
@@ -66,9 +65,9 @@ pub(crate) struct Server<S> {
     starting: TaskTracker,
     /// The names of all listeners that the server has ever accepted on.
     names: BTreeSet<Arc<str>>,
-    carrying: CarryTasks,
+    carrying: DepartureTasks,
     /// The tasks that take over connections from the predecessor.
-    taking: StoppableTasks,
+    taking: Takeovers,
     /// The tasks that accept the last clients of listeners that the successor has replaced.
     late: StoppableTasks,
 }
@@ -89,14 +88,6 @@ impl Default for StoppableTasks {
     }
 }
 
-/// The tasks that read the successor's answers while connections move to it.
-#[derive(Debug, Default)]
-struct CarryTasks {
-    all: JoinSet<()>,
-    /// The result of the most recent task.
-    ended: Option<watch::Receiver<Option<CarryEnd>>>,
-}
-
 impl<S: Service> Server<S> {
     /// Creates a server that does not accept yet.
     pub(crate) fn new(service: S, workers: Workers, config: Config) -> Self {
@@ -104,20 +95,25 @@ impl<S: Service> Server<S> {
         let limit = limits
             .iter()
             .map(|(name, limit)| (name.clone(), Arc::new(ConnectionLimit::new(name, *limit))));
+        let limit = limit.collect();
+        let carrying = DepartureTasks::default();
+        let departures = Arc::clone(carrying.departures());
+        let context =
+            ConnectionContext::new(service, config.first_request_grace, limits, departures);
         Self {
             workers,
-            limit: limit.collect(),
+            limit,
             on_handoff: config.listeners.on_handoff(),
             ledgers: BTreeMap::new(),
-            context: Arc::new(ConnectionContext::new(service, config.first_request_grace, limits)),
+            context: Arc::new(context),
             drain: Drain::new(),
             stop: CancellationToken::new(),
             loops: JoinSet::new(),
             hearts: Vec::new(),
             starting: TaskTracker::new(),
             names: BTreeSet::new(),
-            carrying: CarryTasks::default(),
-            taking: StoppableTasks::default(),
+            carrying,
+            taking: Takeovers::default(),
             late: StoppableTasks::default(),
             config,
         }

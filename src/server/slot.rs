@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::ledger::ListenerEntry;
 use super::limit::Permit;
 use super::workers::Load;
 use crate::carry::CarrySlot;
 use crate::drain::DrainGuard;
+use crate::ledger::ListenerEntry;
 
 /// The slot of one connection. Dropping this value removes the connection from all counts.
 #[derive(Debug)]

@@ -210,3 +210,52 @@ fn the_task_of_a_connection_is_woken_when_its_request_changes() {
         assert_eq!(wakes.0.load(Ordering::Relaxed), 2);
     }
 }
+
+/// A connection whose task is busy gets no permit, but it moves when the task looks at the request.
+#[tokio::test]
+async fn a_busy_connection_is_asked_without_a_permit() {
+    let scheduler: Arc<CarryScheduler> = Arc::default();
+    let all = waiting(&scheduler, AT_ONCE + 1);
+    all[..AT_ONCE].iter().for_each(CarrySlot::ignore);
+    scheduler.begin();
+    assert!(all[..AT_ONCE].iter().all(|busy| busy.request().carry_requested()));
+    assert!(!all[..AT_ONCE].iter().any(has_permit) && has_permit(&all[AT_ONCE]));
+    let attention = all[0].attend();
+    timeout(Duration::from_secs(30), all[0].request().asked()).await.expect("it is not asked");
+    drop(attention);
+}
+
+/// A task that is asked while it waits for a message too may begin the message. Its permit then
+/// goes to another connection.
+#[test]
+fn a_permit_that_is_dropped_goes_to_another_connection() {
+    let scheduler: Arc<CarryScheduler> = Arc::default();
+    let all = waiting(&scheduler, AT_ONCE + 1);
+    let attention = all[0].attend();
+    scheduler.begin();
+    assert!(has_permit(&all[0]) && !has_permit(&all[AT_ONCE]));
+    drop(attention);
+    assert!(!has_permit(&all[0]) && has_permit(&all[AT_ONCE]));
+    assert!(all[0].request().carry_requested());
+}
+
+/// A busy connection that opts out counts as refused, in the current round and in later ones, and
+/// its task learns of it.
+#[tokio::test]
+async fn a_round_does_not_wait_for_a_busy_connection_that_opts_out() {
+    let scheduler: Arc<CarryScheduler> = Arc::default();
+    let [early, late] = [(), ()].map(|()| CarrySlot::new(Arc::clone(&scheduler)));
+    early.ignore();
+    late.ignore();
+    early.opt_out();
+    scheduler.begin();
+    assert!(early.request().is_refused() && !scheduler.lock().is_over());
+    let mut refused = Box::pin(late.request().refused());
+    assert!(timeout(Duration::ZERO, &mut refused).await.is_err());
+    late.opt_out();
+    timeout(Duration::from_secs(30), refused).await.expect("its task is not woken");
+    assert!(scheduler.lock().is_over());
+    scheduler.end();
+    scheduler.begin();
+    assert!(scheduler.lock().is_over());
+}

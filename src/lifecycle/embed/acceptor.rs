@@ -5,10 +5,12 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use tokio::time::Instant;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::error::Error;
-use crate::lifecycle::life::{Life, ServedListener, StopOrder, Term};
+use crate::ledger::Source;
+use crate::lifecycle::life::{Life, LifeState, ServedListener, StopOrder, Term};
 use crate::net::{self, Peer, Stream};
 
 /// A source of connections from one listener. It returns connections until the generation retires,
@@ -16,7 +18,8 @@ use crate::net::{self, Peer, Stream};
 #[derive(Debug)]
 pub struct Acceptor {
     source: ConnectionSource,
-    served: Arc<ServedListener>,
+    pub(super) state: Arc<LifeState>,
+    pub(super) served: Arc<ServedListener>,
     term: Term,
     retired: Signal,
     /// A token that is held until this acceptor stops accepting. [`Life::draining`] waits until the
@@ -66,15 +69,13 @@ impl Life {
             None => ConnectionSource::GivenUp,
         };
         let term = self.term();
-        let (retired, accepting) = match served.order {
-            StopOrder::First => {
-                (Signal(Box::pin(term.retired())), Some(term.awaiting_first_byte().token()))
-            }
-            StopOrder::Last => {
-                (Signal(Box::pin(term.last_retired())), Some(term.last_awaiting().token()))
-            }
+        let accepting = Some(served.awaiting(&term));
+        let retired = match served.order {
+            StopOrder::First => Signal(Box::pin(term.retired())),
+            StopOrder::Last => Signal(Box::pin(term.last_retired())),
         };
-        Ok(Acceptor { source, served, term, retired, accepting })
+        let state = Arc::clone(&self.state);
+        Ok(Acceptor { source, state, served, term, retired, accepting })
     }
 
     /// Returns the listener called `name`, with its connections.
@@ -188,11 +189,9 @@ impl Acceptor {
     /// Counts a connection as open.
     fn admit(&self, (mut stream, peer): (Stream, Peer)) -> (Stream, Peer) {
         drop(stream.take_earmark());
-        let awaiting = match self.served.order {
-            StopOrder::First => self.term.awaiting_first_byte().token(),
-            StopOrder::Last => self.term.last_awaiting().token(),
-        };
-        stream.belongs_to_server(peer, awaiting, self.served.admit());
+        let awaiting = self.served.awaiting(&self.term);
+        let open = self.served.admit(Source::New, stream.traffic(), Instant::now());
+        stream.belongs_to_server(peer, Some(awaiting), open);
         (stream, peer)
     }
 }

@@ -12,10 +12,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tokio::time::Instant;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::error::Error;
-use crate::lifecycle::life::{Life, ServedListener, StopOrder};
+use crate::ledger::Source;
+use crate::lifecycle::life::{Life, OpenConnection, ServedListener, StopOrder};
 use crate::net::{Listener, Peer};
 
 /// The pause after an error of accept(2).
@@ -49,7 +51,7 @@ pub struct BlockingListener {
 #[derive(Debug)]
 pub struct Tracked<S> {
     stream: S,
-    _open: TaskTrackerToken,
+    _open: OpenConnection,
 }
 
 impl Life {
@@ -97,7 +99,8 @@ impl BlockingListener {
     }
 
     fn track<S>(&self, stream: S) -> Tracked<S> {
-        Tracked { stream, _open: self.served.admit() }
+        let open = self.served.admit(Source::New, &Arc::default(), Instant::now());
+        Tracked { stream, _open: open }
     }
 
     fn accept(&self) -> Option<(OwnedFd, Peer)> {

@@ -3,23 +3,33 @@
 //! what the server does.
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
+use super::carry::Arrivals;
+use crate::carry::{CarryEnd, DepartureTasks, Takeovers};
 use crate::data_plane::{CarryPlane, DataPlane};
 use crate::drain::DrainReport;
 use crate::error::Error;
 use crate::lifecycle::life::{Life, Term};
 use crate::net::Listener;
-use crate::report::{Connections, Counters};
+use crate::report::{CarryForecast, Connections, Counters};
 
 /// The driver's view of the program's own server.
 #[derive(Debug)]
 pub(super) struct Embedded {
     life: Life,
     server: watch::Receiver<ServerState>,
+    /// The runtime of the server. The driver has another one.
+    runtime: Handle,
+    /// The connections that move to the successor.
+    departing: DepartureTasks,
+    /// The tasks that take over connections from the predecessor.
+    taking: Takeovers,
 }
 
 /// Whether a call of the server function runs.
@@ -32,14 +42,21 @@ pub(super) enum ServerState {
 }
 
 impl Embedded {
-    pub(super) fn new(life: Life, server: watch::Receiver<ServerState>) -> Self {
-        Self { life, server }
+    /// Creates the view of a server that runs in `runtime`.
+    pub(super) fn new(life: Life, server: watch::Receiver<ServerState>, runtime: Handle) -> Self {
+        let moves = &life.state.moves;
+        let departing = DepartureTasks::new(Arc::clone(&moves.departures));
+        let taking = Takeovers::new(moves.arriving.clone());
+        Self { life, server, runtime, departing, taking }
     }
 }
 
 impl DataPlane for Embedded {
-    /// Does nothing, because the server is called at the beginning of each term.
+    /// Lets connections move again. The server itself is called at the beginning of each term.
     fn start(&mut self, _listeners: &[Listener]) -> Result<(), Error> {
+        self.departing.end();
+        self.taking.resume();
+        self.life.state.moves.resume();
         Ok(())
     }
 
@@ -95,8 +112,14 @@ impl DataPlane for Embedded {
     /// Does nothing, because the server itself accepts its last clients.
     fn accept_late(&mut self, _replaced: Vec<Listener>) {}
 
-    /// Does nothing, because the driver begins the drain of the term.
-    fn drain(&mut self, _successor: Option<OwnedFd>) {}
+    /// Asks the connections that can move to the successor to do so. The driver begins the drain of
+    /// all other connections, which is that of the term.
+    fn drain(&mut self, successor: Option<OwnedFd>) {
+        let arriving = self.taking.tracker().clone();
+        if !successor.is_some_and(|channel| self.departing.begin(channel, arriving)) {
+            self.drain_uncarried();
+        }
+    }
 
     /// Waits until the server function has returned and all connections are closed. After a cut,
     /// does not wait for the connections, because they end with the process.
@@ -107,6 +130,7 @@ impl DataPlane for Embedded {
             ServerState::Running => false,
         };
         let _ = self.server.clone().wait_for(has_ended).await;
+        self.taking.tracker().wait().await;
         if let Some(served) = self.life.state.served.get() {
             tokio::select! {
                 () = served.ended() => {}
@@ -115,8 +139,11 @@ impl DataPlane for Embedded {
         }
     }
 
-    /// Does nothing, because the driver tells the server to cut its connections.
-    fn cut(&mut self) {}
+    /// Stops the moves. The driver tells the server to cut its connections.
+    fn cut(&mut self) {
+        self.taking.stop();
+        self.departing.end();
+    }
 
     fn connections(&self) -> Option<Connections> {
         self.life.state.served.get().map(|served| served.connections())
@@ -132,5 +159,47 @@ impl DataPlane for Embedded {
     }
 }
 
-/// No connections move to the successor, because only the server knows their state.
-impl CarryPlane for Embedded {}
+impl CarryPlane for Embedded {
+    /// Returns an empty forecast if connections can move, because the library does not limit the
+    /// connections of such a server.
+    fn forecast(&self) -> Option<CarryForecast> {
+        let served = self.life.state.served.get()?;
+        served.carries().then(CarryForecast::default)
+    }
+
+    /// Takes over connections in the runtime of the server, which then handles their events.
+    fn take_over(&mut self, channel: OwnedFd) -> Result<(), Error> {
+        let _inside = self.runtime.enter();
+        self.taking
+            .begin(channel, Arrivals(self.life.clone()))
+            .map_err(Error::system("receive connections from the predecessor"))
+    }
+
+    fn is_taking_over(&self) -> bool {
+        !self.taking.tracker().is_empty()
+    }
+
+    async fn taken_over(&self) {
+        self.taking.tracker().wait().await;
+    }
+
+    async fn carry_ended(&self) -> CarryEnd {
+        self.departing.ended().await
+    }
+
+    /// Asks the connections that have not moved to end. As in the built-in server, this comes
+    /// before the request to move is withdrawn, so that no connection begins another message.
+    fn drain_uncarried(&mut self) {
+        self.taking.stop();
+        self.life.state.moves.drain_uncarried();
+        self.departing.end();
+    }
+
+    async fn settled(&self) {
+        self.departing.departures().settled().await;
+    }
+
+    fn lost_with_successor(&mut self) -> u64 {
+        self.life.state.served.get().map_or(0, |served| served.lost_with_successor())
+    }
+}

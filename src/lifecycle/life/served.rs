@@ -8,19 +8,24 @@ use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use super::term::Term;
+use crate::config::OnHandoff;
 use crate::drain::DrainReport;
 use crate::error::Error;
-use crate::net::{Listener, ListenerSet, Peer, Stream, pending};
+use crate::ledger::{ListenerEntry, ListenerEvents, ListenerLedger, Source, open_connections};
+use crate::lifecycle::embed::ArrivalQueue;
+use crate::net::{Listener, ListenerSet, Peer, Stream, Traffic, pending};
 use crate::report::{Connections, Counters};
 
 /// The listeners of a server that accepts connections itself.
 #[derive(Debug)]
 pub(in crate::lifecycle) struct ServedListeners {
     all: Vec<Arc<ServedListener>>,
-    /// How many connections had been accepted and had ended when the drain began.
+    /// How many connections had come and had ended when the drain began.
     ended_before: AtomicUsize,
     carried: AtomicUsize,
     cut: AtomicUsize,
@@ -32,6 +37,8 @@ pub(in crate::lifecycle) struct ServedListener {
     pub(in crate::lifecycle) name: Arc<str>,
     pub(in crate::lifecycle) address: Arc<str>,
     pub(in crate::lifecycle) order: StopOrder,
+    /// Whether the configuration lets the connections move at a handoff.
+    pub(in crate::lifecycle) on_handoff: OnHandoff,
     /// The listening socket. `None` once it is closed, because no generation accepts on it any
     /// more.
     socket: Mutex<Option<Listener>>,
@@ -41,7 +48,19 @@ pub(in crate::lifecycle) struct ServedListener {
     /// Whether the server accepts on a copy of the socket by itself.
     is_copied: AtomicBool,
     open: TaskTracker,
-    accepted: AtomicUsize,
+    /// How many connections were accepted, or came from the predecessor.
+    came: AtomicUsize,
+    ledger: ListenerLedger,
+    /// Where connections from the predecessor go. `None` if the server takes over none.
+    arrivals: Mutex<Option<Arc<ArrivalQueue>>>,
+}
+
+/// The entry of an open connection. Dropping this value removes the connection from all counts.
+#[derive(Debug)]
+pub(in crate::lifecycle) struct OpenConnection {
+    _entry: ListenerEntry,
+    // The process may exit when no token is left, so this field is the last.
+    _open: TaskTrackerToken,
 }
 
 /// When a listener stops to accept while the service stops.
@@ -55,13 +74,14 @@ pub(in crate::lifecycle) enum StopOrder {
 
 impl ServedListeners {
     /// Prepares to count the connections of `listeners`. `last` are the names of those that stop
-    /// last.
+    /// last. `on_handoff` returns whether the connections of a listener may move at a handoff.
     ///
     /// # Errors
     /// Returns [`Error::NoSuchListener`] if one of these names is unknown.
     pub(in crate::lifecycle) fn new(
         listeners: &ListenerSet,
         last: &HashSet<String>,
+        on_handoff: impl Fn(&str) -> OnHandoff,
     ) -> Result<Self, Error> {
         last.iter().try_for_each(|name| listeners.get(name).map(drop))?;
         let all = listeners.as_slice().iter().map(|listener| {
@@ -74,11 +94,14 @@ impl ServedListeners {
                 name: Arc::clone(listener.name()),
                 address: listener.address().into(),
                 order,
+                on_handoff: on_handoff(listener.name()),
                 socket: Mutex::new(Some(listener.clone())),
                 is_given_up: AtomicBool::new(false),
                 is_copied: AtomicBool::new(false),
                 open,
-                accepted: AtomicUsize::new(0),
+                came: AtomicUsize::new(0),
+                ledger: ListenerLedger::default(),
+                arrivals: Mutex::default(),
             })
         });
         let [ended_before, carried, cut] = [const { AtomicUsize::new(0) }; 3];
@@ -126,9 +149,9 @@ impl ServedListeners {
         }
     }
 
-    /// Returns the number of open connections.
+    /// Returns the number, age and traffic of the open connections.
     pub(in crate::lifecycle) fn connections(&self) -> Connections {
-        Connections { open: self.open() as u64, oldest_ms: None, transferred: 0 }
+        open_connections(self.ledgers())
     }
 
     /// Returns the counters of each listener.
@@ -136,15 +159,32 @@ impl ServedListeners {
         let mut counters = Counters::default();
         for one in &self.all {
             let listener = counters.listeners.entry(one.name.to_string()).or_default();
-            listener.accepted += one.accepted.load(Ordering::Relaxed) as u64;
-            listener.active += one.open.len() as u64;
+            listener.add(one.ledger.counters());
         }
         counters
     }
 
+    /// Returns whether connections of any listener may move at a handoff.
+    pub(in crate::lifecycle) fn carries(&self) -> bool {
+        self.all.iter().any(|one| one.arrivals().is_some())
+    }
+
+    /// Counts a connection of `listener` as moved to the successor.
+    pub(in crate::lifecycle) fn carried(&self, listener: &ServedListener) {
+        self.carried.fetch_add(1, Ordering::Relaxed);
+        listener.ledger.count(ListenerEvents::carried);
+    }
+
+    /// Records that the successor has died. Returns how many connections of this drain it had taken
+    /// over. They are lost.
+    pub(in crate::lifecycle) fn lost_with_successor(&self) -> u64 {
+        self.ledgers().map(|ledger| ledger.count(ListenerEvents::successor_lost)).sum()
+    }
+
     /// Starts to count how the connections end.
     pub(in crate::lifecycle) fn begin_drain(&self) {
-        self.ended_before.store(self.accepted().saturating_sub(self.open()), Ordering::Relaxed);
+        self.ledgers().for_each(|ledger| ledger.count(ListenerEvents::begin_drain));
+        self.ended_before.store(self.came().saturating_sub(self.open()), Ordering::Relaxed);
         self.carried.store(0, Ordering::Relaxed);
         self.cut.store(0, Ordering::Relaxed);
     }
@@ -159,7 +199,7 @@ impl ServedListeners {
         let [before, carried, cut] = [&self.ended_before, &self.carried, &self.cut]
             .map(|count| count.load(Ordering::Relaxed));
         let left = if cut == 0 { self.open() } else { 0 };
-        let ended = self.accepted().saturating_sub(before + carried + cut + left);
+        let ended = self.came().saturating_sub(before + carried + cut + left);
         DrainReport { ended, carried, cut }
     }
 
@@ -167,8 +207,12 @@ impl ServedListeners {
         self.all.iter().map(|one| one.open.len()).sum()
     }
 
-    fn accepted(&self) -> usize {
-        self.all.iter().map(|one| one.accepted.load(Ordering::Relaxed)).sum()
+    fn came(&self) -> usize {
+        self.all.iter().map(|one| one.came.load(Ordering::Relaxed)).sum()
+    }
+
+    fn ledgers(&self) -> impl Iterator<Item = &ListenerLedger> {
+        self.all.iter().map(|one| &one.ledger)
     }
 }
 
@@ -214,12 +258,42 @@ impl ServedListener {
         self.open.wait().await;
     }
 
-    /// Counts a connection. It is open until the returned token is dropped.
-    pub(in crate::lifecycle) fn admit(&self) -> TaskTrackerToken {
+    /// Returns a token that makes the drain of `term` wait for a first byte.
+    pub(in crate::lifecycle) fn awaiting(&self, term: &Term) -> TaskTrackerToken {
+        match self.order {
+            StopOrder::First => term.awaiting_first_byte().token(),
+            StopOrder::Last => term.last_awaiting().token(),
+        }
+    }
+
+    /// Counts a connection that began at `since`. It is open until the returned value is dropped.
+    pub(in crate::lifecycle) fn admit(
+        &self,
+        source: Source,
+        traffic: &Arc<Traffic>,
+        since: Instant,
+    ) -> OpenConnection {
         // Count the connection as open first. Otherwise a drain that begins now would count it as
         // ended.
-        let token = self.open.token();
-        self.accepted.fetch_add(1, Ordering::Relaxed);
-        token
+        let open = self.open.token();
+        self.came.fetch_add(1, Ordering::Relaxed);
+        OpenConnection { _entry: self.ledger.enter(source, traffic, since), _open: open }
+    }
+
+    /// Counts a connection that the successor has refused.
+    pub(in crate::lifecycle) fn refused(&self) {
+        self.ledger.count(|events| events.counters.refused += 1);
+    }
+
+    /// Lets connections from the predecessor go to `queue`. An earlier queue gets no more.
+    pub(in crate::lifecycle) fn queue_arrivals(&self, queue: ArrivalQueue) {
+        *self.arrivals.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(queue));
+    }
+
+    /// Returns where connections from the predecessor go. Returns `None` if the server or the
+    /// configuration does not let connections of this listener move.
+    pub(in crate::lifecycle) fn arrivals(&self) -> Option<Arc<ArrivalQueue>> {
+        let arrivals = self.arrivals.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        arrivals.filter(|_| self.on_handoff == OnHandoff::Carry)
     }
 }

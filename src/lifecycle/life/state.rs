@@ -7,6 +7,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::line::LifeRequest;
+use super::moves::Moves;
 use super::served::ServedListeners;
 use super::term::Term;
 use crate::carry::CarriedState;
@@ -30,6 +31,8 @@ pub(in crate::lifecycle) struct LifeState {
     /// The state from the predecessor.
     received: Mutex<Option<CarriedState>>,
     limits: OnceLock<ServerLimits>,
+    /// The moves of connections between this process and its neighbours.
+    pub(in crate::lifecycle) moves: Moves,
     /// The listeners of a server that accepts connections itself. Empty while the built-in server
     /// accepts them.
     pub(in crate::lifecycle) served: OnceLock<ServedListeners>,
@@ -71,6 +74,7 @@ impl LifeState {
             offered: Mutex::default(),
             received: Mutex::default(),
             limits: OnceLock::new(),
+            moves: Moves::default(),
             served: OnceLock::new(),
         }
     }

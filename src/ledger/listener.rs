@@ -1,26 +1,26 @@
 //! The ledger of a listener: its open connections, its counters, and how its connections ended.
 //!
-//! Each worker has a separate ledger for each listener. A status request adds up all ledgers. This
-//! module does not end connections; the module `drain` does.
+//! In the built-in server, each worker has a separate ledger for each listener. A status request
+//! adds up all ledgers. This module does not end connections; the module `drain` does.
 
 use tokio::time::Instant;
 
-use crate::ledger::{Ledger, LedgerEntry, LedgerSums};
+use super::{Ledger, LedgerEntry, LedgerSums};
 use crate::report::{Connections, ListenerCounters};
 
-/// The connections of one listener on one worker. The ledger notes when each connection began.
-pub(super) type ListenerLedger = Ledger<ListenerEvents, Instant>;
+/// The connections of one listener. The ledger notes when each connection began.
+pub(crate) type ListenerLedger = Ledger<ListenerEvents, Instant>;
 
 /// The entry of one connection in a [`ListenerLedger`].
-pub(super) type ListenerEntry = LedgerEntry<ListenerEvents, Instant>;
+pub(crate) type ListenerEntry = LedgerEntry<ListenerEvents, Instant>;
 
 /// The counters of a listener beyond those that its [`Ledger`] keeps by itself.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct ListenerEvents {
+pub(crate) struct ListenerEvents {
     /// The listener's counters. Fields that the ledger keeps by itself stay zero here. `limited`
     /// counts only shortages of file descriptors, because the module `limit` counts how often the
     /// listener is full.
-    pub(super) counters: ListenerCounters,
+    pub(crate) counters: ListenerCounters,
     /// How many connections had moved to successors when the last drain began.
     carried_before: u64,
     /// Whether the successor that the last drain moved connections to has died. A connection that
@@ -30,7 +30,7 @@ pub(super) struct ListenerEvents {
 
 impl ListenerEvents {
     /// Counts a connection that has moved to the successor.
-    pub(super) const fn carried(&mut self) {
+    pub(crate) const fn carried(&mut self) {
         self.counters.carried += 1;
         if self.successor_is_lost {
             self.carried_before += 1;
@@ -40,14 +40,14 @@ impl ListenerEvents {
 
     /// Records that a drain has begun. If the successor dies later, the connections that have moved
     /// to it since this call count as lost.
-    pub(super) const fn begin_drain(&mut self) {
+    pub(crate) const fn begin_drain(&mut self) {
         self.carried_before = self.counters.carried;
         self.successor_is_lost = false;
     }
 
     /// Records that the successor has died. Returns how many connections have moved to it since the
     /// drain began. These connections are now lost.
-    pub(super) const fn successor_lost(&mut self) -> u64 {
+    pub(crate) const fn successor_lost(&mut self) -> u64 {
         let lost = self.counters.carried - self.carried_before;
         self.carried_before = self.counters.carried;
         self.counters.lost += lost;
@@ -56,9 +56,21 @@ impl ListenerEvents {
     }
 }
 
+/// Returns the sums of the open connections in all `ledgers`, for a status report.
+pub(crate) fn open_connections<'a>(
+    ledgers: impl IntoIterator<Item = &'a ListenerLedger>,
+) -> Connections {
+    let all = ledgers.into_iter().map(ListenerLedger::connections);
+    all.fold(Connections::default(), |sum, one| Connections {
+        open: sum.open + one.open,
+        oldest_ms: sum.oldest_ms.max(one.oldest_ms),
+        transferred: sum.transferred + one.transferred,
+    })
+}
+
 impl ListenerLedger {
     /// Returns the number, age and traffic of the open connections, for a status report.
-    pub(super) fn connections(&self) -> Connections {
+    pub(crate) fn connections(&self) -> Connections {
         let LedgerSums { active, received, sent, least_note, .. } = self.sums();
         let oldest = least_note.map(|since| since.elapsed().as_millis());
         Connections {
@@ -69,7 +81,7 @@ impl ListenerLedger {
     }
 
     /// Returns the counters of all connections so far, including open ones.
-    pub(super) fn counters(&self) -> ListenerCounters {
+    pub(crate) fn counters(&self) -> ListenerCounters {
         let LedgerSums { opened: accepted, active, received, sent, counters, .. } = self.sums();
         ListenerCounters { accepted, active, received, sent, ..counters.counters }
     }

@@ -1,0 +1,199 @@
+//! The connections that leave this process for the successor.
+//!
+//! [`Departures`] is what the tasks of the connections share: the scheduler that asks them to move,
+//! and the channel through which they move. [`DepartureTasks`] belongs to the server. It begins and
+//! ends the move, and knows when the move is over.
+
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
+use super::outgoing::{Outgoing, OutgoingConnection, Verdict};
+use super::scheduler::{CarryScheduler, CarrySlot};
+
+/// The part of a move to the successor that all connections of a server share.
+#[derive(Debug)]
+pub(crate) struct Departures {
+    /// The scheduler that asks connections to move to the successor.
+    scheduler: Arc<CarryScheduler>,
+    /// The channel through which connections move, or `None` if they do not move at the moment.
+    successor: Mutex<Option<Arc<Outgoing>>>,
+    /// The connections that are being sent to the successor. A connection is counted here until it
+    /// has moved or this process has decided to keep it.
+    leaving: TaskTracker,
+}
+
+/// The outcome of sending a connection to the successor.
+#[derive(Debug)]
+pub(crate) enum Departure {
+    /// The connection belongs to the successor. The caller drops the token when it has counted the
+    /// move.
+    Taken(TaskTrackerToken),
+    /// The connection stays here, and must be drained, because the successor has refused it.
+    Refused,
+    /// The connection stays here, because no successor takes connections any more.
+    Kept,
+}
+
+/// The reason why no more connections will move to the successor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CarryEnd {
+    /// All connections that could move to the successor have moved.
+    AllWent,
+    /// The successor takes no more connections: it does not support carrying, was told to stop, or
+    /// is dead.
+    ReceiverGone,
+}
+
+impl Default for Departures {
+    fn default() -> Self {
+        let leaving = TaskTracker::new();
+        leaving.close();
+        Self { scheduler: Arc::default(), successor: Mutex::default(), leaving }
+    }
+}
+
+impl Departures {
+    /// Registers a connection that can move to a successor.
+    pub(crate) fn register(&self) -> CarrySlot {
+        CarrySlot::new(Arc::clone(&self.scheduler))
+    }
+
+    /// Sends a connection to the successor, and waits for the answer. `slot` is the registration of
+    /// the connection.
+    ///
+    /// Not cancel safe: if the future is dropped, it is unknown which process owns the connection.
+    /// The caller may then only close its file descriptor.
+    pub(crate) async fn send(
+        &self,
+        slot: &CarrySlot,
+        connection: &OutgoingConnection<'_>,
+    ) -> Departure {
+        let leaving = self.leaving.token();
+        let successor = self.successor.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let verdict = match successor {
+            Some(successor) => successor.hand_over(connection).await,
+            None => Verdict::NoReceiver,
+        };
+        match verdict {
+            Verdict::Taken => Departure::Taken(leaving),
+            Verdict::Refused(why) => {
+                let OutgoingConnection { listener, peer, .. } = connection;
+                tracing::debug!(
+                    event = "carry.connection_declined", listener, %peer, reason = why,
+                    "the successor did not take over a client connection, draining it here \
+                    instead: {why}"
+                );
+                slot.refused();
+                Departure::Refused
+            }
+            Verdict::NoReceiver => {
+                slot.alone();
+                Departure::Kept
+            }
+        }
+    }
+
+    /// Waits until the outcome of every connection that is being sent to the successor is known and
+    /// counted. Cancel safe.
+    pub(crate) async fn settled(&self) {
+        self.leaving.wait().await;
+    }
+
+    /// Sets the channel through which connections move to the successor. With `None`, connections
+    /// that have not been sent yet stay here.
+    fn carry_to(&self, successor: Option<Arc<Outgoing>>) {
+        let mut current = self.successor.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(last) = std::mem::replace(&mut *current, successor) {
+            last.close();
+        }
+    }
+}
+
+/// The tasks that read the successor's answers while connections move to it.
+#[derive(Debug, Default)]
+pub(crate) struct DepartureTasks {
+    departures: Arc<Departures>,
+    all: JoinSet<()>,
+    /// The result of the most recent task.
+    ended: Option<watch::Receiver<Option<CarryEnd>>>,
+}
+
+impl DepartureTasks {
+    /// Creates the server's end of `departures`.
+    pub(crate) fn new(departures: Arc<Departures>) -> Self {
+        Self { departures, ..Self::default() }
+    }
+
+    /// Returns the part that the connections share.
+    pub(crate) const fn departures(&self) -> &Arc<Departures> {
+        &self.departures
+    }
+
+    /// Asks every connection that can move to do so, through `channel`. `arriving` tracks the tasks
+    /// that still take over connections from the predecessor. Returns `false` if connections cannot
+    /// move, because the channel cannot be registered with the tokio runtime.
+    pub(crate) fn begin(&mut self, channel: OwnedFd, arriving: TaskTracker) -> bool {
+        let outgoing = match Outgoing::new(channel) {
+            Ok(outgoing) => Arc::new(outgoing),
+            Err(error) => {
+                tracing::error!(
+                    event = "carry.unavailable", reason = %error,
+                    "cannot move client connections to the successor, draining them here instead: \
+                    {error}"
+                );
+                return false;
+            }
+        };
+        let departures = Arc::clone(&self.departures);
+        departures.carry_to(Some(Arc::clone(&outgoing)));
+        departures.scheduler.begin();
+        let (ended, carry_ended) = watch::channel(None);
+        self.ended = Some(carry_ended);
+        self.all.spawn(async move {
+            // Also wait for connections that still arrive from the predecessor, because they must
+            // move on to the successor.
+            let all_went = async {
+                arriving.wait().await;
+                departures.scheduler.all_went().await;
+            };
+            // After the channel is closed, no more connections are sent. The move then ends when
+            // the outcome of every connection that was already sent is known.
+            let called_off = async {
+                outgoing.closed().await;
+                departures.settled().await;
+            };
+            let end = tokio::select! {
+                () = outgoing.answers() => CarryEnd::ReceiverGone,
+                () = all_went => CarryEnd::AllWent,
+                () = called_off => CarryEnd::AllWent,
+            };
+            ended.send_replace(Some(end));
+        });
+        true
+    }
+
+    /// Stops moving connections to the successor.
+    pub(crate) fn end(&mut self) {
+        self.departures.carry_to(None);
+        self.departures.scheduler.end();
+        // Drop only the receiver of the result. The task in `all` continues until the successor has
+        // answered for every connection that was sent.
+        self.ended = None;
+    }
+
+    /// Waits until no more connections will move to the successor, and returns the reason. Never
+    /// resolves unless connections have begun to move. Cancel safe.
+    pub(crate) async fn ended(&self) -> CarryEnd {
+        if let Some(mut ended) = self.ended.clone() {
+            if let Ok(end) = ended.wait_for(Option::is_some).await {
+                return end.unwrap_or(CarryEnd::ReceiverGone);
+            }
+        }
+        std::future::pending().await
+    }
+}

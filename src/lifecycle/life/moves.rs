@@ -1,0 +1,45 @@
+//! The moves of connections between this process and its neighbours, for a server that accepts
+//! connections itself: what its connections need to leave, and whether some still arrive.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::carry::Departures;
+
+/// The state of the moves. The driver changes it, and the connections read it.
+#[derive(Debug, Default)]
+pub(in crate::lifecycle) struct Moves {
+    /// The means by which connections move to the successor.
+    pub(in crate::lifecycle) departures: Arc<Departures>,
+    /// Tracks the tasks that take over connections from the predecessor.
+    pub(in crate::lifecycle) arriving: TaskTracker,
+    /// Cancelled when connections that have not moved to the successor must end.
+    told: Mutex<CancellationToken>,
+}
+
+impl Moves {
+    /// Waits until connections that have not moved to the successor must end. Cancel safe.
+    pub(in crate::lifecycle) async fn draining_uncarried(&self) {
+        let told = self.lock().clone();
+        told.cancelled().await;
+    }
+
+    /// Tells the connections that have not moved to the successor to end.
+    pub(in crate::lifecycle) fn drain_uncarried(&self) {
+        self.lock().cancel();
+    }
+
+    /// Lets connections move to the next successor, because the last one has died.
+    pub(in crate::lifecycle) fn resume(&self) {
+        let mut told = self.lock();
+        if told.is_cancelled() {
+            *told = CancellationToken::new();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, CancellationToken> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
