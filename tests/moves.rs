@@ -192,6 +192,7 @@ fn connections_that_die_with_the_successor_are_counted() {
     moves.say("hello\n");
     stays.say("half a line\nand anoth");
     let lost = replace(&line, line.first_pid());
+    assert_becomes(&1, || counter(&line, "carried"));
     assert_eq!(moves.say("moved\n"), lost);
     let mark = line.mark();
     signal(lost, Signal::SIGKILL);
