@@ -27,6 +27,7 @@ use std::fs;
 
 use http::{Kept, Load};
 use server::{Clients, Server};
+use support::{assert_becomes, exit_code};
 
 /// Replaces a server of HTTP under load: short connections, and connections that are kept.
 fn loses_no_request(name: &str, expected: &'static str, end: KeptConnections) {
@@ -115,6 +116,25 @@ fn axum_over_tls() {
 #[test]
 fn axum_with_websockets() {
     loses_nothing("axum_websocket", "http", &["websocket"]);
+}
+
+/// Websockets move at each handoff, and each old process ends as soon as they have gone.
+#[test]
+fn websockets_move_and_their_clients_do_not_notice() {
+    const CLIENTS: u64 = 100;
+    let server = Server::start("websocket", &["ws"]);
+    let clients = Clients::start("moving", &server.address("ws"), server.folder());
+    assert_becomes(&CLIENTS, || server.counter("ws", "active"));
+    for round in 1..=server::handoffs() {
+        let old = server.pid();
+        server.reload();
+        assert_eq!(exit_code(old), 0);
+        assert_becomes(&(round * CLIENTS), || server.counter("ws", "carried"));
+    }
+    assert_eq!(["accepted", "active"].map(|name| server.counter("ws", name)), [CLIENTS; 2]);
+    assert_eq!(["refused", "lost"].map(|name| server.counter("ws", name)), [0; 2]);
+    clients.lose_nothing();
+    server.stop();
 }
 
 #[test]

@@ -148,6 +148,14 @@ impl Server {
         }
     }
 
+    /// Returns a counter of a listener, over all generations.
+    pub(crate) fn counter(&self, listener: &str, name: &str) -> u64 {
+        let (code, said) = self.handoffd(&["status", "--json"]);
+        assert_eq!(code, 0, "{said}");
+        let status: serde_json::Value = serde_json::from_str(&said).unwrap();
+        status["counters"]["listeners"][listener][name].as_u64().unwrap_or(0)
+    }
+
     /// Returns the pids of all generations.
     pub(crate) fn pids(&self) -> Vec<u32> {
         let (code, said) = self.handoffd(&["status", "--json"]);

@@ -1,7 +1,7 @@
 //! The clients of the tests: they put a server under load until standard input ends, and print what
 //! became of their requests.
 //!
-//! `client tls|websocket|sse|unary|streaming ADDRESS`
+//! `client tls|websocket|moving|sse|unary|streaming ADDRESS`
 
 use std::io::{self, Read};
 use std::sync::Arc;
@@ -16,10 +16,13 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::frame::Frame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 
 type Failure = Box<dyn std::error::Error>;
 
 const CLIENTS: usize = 4;
+const MOVING_CLIENTS: usize = 100;
 const REUSE: usize = 20;
 
 static STOP: AtomicBool = AtomicBool::new(false);
@@ -36,7 +39,8 @@ async fn main() {
         let _ = io::stdin().read(&mut [0]);
         STOP.store(true, Ordering::Relaxed);
     });
-    let clients = (0..CLIENTS).map(|_| client(&kind, &address));
+    let count = if kind == "moving" { MOVING_CLIENTS } else { CLIENTS };
+    let clients = (0..count).map(|_| client(&kind, &address));
     let (mut served, mut failed) = (0, 0);
     for (one, broken) in futures_util::future::join_all(clients).await {
         served += one;
@@ -52,6 +56,7 @@ async fn client(kind: &str, address: &str) -> (usize, usize) {
         let ended = match kind {
             "tls" => tls(address, &mut served).await,
             "websocket" => websocket(address, &mut served).await,
+            "moving" => moving(address, &mut served).await,
             "sse" => events(address, &mut served).await,
             "unary" => unary(address, &mut served).await,
             "streaming" => streaming(address, &mut served).await,
@@ -114,6 +119,50 @@ async fn websocket(address: &str, served: &mut usize) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// Sends messages on one websocket until the end, which only the client may bring about. The server
+/// numbers the messages, so none is lost or repeated.
+async fn moving(address: &str, served: &mut usize) -> Result<(), Failure> {
+    let (mut socket, _) = tokio_tungstenite::connect_async(format!("ws://{address}/")).await?;
+    let mut count = 0;
+    while !stopped() {
+        // Several messages at a time: a long one, one in two frames around a ping, and a short one.
+        let texts = ["long ".repeat(count % 7 * 5000), "two frames".to_owned(), "short".to_owned()];
+        socket.feed(Message::text(texts[0].as_str())).await?;
+        for (part, code, is_last) in [("two ", Data::Text, false), ("frames", Data::Continue, true)]
+        {
+            let frame = Frame::message(part.as_bytes().to_vec(), OpCode::Data(code), is_last);
+            socket.send(Message::Frame(frame)).await?;
+            if !is_last {
+                socket.send(Message::Ping("well?".into())).await?;
+            }
+        }
+        socket.send(Message::text(texts[2].as_str())).await?;
+        let mut pongs = 0;
+        for text in texts {
+            count += 1;
+            let reply = loop {
+                match socket.next().await {
+                    Some(Ok(Message::Pong(_))) => pongs += 1,
+                    other => break other,
+                }
+            };
+            match reply {
+                Some(Ok(Message::Text(reply))) if reply == format!("{count} {text}") => {}
+                other => return Err(format!("{other:?} instead of reply {count}").into()),
+            }
+            *served += 1;
+        }
+        if pongs != 1 {
+            return Err(format!("{pongs} pongs for one ping").into());
+        }
+    }
+    socket.close(None).await?;
+    match socket.next().await {
+        Some(Ok(Message::Close(_))) => Ok(()),
+        other => Err(format!("{other:?} instead of the end").into()),
+    }
 }
 
 /// Reads events until the server ends the stream with the last chunk.

@@ -1,4 +1,7 @@
-//! What the recipe for tonic and its client share: the messages, and the generated service.
+//! What the recipes share with their clients: the messages and the generated service of the recipe
+//! for tonic, and the frames of the recipe for websockets that move.
+
+pub mod frames;
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Name {

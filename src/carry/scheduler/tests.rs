@@ -245,8 +245,7 @@ fn a_permit_that_is_dropped_goes_to_another_connection() {
 async fn a_round_does_not_wait_for_a_busy_connection_that_opts_out() {
     let scheduler: Arc<CarryScheduler> = Arc::default();
     let [early, late] = [(), ()].map(|()| CarrySlot::new(Arc::clone(&scheduler)));
-    early.ignore();
-    late.ignore();
+    [&early, &late].into_iter().for_each(CarrySlot::ignore);
     early.opt_out();
     scheduler.begin();
     assert!(early.request().is_refused() && !scheduler.lock().is_over());
