@@ -265,6 +265,7 @@ async fn blocking(life: Life) -> Result<(), Failure> {
 }
 
 /// Panics while a thread of the runtime blocks for ever, once a client has connected.
+#[expect(clippy::panic, reason = "the test asks for a panic")]
 async fn panicking(life: Life) -> Result<(), Failure> {
     let mut acceptor = life.acceptor("echo")?;
     life.ready();

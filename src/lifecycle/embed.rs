@@ -27,6 +27,7 @@ use tokio::sync::watch;
 use super::builder::Builder;
 use super::driver::{Driver, RunReport};
 use super::life::{Life, LifeRequest, ServedListeners};
+use crate::config::{Config, OnHandoff};
 use crate::error::Error;
 use crate::handoff::SignalUse;
 use data_plane::{Embedded, ServerState};
@@ -122,8 +123,7 @@ impl Builder {
                 return Err(error);
             }
         };
-        let (by_name, default) = (config.listeners.on_handoff(), config.on_handoff);
-        let on_handoff = |name: &str| by_name.get(name).copied().unwrap_or(default);
+        let on_handoff = on_handoff(&config);
         let driver = runtime.within(|| Driver::start(config, inheritance, plane, line))?;
         let served = ServedListeners::new(driver.listeners(), &last, on_handoff)
             .inspect_err(|error| driver.refuse(error))?;
@@ -156,6 +156,12 @@ impl Builder {
             server.send_replace(turns.state());
         }
     }
+}
+
+/// Returns a function that returns whether the connections of a listener may move at a handoff.
+fn on_handoff(config: &Config) -> impl Fn(&str) -> OnHandoff + use<> {
+    let (by_name, default) = (config.listeners.on_handoff(), config.on_handoff);
+    move |name| by_name.get(name).copied().unwrap_or(default)
 }
 
 /// Ends the process if it does not end by itself after a panic of the server.
