@@ -167,11 +167,12 @@ fn without_restart_the_generation_ends_with_its_program() {
 #[test]
 fn a_program_that_ignores_the_stop_is_killed() {
     let line = run(|command, folder| {
-        put(folder, "trap '' TERM; sleep 1000 & sleep 1000");
+        put(folder, "trap '' TERM; : > \"$(dirname \"$0\")/ignores\"; sleep 1000 & sleep 1000");
         command.args(["--attach", "inherit", "--ready", "after:0", "--stop-timeout", "200ms"]);
         command.arg("--").arg(folder.join("app"));
     });
     line.wait_for(1, Event::GenerationServing);
+    assert_becomes(&true, || line.folder().join("ignores").exists());
     line.signal(1, Signal::SIGTERM);
     line.wait_for(1, Event::ProgramKilled);
     // The log ends only when the last process with its standard error has ended.
