@@ -57,7 +57,37 @@ impl Default for Departures {
     }
 }
 
+/// Connections that register only when there is room to move them. A server that has very many
+/// connections thereby needs no memory for their registrations until then.
+pub(crate) trait UnregisteredConnections: Send + 'static {
+    /// Registers the connections one after another, as soon as [`Departures::has_room`] allows it,
+    /// until none is left or no more connections move. Cancel safe.
+    fn register_all(&self) -> impl Future<Output = ()> + Send;
+
+    /// Returns whether a connection that may move is left.
+    fn is_any_left(&self) -> bool;
+}
+
+/// A server whose connections are all registered from their beginning.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AllRegistered;
+
+impl UnregisteredConnections for AllRegistered {
+    async fn register_all(&self) {}
+
+    fn is_any_left(&self) -> bool {
+        false
+    }
+}
+
 impl Departures {
+    /// Waits until another connection may register to move at once. Returns whether connections
+    /// move at the moment. Cancel safe.
+    #[cfg(feature = "proxy")]
+    pub(crate) async fn has_room(&self) -> bool {
+        self.scheduler.has_room().await
+    }
+
     /// Registers a connection that can move to a successor.
     pub(crate) fn register(&self) -> CarrySlot {
         CarrySlot::new(Arc::clone(&self.scheduler))
@@ -104,6 +134,22 @@ impl Departures {
         self.leaving.wait().await;
     }
 
+    /// Waits until every connection that can move has moved, ended or been refused.
+    async fn all_went(&self, arriving: &TaskTracker, others: &impl UnregisteredConnections) {
+        // Also wait for connections that still arrive from the predecessor, because they must move
+        // on to the successor.
+        arriving.wait().await;
+        loop {
+            others.register_all().await;
+            self.scheduler.all_went().await;
+            // Look at the others only now. A connection that becomes one of them stays registered
+            // until then, so it cannot be overlooked.
+            if !others.is_any_left() {
+                return;
+            }
+        }
+    }
+
     /// Sets the channel through which connections move to the successor. With `None`, connections
     /// that have not been sent yet stay here.
     fn carry_to(&self, successor: Option<Arc<Outgoing>>) {
@@ -137,7 +183,12 @@ impl DepartureTasks {
     /// Asks every connection that can move to do so, through `channel`. `arriving` tracks the tasks
     /// that still take over connections from the predecessor. Returns `false` if connections cannot
     /// move, because the channel cannot be registered with the tokio runtime.
-    pub(crate) fn begin(&mut self, channel: OwnedFd, arriving: TaskTracker) -> bool {
+    pub(crate) fn begin(
+        &mut self,
+        channel: OwnedFd,
+        arriving: TaskTracker,
+        others: impl UnregisteredConnections + Sync,
+    ) -> bool {
         let outgoing = match Outgoing::new(channel) {
             Ok(outgoing) => Arc::new(outgoing),
             Err(error) => {
@@ -155,12 +206,7 @@ impl DepartureTasks {
         let (ended, carry_ended) = watch::channel(None);
         self.ended = Some(carry_ended);
         self.all.spawn(async move {
-            // Also wait for connections that still arrive from the predecessor, because they must
-            // move on to the successor.
-            let all_went = async {
-                arriving.wait().await;
-                departures.scheduler.all_went().await;
-            };
+            let all_went = departures.all_went(&arriving, &others);
             // After the channel is closed, no more connections are sent. The move then ends when
             // the outcome of every connection that was already sent is known.
             let called_off = async {

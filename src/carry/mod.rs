@@ -25,9 +25,15 @@ mod scheduler;
 mod state;
 mod takeover;
 
-pub(crate) use departures::{CarryEnd, Departure, DepartureTasks, Departures};
+pub(crate) use departures::{
+    AllRegistered, CarryEnd, Departure, DepartureTasks, Departures, UnregisteredConnections,
+};
 pub(crate) use incoming::CarriedConnection;
+#[cfg(all(test, feature = "proxy"))]
+pub(crate) use incoming::{Arrival, Incoming};
 pub(crate) use outgoing::OutgoingConnection;
+#[cfg(all(test, feature = "proxy"))]
+pub(crate) use packet::CarryAnswer;
 pub(crate) use packet::VERSION;
 pub(crate) use request::CarryRequest;
 #[cfg(all(test, feature = "proxy"))]

@@ -32,6 +32,9 @@ pub(crate) struct CarryScheduler {
     round: Mutex<CarryRound>,
     /// Notified when no connection can move any more.
     all_went: Notify,
+    /// Notified when a permit may be free, or when the round has ended.
+    #[cfg(feature = "proxy")]
+    room: Notify,
 }
 
 /// One attempt to move all connections to a successor.
@@ -81,6 +84,23 @@ impl CarryScheduler {
         }
     }
 
+    /// Waits until another connection may register to move at once. Returns whether a round is in
+    /// progress. Cancel safe.
+    #[cfg(feature = "proxy")]
+    pub(crate) async fn has_room(&self) -> bool {
+        loop {
+            let room = self.room.notified();
+            let (is_in_progress, permits) = {
+                let round = self.lock();
+                (round.is_in_progress, round.permits)
+            };
+            if !is_in_progress || permits < AT_ONCE {
+                return is_in_progress;
+            }
+            room.await;
+        }
+    }
+
     /// Changes the round, asks more connections to move if permits have become free, and wakes each
     /// connection whose request has changed.
     fn change<T>(&self, change: impl FnOnce(&mut CarryRound) -> T) -> T {
@@ -88,6 +108,10 @@ impl CarryScheduler {
         let result = change(&mut round);
         round.ask_more();
         let (changed, is_over) = (std::mem::take(&mut round.changed), round.is_over());
+        #[cfg(feature = "proxy")]
+        if round.permits < AT_ONCE {
+            self.room.notify_waiters();
+        }
         drop(round);
         changed.iter().for_each(|request| request.wake());
         if is_over {

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
 use super::carry::Arrivals;
-use crate::carry::{CarryEnd, DepartureTasks, Takeovers};
+use crate::carry::{AllRegistered, CarryEnd, DepartureTasks, Takeovers};
 use crate::data_plane::{CarryPlane, DataPlane};
 use crate::drain::DrainReport;
 use crate::error::Error;
@@ -116,7 +116,8 @@ impl DataPlane for Embedded {
     /// all other connections, which is that of the term.
     fn drain(&mut self, successor: Option<OwnedFd>) {
         let arriving = self.taking.tracker().clone();
-        if !successor.is_some_and(|channel| self.departing.begin(channel, arriving)) {
+        if !successor.is_some_and(|channel| self.departing.begin(channel, arriving, AllRegistered))
+        {
             self.drain_uncarried();
         }
     }
