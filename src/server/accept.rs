@@ -29,27 +29,49 @@ pub(super) struct Accepting<S> {
     pub(super) beats: mpsc::Receiver<TaskTrackerToken>,
 }
 
-/// Runs the accept loops of one worker, each in its own task, until `stop_all` is cancelled.
+/// How many workers accept on one listener. The kernel wakes all of them for each client, so the
+/// cost of a client would otherwise grow with the number of workers. A few are enough, because the
+/// worker that accepts a client may pass it on. More than one also accept while another is busy.
+const ACCEPTING_WORKERS: usize = 4;
+
+/// Returns whether a worker accepts on the listener with this number. Different listeners use
+/// different workers, but none beyond the number of processors.
+pub(super) const fn accepts_on(listener: usize, worker: usize, processors: usize) -> bool {
+    worker < processors
+        && (worker + processors - listener % processors) % processors < ACCEPTING_WORKERS
+}
+
+/// The accept loops of one worker, each of which gets its own task.
 ///
-/// This function runs on the worker itself, because waking another thread for each loop would be
-/// much slower. If a loop panics, this function reports the panic, and the other loops continue.
-pub(super) async fn run_all<S: Service>(
-    loops: Vec<Accepting<S>>,
-    stop: CancellationToken,
-    stop_all: CancellationToken,
-    deaths: Deaths,
-) {
-    let mut running: JoinSet<()> = loops.into_iter().map(Accepting::run).collect();
-    loop {
-        tokio::select! {
-            biased;
-            () = stop_all.cancelled() => break,
-            Some(ended) = running.join_next() => report_panic(ended, &deaths),
+/// They run on the worker itself, because waking another thread for each loop would be much slower.
+pub(super) struct WorkerLoops<S> {
+    pub(super) loops: Vec<Accepting<S>>,
+    /// The heartbeats for the worker itself.
+    pub(super) beats: mpsc::Receiver<TaskTrackerToken>,
+    /// A token that stops the loops when it is cancelled.
+    pub(super) stop: CancellationToken,
+    /// A token that stops the loops of all workers.
+    pub(super) stop_all: CancellationToken,
+    pub(super) deaths: Deaths,
+}
+
+impl<S: Service> WorkerLoops<S> {
+    /// Runs the accept loops until `stop_all` is cancelled. If a loop panics, this function reports
+    /// the panic, and the other loops continue.
+    pub(super) async fn run(mut self) {
+        let mut running: JoinSet<()> = self.loops.into_iter().map(Accepting::run).collect();
+        loop {
+            tokio::select! {
+                biased;
+                () = self.stop_all.cancelled() => break,
+                Some(beat) = self.beats.recv() => drop(beat),
+                Some(ended) = running.join_next() => report_panic(ended, &self.deaths),
+            }
         }
-    }
-    stop.cancel();
-    while let Some(ended) = running.join_next().await {
-        report_panic(ended, &deaths);
+        self.stop.cancel();
+        while let Some(ended) = running.join_next().await {
+            report_panic(ended, &self.deaths);
+        }
     }
 }
 
@@ -91,8 +113,27 @@ impl<S: Service> Accepting<S> {
     fn admit(&self, accepted: Accepted, permit: Option<Permit>) {
         let worker = choose(&self.slot.workers, self.own);
         let _within = self.slot.enter(worker);
-        if let Some(client) = accepted.into_stream(self.acceptor.listener()) {
-            self.slot.serve(worker, client, permit.map(Permit::used));
+        let (listener, permit) = (self.acceptor.listener(), permit.map(Permit::used));
+        self.slot.serve_accepted(worker, accepted, listener, permit);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// However many workers there are, a few of them accept on a listener, and each worker accepts
+    /// on as many listeners as the others.
+    #[test]
+    fn a_few_workers_accept_on_each_listener() {
+        for processors in 1..=64 {
+            let accepts = |listener, worker| accepts_on(listener, worker, processors);
+            for listener in 0..processors * 2 {
+                let workers = (0..100).filter(|worker| accepts(listener, *worker));
+                assert_eq!(workers.count(), processors.min(ACCEPTING_WORKERS));
+            }
+            let listeners = (0..processors).filter(|listener| accepts(*listener, processors - 1));
+            assert_eq!(listeners.count(), processors.min(ACCEPTING_WORKERS));
         }
     }
 }

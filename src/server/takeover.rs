@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::connection::{ConnectionContext, ConnectionTask};
 use super::listener::ListenerSlot;
-use super::workers::choose;
+use super::workers::least_loaded;
 use crate::carry::{CarriedConnection, Declined, TakesOver};
 use crate::service::Service;
 
@@ -40,10 +40,10 @@ impl<S: Service> TakesOver for TakingOver<S> {
             }
             None => None,
         };
-        let worker = choose(&slot.workers, 0);
+        let worker = least_loaded(&slot.workers);
         let _within = slot.enter(worker);
         let (client, since, parcel) = connection.into_stream()?;
-        let task = slot.prepare(worker, client, since, permit, Some(parcel));
+        let task = slot.prepare(worker, client, since, permit, parcel);
         Ok(PreparedConnection { slot: Arc::clone(slot), worker, task })
     }
 

@@ -10,7 +10,7 @@ use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -144,6 +144,15 @@ impl Worker {
         &self.handle
     }
 
+    /// Returns the number of connections on this worker. A dead worker seems to have very many.
+    /// Otherwise it would get every connection, because its load is the lowest.
+    fn load_or_dead(&self) -> usize {
+        if self.is_dead.load(Ordering::Relaxed) {
+            return usize::MAX / 4;
+        }
+        self.load.load(Ordering::Relaxed)
+    }
+
     /// Raises the load of the worker by one connection, until the returned value is dropped.
     pub(super) fn load(&self) -> Load {
         self.load.fetch_add(1, Ordering::Relaxed);
@@ -157,21 +166,41 @@ impl Drop for Load {
     }
 }
 
+/// How many more connections the workers have that each have a processor, before an accepted
+/// connection goes to a worker beyond them. Threads beyond the number of processors never run at
+/// the same time as all others, and each of them serves fewer connections each time it wakes up.
+const BEYOND_PROCESSORS: usize = 64;
+
 /// Returns the index of the worker that serves a connection accepted by worker `own`.
 ///
 /// The result is `own`, unless another worker has clearly fewer connections. Without this check,
 /// long-lived connections would be spread unevenly, because chance decides which thread wakes up
 /// first and accepts. Small differences are ignored, because it takes time to wake another thread.
 pub(super) fn choose(workers: &[Worker], own: usize) -> usize {
-    // Treat a dead worker as very busy. Otherwise it would get every connection, because its load
-    // is the lowest.
-    let load = |number: usize| match &workers[number] {
-        dead if dead.is_dead.load(Ordering::Relaxed) => usize::MAX / 4,
-        worker => worker.load.load(Ordering::Relaxed),
+    choose_among(workers, own, processors(workers))
+}
+
+fn choose_among(workers: &[Worker], own: usize, processors: usize) -> usize {
+    let load = |number: usize| {
+        let beyond = if number < processors { 0 } else { BEYOND_PROCESSORS };
+        workers[number].load_or_dead() + beyond
     };
     let least = (0..workers.len()).min_by_key(|number| load(*number)).unwrap_or(own);
     let clearly_less = load(least) + load(least) / 8 + 2;
     if load(own) > clearly_less { least } else { own }
+}
+
+/// Returns the index of the worker with the fewest connections. A connection that moves here has
+/// existed for some time, and probably stays.
+pub(super) fn least_loaded(workers: &[Worker]) -> usize {
+    (0..workers.len()).min_by_key(|number| workers[*number].load_or_dead()).unwrap_or(0)
+}
+
+/// Returns how many of the workers can run at the same time.
+pub(super) fn processors(workers: &[Worker]) -> usize {
+    static PROCESSORS: LazyLock<usize> =
+        LazyLock::new(|| std::thread::available_parallelism().map_or(1, NonZeroUsize::get));
+    workers.len().min(*PROCESSORS)
 }
 
 impl Drop for Workers {
@@ -203,15 +232,31 @@ mod tests {
     fn connections_that_one_thread_accepts_are_shared_out() {
         let workers = Workers::start(NonZeroUsize::new(3).unwrap()).unwrap();
         let all = workers.all();
-        let mut loads: Vec<Load> = (0..90).map(|_| all[choose(all, 0)].load()).collect();
+        let mut loads: Vec<Load> = (0..90).map(|_| all[choose_among(all, 0, 3)].load()).collect();
         let counts =
             || all.iter().map(|worker| worker.load.load(Ordering::Relaxed)).collect::<Vec<_>>();
         assert!(counts().iter().all(|count| (27..=36).contains(count)), "{:?}", counts());
         // A worker keeps the connections that it accepts if its load is not higher than that of the
         // others.
-        assert_eq!((choose(all, 1), choose(all, 2)), (1, 2));
+        assert_eq!((choose_among(all, 1, 3), choose_among(all, 2, 3)), (1, 2));
         loads.clear();
         assert_eq!(counts(), [0, 0, 0]);
+    }
+
+    /// A worker beyond the number of processors gets accepted connections only when the others have
+    /// many. A connection that moves here goes to the worker with the fewest.
+    #[test]
+    fn a_worker_without_a_processor_gets_few_connections() {
+        let workers = Workers::start(NonZeroUsize::new(3).unwrap()).unwrap();
+        let all = workers.all();
+        let mut loads = Vec::new();
+        let mut accept = |count: usize| {
+            loads.extend((0..count).map(|_| all[choose_among(all, 0, 2)].load()));
+            [0, 1, 2].map(|number: usize| all[number].load_or_dead())
+        };
+        assert_eq!(accept(100)[2], 0);
+        assert!(accept(400)[2] >= 100);
+        assert_eq!(least_loaded(all), 2);
     }
 
     /// A dead worker is never chosen, although its load is the lowest.
