@@ -96,6 +96,8 @@ mod ledger;
 mod lifecycle;
 mod net;
 mod notify;
+#[cfg(feature = "proxy")]
+mod plane;
 mod report;
 mod server;
 mod service;

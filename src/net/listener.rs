@@ -11,6 +11,8 @@
 //! create listeners.
 
 use std::io;
+#[cfg(feature = "proxy")]
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,6 +25,8 @@ use tokio::io::unix::AsyncFd;
 
 use super::origin::{Binding, Origin};
 use super::peer::Peer;
+#[cfg(feature = "proxy")]
+use super::proxied::RelaySocket;
 use super::shortage::Shortage;
 use super::stream::Stream;
 use crate::sys;
@@ -58,6 +62,26 @@ impl AsFd for Accepted {
 }
 
 impl Accepted {
+    /// Returns the address of the client.
+    #[cfg(feature = "proxy")]
+    pub(crate) const fn peer(&self) -> Peer {
+        self.peer
+    }
+
+    /// Returns the client's address and the address that it has connected to. Returns `None` for a
+    /// Unix socket.
+    #[cfg(feature = "proxy")]
+    pub(crate) fn route(&self) -> Option<(SocketAddr, SocketAddr)> {
+        let destination = self.socket.local_addr().ok()?.as_socket()?;
+        Some((self.peer.address()?, destination))
+    }
+
+    /// Takes the connection without registering it with a tokio runtime.
+    #[cfg(feature = "proxy")]
+    pub(crate) fn into_relay_socket(self) -> RelaySocket {
+        RelaySocket::new(self.socket, self.peer == Peer::Unix)
+    }
+
     /// Registers the connection with the current tokio runtime. If the kernel has no memory left,
     /// closes the connection and returns `None`.
     pub(crate) fn into_stream(self, listener: &Listener) -> Option<(Stream, Peer)> {

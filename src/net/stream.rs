@@ -31,9 +31,6 @@ pub struct Stream {
     /// Whether another process may still hold the socket, such as a predecessor that hangs. If so,
     /// the peer does not notice when this process closes the socket.
     pub(super) is_shared: bool,
-    /// Whether to try a write even if the tokio runtime regards the socket as not writable (see
-    /// `proxied::hangup`).
-    pub(super) tries_writes: bool,
     pub(super) delay: Delay,
     /// How a server of its own counts this connection. `None` if the built-in server serves it.
     counted: Option<Box<CountedByServer>>,
@@ -84,6 +81,20 @@ pub(super) enum Delay {
     FromTheSecond,
 }
 
+impl Delay {
+    /// Calls `set_option` if the next write is the second one. Returns the state after that write.
+    pub(super) fn before_write(self, set_option: impl FnOnce()) -> Self {
+        match self {
+            Self::FromTheFirst => Self::FromTheSecond,
+            Self::FromTheSecond => {
+                set_option();
+                Self::None
+            }
+            Self::None => Self::None,
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(super) enum Family {
     Tcp(TcpStream),
@@ -99,16 +110,20 @@ impl Stream {
             Peer::Tcp(_) => Family::Tcp(TcpStream::from_std(fd.into())?),
             Peer::Unix => Family::Unix(UnixStream::from_std(fd.into())?),
         };
-        Ok(Self {
+        Ok(Self::counted_by(socket, Arc::default()))
+    }
+
+    /// Wraps a socket of the tokio runtime, whose bytes `traffic` counts.
+    pub(super) const fn counted_by(socket: Family, traffic: Arc<Traffic>) -> Self {
+        Self {
             socket,
-            traffic: Arc::default(),
+            traffic,
             peer_finished: false,
             is_shared: false,
-            tries_writes: false,
             delay: Delay::None,
             counted: None,
             earmark: None,
-        })
+        }
     }
 
     /// Continues a connection that another process has served until now. `traffic` counts the bytes
@@ -209,18 +224,14 @@ impl Stream {
     }
 
     /// Sets `TCP_NODELAY` if the next write is the second one.
-    pub(super) fn before_write(&mut self) {
-        self.delay = match self.delay {
-            Delay::None => return,
-            Delay::FromTheFirst => Delay::FromTheSecond,
-            Delay::FromTheSecond => {
-                if let Family::Tcp(socket) = &self.socket {
-                    // Ignore an error, because without the option the connection is only slower.
-                    let _ = socket.set_nodelay(true);
-                }
-                Delay::None
+    fn before_write(&mut self) {
+        let socket = &self.socket;
+        self.delay = self.delay.before_write(|| {
+            if let Family::Tcp(socket) = socket {
+                // Ignore an error, because without the option the connection is only slower.
+                let _ = socket.set_nodelay(true);
             }
-        };
+        });
     }
 
     /// Waits until there are bytes to read or the peer has half-closed. Cancel safe.
@@ -247,27 +258,7 @@ impl Stream {
         !peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 
-    /// Tries a write even though the runtime regards the socket as not writable. Does so only if a
-    /// proxy has cleared the runtime's record to detect a lost peer (see `proxied::hangup`).
-    pub(super) fn try_write<T>(
-        &mut self,
-        write: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>,
-    ) -> Poll<io::Result<T>> {
-        if !self.tries_writes {
-            return Poll::Pending;
-        }
-        match write(self.as_fd()) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                // Rely on the runtime again. The kernel has now refused a write, so it will report
-                // when the socket becomes writable.
-                self.tries_writes = false;
-                Poll::Pending
-            }
-            done => Poll::Ready(done),
-        }
-    }
-
-    pub(super) fn count_read(&mut self, count: usize) {
+    fn count_read(&mut self, count: usize) {
         if let Some(counted) = &mut self.counted {
             counted.count_read();
         }
@@ -316,13 +307,7 @@ impl AsyncWrite for Stream {
             Family::Tcp(socket) => Pin::new(socket).poll_write(cx, bytes),
             Family::Unix(socket) => Pin::new(socket).poll_write(cx, bytes),
         };
-        let send = |socket: BorrowedFd<'_>| {
-            SockRef::from(&socket).send_with_flags(bytes, nix::libc::MSG_NOSIGNAL)
-        };
-        let count = ready!(match written {
-            Poll::Pending => self.try_write(send),
-            written => written,
-        })?;
+        let count = ready!(written)?;
         self.traffic.count_sent(count as u64);
         Poll::Ready(Ok(count))
     }

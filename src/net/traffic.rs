@@ -29,6 +29,13 @@ impl Traffic {
         self.sent.load(Ordering::Relaxed)
     }
 
+    /// Returns the number of bytes transferred in both directions so far. A caller can compare two
+    /// results to see whether the connection was idle in between.
+    #[cfg(feature = "proxy")]
+    pub(crate) fn carried(&self) -> u64 {
+        self.received() + self.sent()
+    }
+
     /// Adds to the number of received bytes. Only the task of the connection may call this.
     pub(super) fn count_received(&self, bytes: u64) {
         add(&self.received, bytes);

@@ -59,6 +59,10 @@ impl<S: Service> Service for ProgramService<S> {
         }
     }
 
+    fn proxy(&self, listener: &str) -> Option<&Proxy> {
+        self.proxy.as_ref().filter(|_| !contains(&self.other_listeners, listener))
+    }
+
     fn upstreams(&self) -> BTreeMap<String, BTreeMap<String, UpstreamCounters>> {
         let mut all = self.others.upstreams();
         for (listener, upstreams) in self.proxy.iter().flat_map(Proxy::upstreams) {

@@ -12,13 +12,26 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+#[cfg(feature = "proxy")]
+use super::relays::{Carrying, RelayedConnection, Relays, UpstreamLink};
 use super::slot::{ConnectionEnd, ConnectionSlot};
+use super::workers::Workers;
+#[cfg(feature = "proxy")]
+use crate::carry::CarriedState;
 use crate::carry::{Departure, Departures, OutgoingConnection};
+use crate::config::Config;
+use crate::net::Peer;
+#[cfg(feature = "proxy")]
+use crate::net::ProxiedSocket;
+#[cfg(feature = "proxy")]
+use crate::plane::RelayEntry;
+#[cfg(feature = "proxy")]
+use crate::service::Established;
 use crate::service::{Connection, Service};
 
 /// How long to wait for the peer to close the connection after the service has finished. If this
 /// process closed first, the kernel could send a reset, which destroys the last reply.
-const LINGER: Duration = Duration::from_secs(1);
+pub(super) const LINGER: Duration = Duration::from_secs(1);
 
 /// The state that all connections of a server share.
 #[derive(Debug)]
@@ -30,16 +43,29 @@ pub(super) struct ConnectionContext<S> {
     limits: HashMap<String, NonZeroUsize>,
     /// The means by which connections move to the successor.
     pub(super) departures: Arc<Departures>,
+    /// The planes that relay the connections of a proxy.
+    #[cfg(feature = "proxy")]
+    pub(super) relays: Relays,
 }
 
 impl<S: Service> ConnectionContext<S> {
-    pub(super) const fn new(
+    /// Creates the state for the connections on `workers`.
+    pub(super) fn new(
         service: S,
-        first_request_grace: Duration,
-        limits: HashMap<String, NonZeroUsize>,
+        config: &Config,
+        workers: &Workers,
         departures: Arc<Departures>,
     ) -> Self {
-        Self { service, first_request_grace, limits, departures }
+        #[cfg(not(feature = "proxy"))]
+        let _ = workers;
+        Self {
+            service,
+            first_request_grace: config.first_request_grace,
+            limits: config.listeners.limits(),
+            departures,
+            #[cfg(feature = "proxy")]
+            relays: Relays::new(workers.all().len(), workers.deaths().clone()),
+        }
     }
 }
 
@@ -48,6 +74,20 @@ pub(super) struct ConnectionTask<S> {
     context: Arc<ConnectionContext<S>>,
     connection: Connection,
     slot: ConnectionSlot,
+    /// The index of the worker that runs this task.
+    worker: usize,
+    /// Whether the connection was offered to the successor, but stays here.
+    stays: bool,
+}
+
+/// What has become of a connection that a service has served.
+enum ServiceOutcome {
+    Ended(ConnectionEnd),
+    /// The connection is to move to the successor.
+    Detached,
+    /// The connection is to be relayed to and from an upstream.
+    #[cfg(feature = "proxy")]
+    Established(Box<Established>),
 }
 
 impl<S: Service> ConnectionTask<S> {
@@ -55,45 +95,114 @@ impl<S: Service> ConnectionTask<S> {
         context: Arc<ConnectionContext<S>>,
         connection: Connection,
         slot: ConnectionSlot,
+        worker: usize,
     ) -> Self {
-        Self { context, connection, slot }
+        Self { context, connection, slot, worker, stays: false }
     }
 
-    /// Serves the connection until it ends or moves to the successor.
+    /// Serves the connection until it ends, moves to the successor, or is to be relayed.
     #[expect(clippy::manual_async_fn, reason = "an `async fn` reserves memory for `self` twice")]
     pub(super) fn run(mut self) -> impl Future<Output = ()> + Send {
         async move {
-            let end = loop {
-                if let Some(end) = self.serve_once().await {
-                    break end;
+            loop {
+                match self.serve_once().await {
+                    ServiceOutcome::Ended(end) => return self.finish(end),
+                    ServiceOutcome::Detached => {}
+                    #[cfg(feature = "proxy")]
+                    ServiceOutcome::Established(established)
+                        if self.connection.carry_requested() =>
+                    {
+                        let with_client = self.connection.stream.traffic().carried();
+                        self.connection.detach(established.into_state(with_client));
+                    }
+                    #[cfg(feature = "proxy")]
+                    ServiceOutcome::Established(established) => return self.relay(*established),
                 }
                 // Box this future, because otherwise every connection would reserve memory for it.
                 if let Some(end) = Box::pin(self.hand_over()).await {
-                    break end;
+                    return self.finish(end);
                 }
-            };
-            self.finish(end);
+            }
         }
     }
 
-    /// Serves the connection until it ends or the service detaches it. Returns how it ended, or
-    /// `None` if it is detached.
-    async fn serve_once(&mut self) -> Option<ConnectionEnd> {
-        let Self { context, connection, slot } = self;
+    /// Detaches the connection, so that [`ConnectionTask::leave`] can move it.
+    #[cfg(feature = "proxy")]
+    pub(super) fn detach(&mut self, state: CarriedState) {
+        self.connection.detach(state);
+    }
+
+    /// Lets the service continue from `state`, which it has saved before.
+    #[cfg(feature = "proxy")]
+    pub(super) fn resume_from(&mut self, state: CarriedState) {
+        self.connection.detach(state);
+        self.connection.stay();
+    }
+
+    /// Moves a detached connection to the successor. Serves it here if the successor does not take
+    /// it.
+    #[cfg(feature = "proxy")]
+    pub(super) async fn leave(mut self) {
+        match self.hand_over().await {
+            Some(end) => self.finish(end),
+            None => Box::pin(self.run()).await,
+        }
+    }
+
+    /// Ends this task, and lets the plane of the worker relay the connection.
+    #[cfg(feature = "proxy")]
+    fn relay(self, established: Established) {
+        let Self { context, connection, mut slot, worker, stays } = self;
+        let Established { upstream, relay, limits, count } = established;
+        // Keep the registration with the scheduler until the connection is in the plane. Otherwise
+        // the scheduler could miss it, and find too early that all connections have moved.
+        let registration = slot.carry.take();
+        let (stream, rest) = connection.into_parts();
+        let (listener, peer) = (Arc::clone(&rest.1), rest.0);
+        let traffic = Arc::clone(stream.traffic());
+        match stream.into_relay_socket() {
+            Ok(client) => {
+                let link = UpstreamLink::Established(count);
+                let carry = match &registration {
+                    Some(_) if stays => Carrying::Stays,
+                    Some(_) => Carrying::Possible,
+                    None => Carrying::Never,
+                };
+                let owner = RelayedConnection::new(slot, link, rest, carry);
+                context.relay(RelayEntry { client, upstream, relay, limits, owner }, worker);
+            }
+            Err(error) => {
+                upstream.reset_on_drop();
+                drop((upstream, count));
+                let end = ConnectionEnd::Broken(error);
+                let (received, sent) = (traffic.received(), traffic.sent());
+                EndedConnection { listener: &listener, peer, received, sent }.report(&slot, &end);
+                slot.end(end, rest.2.is_told());
+            }
+        }
+    }
+
+    /// Serves the connection until it ends, or the service does not serve it any more.
+    async fn serve_once(&mut self) -> ServiceOutcome {
+        let Self { context, connection, slot, .. } = self;
         // Pin the future in place, because passing it by value would reserve memory for a second
         // copy.
         let serving = pin!(async {
             context.service.serve(connection).await?;
+            #[cfg(feature = "proxy")]
+            if let Some(established) = connection.take_established() {
+                return Ok(ServiceOutcome::Established(established));
+            }
             if connection.detached_state().is_some() {
-                return Ok(None);
+                return Ok(ServiceOutcome::Detached);
             }
             let late = connection.stream.finish(LINGER).await;
-            Ok(Some(ConnectionEnd::Finished { late }))
+            Ok(ServiceOutcome::Ended(ConnectionEnd::Finished { late }))
         });
         match slot.serve(serving).await {
-            Some(Ok(end)) => end,
-            Some(Err(error)) => Some(ConnectionEnd::Broken(error)),
-            None => Some(ConnectionEnd::Cut),
+            Some(Ok(served)) => served,
+            Some(Err(error)) => ServiceOutcome::Ended(ConnectionEnd::Broken(error)),
+            None => ServiceOutcome::Ended(ConnectionEnd::Cut),
         }
     }
 
@@ -103,7 +212,7 @@ impl<S: Service> ConnectionTask<S> {
     /// If the connection is cut during this call, it is unknown whether the successor now serves
     /// it. So this process closes its descriptor without further I/O.
     async fn hand_over(&mut self) -> Option<ConnectionEnd> {
-        let Self { context, connection, slot } = self;
+        let Self { context, connection, slot, .. } = self;
         // Return an error if the service detached a connection that was not asked to move.
         // Otherwise the service could detach the connection again and again, in an endless loop.
         let age = slot.age();
@@ -130,13 +239,16 @@ impl<S: Service> ConnectionTask<S> {
             Some(Departure::Kept) => {}
         }
         connection.stay();
+        self.stays = true;
         None
     }
 
     /// Logs and counts how the connection ended.
     fn finish(self, end: ConnectionEnd) {
-        let Self { context: _context, connection, slot } = self;
-        report(&connection, &slot, &end);
+        let Self { context: _context, connection, slot, .. } = self;
+        let (received, sent) = (connection.stream.received(), connection.stream.sent());
+        let (listener, peer) = (connection.listener(), connection.peer());
+        EndedConnection { listener, peer, received, sent }.report(&slot, &end);
         let was_told = connection.is_told();
         // Close the file descriptor before the counters show that the connection is gone.
         drop(connection);
@@ -144,18 +256,28 @@ impl<S: Service> ConnectionTask<S> {
     }
 }
 
-/// Logs how a connection ended. Each connection has one such log record.
-fn report(connection: &Connection, slot: &ConnectionSlot, end: &ConnectionEnd) {
-    let (ending, late, error) = match end {
-        ConnectionEnd::Finished { late } => ("finished", *late, None),
-        ConnectionEnd::Broken(error) => ("broken", 0, Some(error)),
-        ConnectionEnd::Carried(_) => ("carried", 0, None),
-        ConnectionEnd::Cut => ("cut", 0, None),
-    };
-    tracing::debug!(
-        event = "connection.ended", listener = connection.listener(), peer = %connection.peer(),
-        received = connection.stream.received(), sent = connection.stream.sent(), late,
-        seconds = slot.age().as_secs_f64(), ending, error = error.map(tracing::field::display),
-        "a client connection ended"
-    );
+/// A connection that has ended.
+pub(super) struct EndedConnection<'a> {
+    pub(super) listener: &'a str,
+    pub(super) peer: Peer,
+    pub(super) received: u64,
+    pub(super) sent: u64,
+}
+
+impl EndedConnection<'_> {
+    /// Logs how the connection ended. Each connection has one such log record.
+    pub(super) fn report(&self, slot: &ConnectionSlot, end: &ConnectionEnd) {
+        let Self { listener, peer, received, sent } = *self;
+        let (ending, late, error) = match end {
+            ConnectionEnd::Finished { late } => ("finished", *late, None),
+            ConnectionEnd::Broken(error) => ("broken", 0, Some(error)),
+            ConnectionEnd::Carried(_) => ("carried", 0, None),
+            ConnectionEnd::Cut => ("cut", 0, None),
+        };
+        tracing::debug!(
+            event = "connection.ended", listener, %peer, received, sent, late,
+            seconds = slot.age().as_secs_f64(), ending, error = error.map(tracing::field::display),
+            "a client connection ended"
+        );
+    }
 }

@@ -12,8 +12,11 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::Server;
-use super::accept::{self, Accepting};
+use super::accept::{self, Accepting, WorkerLoops};
 use super::late::Latecomers;
+#[cfg(feature = "proxy")]
+use super::relays::RelayedConnections;
+use super::workers::processors;
 use crate::data_plane::DataPlane;
 use crate::drain::{DrainReport, OnDrain};
 use crate::error::Error;
@@ -27,7 +30,7 @@ use crate::service::Service;
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 
 impl<S: Service> DataPlane for Server<S> {
-    /// Starts one accept loop for each listener on each worker.
+    /// Starts the accept loops of all listeners, each on a few of the workers.
     ///
     /// # Errors
     /// Returns [`Error::System`] when the kernel refuses to watch a listener, and [`Error::Died`]
@@ -37,6 +40,8 @@ impl<S: Service> DataPlane for Server<S> {
             return Err(died);
         }
         self.drain.resume();
+        #[cfg(feature = "proxy")]
+        self.context.relays.forget_refusals();
         self.carrying.end();
         self.taking.resume();
         self.names.extend(listeners.iter().map(|listener| Arc::clone(listener.name())));
@@ -50,8 +55,15 @@ impl<S: Service> DataPlane for Server<S> {
             // Enter the runtime of this worker, so that the listener is registered with that
             // runtime.
             let _within = worker.handle().enter();
+            #[cfg(feature = "proxy")]
+            self.context
+                .prepare_to_relay(listeners, own)
+                .map_err(Error::system("create an epoll instance"))?;
             let (mut loops, stop) = (Vec::new(), CancellationToken::new());
-            for (listener, slot) in listeners.iter().zip(&slots) {
+            for (number, (listener, slot)) in listeners.iter().zip(&slots).enumerate() {
+                if !accept::accepts_on(number, own, processors(&workers)) {
+                    continue;
+                }
                 let acceptor = WatchedListener::new(listener.clone())
                     .map_err(Error::system("register a listener for events"))?;
                 // Make room for two heartbeats: the first one, which `started` waits for, and one
@@ -61,9 +73,12 @@ impl<S: Service> DataPlane for Server<S> {
                 let (slot, stop) = (Arc::clone(slot), stop.clone());
                 loops.push(Accepting { acceptor, slot, own, stop, beats });
             }
-            let deaths = self.workers.deaths().clone();
-            self.loops
-                .spawn_on(accept::run_all(loops, stop, self.stop.clone(), deaths), worker.handle());
+            // A worker without an accept loop shows that it is alive too.
+            let (heart, beats) = mpsc::channel(2);
+            self.hearts.push(heart);
+            let (stop_all, deaths) = (self.stop.clone(), self.workers.deaths().clone());
+            let worker_loops = WorkerLoops { loops, beats, stop, stop_all, deaths };
+            self.loops.spawn_on(worker_loops.run(), worker.handle());
         }
         self.starting = self.heartbeat();
         Ok(())
@@ -136,7 +151,11 @@ impl<S: Service> DataPlane for Server<S> {
         self.ledgers.values().for_each(|ledger| ledger.count(ListenerEvents::begin_drain));
         self.drain.begin();
         let arriving = self.taking.tracker().clone();
-        if !successor.is_some_and(|channel| self.carrying.begin(channel, arriving)) {
+        #[cfg(feature = "proxy")]
+        let others = RelayedConnections::begin_carry(&self.context, self.workers.all());
+        #[cfg(not(feature = "proxy"))]
+        let others = crate::carry::AllRegistered;
+        if !successor.is_some_and(|channel| self.carrying.begin(channel, arriving, others)) {
             self.taking.stop();
             self.drain.drain_uncarried();
         }
@@ -155,6 +174,8 @@ impl<S: Service> DataPlane for Server<S> {
         // move, and connections that have not been sent yet are cut like all others.
         self.carrying.end();
         self.drain.cut();
+        #[cfg(feature = "proxy")]
+        self.context.relays.cut();
     }
 
     fn connections(&self) -> Option<Connections> {

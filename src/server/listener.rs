@@ -11,13 +11,19 @@ use tokio::time::Instant;
 
 use super::connection::{ConnectionContext, ConnectionTask};
 use super::limit::{ConnectionLimit, Permit};
+#[cfg(feature = "proxy")]
+use super::relays::{Carrying, RelayedConnection, UpstreamLink};
 use super::slot::ConnectionSlot;
 use super::workers::Worker;
 use crate::carry::CarriedState;
-use crate::drain::{DrainEntry, OnDrain};
+use crate::drain::{DrainEntry, DrainWatch, OnDrain};
 use crate::ledger::ListenerLedger;
 use crate::ledger::Source;
-use crate::net::{Peer, Stream};
+use crate::net::{Accepted, Listener, Peer, Stream, Traffic};
+#[cfg(feature = "proxy")]
+use crate::plane::{Limits, RelayEntry};
+#[cfg(feature = "proxy")]
+use crate::service::Attempt;
 use crate::service::{Admission, Connection, Service};
 
 /// The parts of the server that the connections of one listener need.
@@ -46,37 +52,127 @@ impl<S: Service> ListenerSlot<S> {
     /// Serves a new client on a worker. The caller must have entered the worker's runtime before it
     /// created the stream.
     pub(super) fn serve(&self, worker: usize, client: (Stream, Peer), permit: Option<Permit>) {
-        self.start(worker, self.prepare(worker, client, Instant::now(), permit, None));
+        self.serve_from(worker, client, permit, None);
     }
 
-    /// Counts a connection that began at `since`, and prepares the task that serves it on a worker.
-    /// `state` is the state that the predecessor has saved, or `None` for a new client.
+    /// Serves a new client on a worker, for which the service has saved `state` before.
+    fn serve_from(
+        &self,
+        worker: usize,
+        (stream, peer): (Stream, Peer),
+        permit: Option<Permit>,
+        state: Option<CarriedState>,
+    ) {
+        let traffic = stream.traffic();
+        let slot = self.slot(worker, (Source::New, Instant::now()), traffic, permit);
+        self.start(worker, self.task(worker, (stream, peer), slot, state));
+    }
+
+    /// Serves a client that an accept loop has accepted. The caller must have entered the worker's
+    /// runtime.
+    pub(super) fn serve_accepted(
+        &self,
+        worker: usize,
+        client: Accepted,
+        listener: &Listener,
+        permit: Option<Permit>,
+    ) {
+        #[cfg(feature = "proxy")]
+        let state = match self.begin_at_once(&client) {
+            Some(Ok(attempt)) => return self.relay_at_once(worker, client, attempt, permit),
+            Some(Err(state)) => Some(state),
+            None => None,
+        };
+        #[cfg(not(feature = "proxy"))]
+        let state = None;
+        if let Some(client) = client.into_stream(listener) {
+            self.serve_from(worker, client, permit, state);
+        }
+    }
+
+    /// Prepares the task that serves a connection from the predecessor, which began at `since`.
     pub(super) fn prepare(
         &self,
         worker: usize,
         (stream, peer): (Stream, Peer),
         since: Instant,
         permit: Option<Permit>,
+        state: CarriedState,
+    ) -> ConnectionTask<S> {
+        let slot = self.slot(worker, (Source::Carried, since), stream.traffic(), permit);
+        self.task(worker, (stream, peer), slot, Some(state))
+    }
+
+    /// Counts a connection that began at `since`, and takes its slot.
+    fn slot(
+        &self,
+        worker: usize,
+        (source, since): (Source, Instant),
+        traffic: &Arc<Traffic>,
+        permit: Option<Permit>,
+    ) -> (ConnectionSlot, DrainWatch) {
+        let (drain, guard) = self.entry.admit();
+        let entry = self.ledgers[worker].enter(source, traffic, since);
+        let load = self.workers[worker].load();
+        (ConnectionSlot { entry, permit, load, carry: None, guard }, drain)
+    }
+
+    /// Prepares the task that serves a connection on a worker. `state` is the state that the
+    /// service or the predecessor has saved, or `None` for a new client.
+    fn task(
+        &self,
+        worker: usize,
+        (stream, peer): (Stream, Peer),
+        (mut slot, drain): (ConnectionSlot, DrainWatch),
         state: Option<CarriedState>,
     ) -> ConnectionTask<S> {
-        let source = if state.is_some() { Source::Carried } else { Source::New };
-        let (drain, guard) = self.entry.admit();
-        let carry =
-            (self.on_drain == OnDrain::Carry).then(|| Box::new(self.context.departures.register()));
-        let carry_request = carry.as_ref().map(|carry| Arc::clone(carry.request()));
-        let entry = self.ledgers[worker].enter(source, stream.traffic(), since);
-        let load = self.workers[worker].load();
+        let context = Arc::clone(&self.context);
+        if self.on_drain == OnDrain::Carry {
+            slot.carry = Some(Box::new(context.departures.register()));
+        }
         let connection = Connection::new(Admission {
             stream,
             peer,
             listener: Arc::clone(&self.name),
             drain,
-            carry_request,
+            carry_request: slot.carry.as_ref().map(|carry| Arc::clone(carry.request())),
             parcel: state,
-            first_request_grace: self.context.first_request_grace,
+            first_request_grace: context.first_request_grace,
         });
-        let slot = ConnectionSlot { entry, permit, load, carry, guard };
-        ConnectionTask::new(Arc::clone(&self.context), connection, slot)
+        ConnectionTask::new(context, connection, slot, worker)
+    }
+
+    /// Begins to connect a client to an upstream, if a proxy serves this listener.
+    #[cfg(feature = "proxy")]
+    fn begin_at_once(&self, client: &Accepted) -> Option<Result<Attempt, CarriedState>> {
+        self.context.service.proxy(&self.name)?.begin_at_once(&self.name, client)
+    }
+
+    /// Lets the plane of a worker wait for the upstream and relay the connection.
+    #[cfg(feature = "proxy")]
+    fn relay_at_once(
+        &self,
+        worker: usize,
+        client: Accepted,
+        attempt: Attempt,
+        permit: Option<Permit>,
+    ) {
+        let peer = client.peer();
+        let mut client = client.into_relay_socket();
+        if let Some(proxy) = self.context.service.proxy(&self.name) {
+            proxy.set_client_options(&mut client, &self.name);
+        }
+        let since = (Source::New, Instant::now());
+        let (slot, drain) = self.slot(worker, since, client.traffic(), permit);
+        let link = UpstreamLink::Connecting(attempt.connecting);
+        let carry = match self.on_drain {
+            OnDrain::Carry => Carrying::Possible,
+            OnDrain::Finish => Carrying::Never,
+        };
+        let rest = (peer, Arc::clone(&self.name), drain);
+        let owner = RelayedConnection::new(slot, link, rest, carry);
+        let (upstream, relay, limits) = (attempt.upstream, attempt.relay, Limits::none());
+        self.context.relay(RelayEntry { client, upstream, relay, limits, owner }, worker);
     }
 
     /// Starts a prepared task on its worker.

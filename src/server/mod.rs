@@ -13,6 +13,8 @@ mod deaths;
 mod late;
 mod limit;
 mod listener;
+#[cfg(feature = "proxy")]
+mod relays;
 mod slot;
 mod takeover;
 #[cfg(test)]
@@ -91,15 +93,14 @@ impl Default for StoppableTasks {
 impl<S: Service> Server<S> {
     /// Creates a server that does not accept yet.
     pub(crate) fn new(service: S, workers: Workers, config: Config) -> Self {
+        let carrying = DepartureTasks::default();
+        let departures = Arc::clone(carrying.departures());
+        let context = ConnectionContext::new(service, &config, &workers, departures);
         let limits = config.listeners.limits();
         let limit = limits
             .iter()
             .map(|(name, limit)| (name.clone(), Arc::new(ConnectionLimit::new(name, *limit))));
         let limit = limit.collect();
-        let carrying = DepartureTasks::default();
-        let departures = Arc::clone(carrying.departures());
-        let context =
-            ConnectionContext::new(service, config.first_request_grace, limits, departures);
         Self {
             workers,
             limit,

@@ -17,6 +17,8 @@ use tokio::time::Instant;
 use crate::carry::{CarriedState, CarryRequest};
 use crate::drain::DrainWatch;
 use crate::net::{Peer, Stream};
+#[cfg(feature = "proxy")]
+use crate::service::Established;
 
 /// The parts from which the server creates a [`Connection`].
 pub(crate) struct Admission {
@@ -46,6 +48,10 @@ pub struct Connection {
     taken_up: Option<Box<CarriedState>>,
     /// The state that the service has saved for the successor in [`Connection::detach`].
     given_up: Option<Box<CarriedState>>,
+    /// The connection to an upstream that the server is to relay, set by
+    /// [`Connection::establish`].
+    #[cfg(feature = "proxy")]
+    established: Option<Box<Established>>,
     /// The time at which a drain stops waiting for the first request of this client.
     first_request_until: Instant,
 }
@@ -82,6 +88,8 @@ impl Connection {
             carry_request,
             taken_up,
             given_up: None,
+            #[cfg(feature = "proxy")]
+            established: None,
             first_request_until: until,
         }
     }
@@ -135,6 +143,26 @@ impl Connection {
     /// sends the client's socket to the successor together with the state.
     pub fn detach(&mut self, parcel: CarriedState) {
         self.given_up = Some(Box::new(parcel));
+    }
+
+    /// Asks the server to relay this connection to and from an upstream. After this call the
+    /// service must not read or write, and must return from `serve`.
+    #[cfg(feature = "proxy")]
+    pub(super) fn establish(&mut self, established: Established) {
+        self.established = Some(Box::new(established));
+    }
+
+    /// Takes the connection to an upstream that the server is to relay, if there is one.
+    #[cfg(feature = "proxy")]
+    pub(crate) fn take_established(&mut self) -> Option<Box<Established>> {
+        self.established.take()
+    }
+
+    /// Takes the stream, and what the server keeps of a connection that it relays: the address of
+    /// the client, the name of the listener, and the drain signal.
+    #[cfg(feature = "proxy")]
+    pub(crate) fn into_parts(self) -> (Stream, (Peer, Arc<str>, DrainWatch)) {
+        (self.stream, (self.peer, self.listener, self.drain))
     }
 
     /// Excludes this connection from all moves to a successor. A service needs this for a

@@ -11,8 +11,6 @@ mod echo;
 pub(crate) mod fuzz;
 #[cfg(feature = "proxy")]
 mod proxy;
-#[cfg(feature = "proxy")]
-mod relay;
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -24,6 +22,8 @@ pub use connection::{Connection, Next};
 pub use echo::Echo;
 #[cfg(feature = "proxy")]
 pub use proxy::Proxy;
+#[cfg(feature = "proxy")]
+pub(crate) use proxy::{Attempt, Connecting, Established, UpstreamCount, client_gone};
 
 use crate::carry::{CarriedState, Declined};
 use crate::report::UpstreamCounters;
@@ -45,6 +45,14 @@ pub trait Service: Send + Sync + 'static {
     /// Returns the error that ended the connection. The server logs it at debug level. A peer that
     /// disconnects is not an error.
     fn serve(&self, connection: &mut Connection) -> impl Future<Output = io::Result<()>> + Send;
+
+    /// Returns the proxy that serves this listener, if a proxy does. The server then connects the
+    /// clients of this listener to upstreams without a task for each client, and calls
+    /// [`Service::serve`] only for clients that have to wait.
+    #[cfg(feature = "proxy")]
+    fn proxy(&self, _listener: &str) -> Option<&Proxy> {
+        None
+    }
 
     /// Returns whether connections of this listener can move to the successor. If so, the service
     /// must stop at a message boundary when [`Connection::carry_requested`] returns true, and call
@@ -86,6 +94,11 @@ impl<S: Service> Service for Arc<S> {
     // future of each connection larger.
     fn serve(&self, connection: &mut Connection) -> impl Future<Output = io::Result<()>> + Send {
         S::serve(self, connection)
+    }
+
+    #[cfg(feature = "proxy")]
+    fn proxy(&self, listener: &str) -> Option<&Proxy> {
+        S::proxy(self, listener)
     }
 
     fn carries(&self, listener: &str) -> bool {

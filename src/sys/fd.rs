@@ -163,6 +163,9 @@ pub(crate) unsafe trait StableFd: AsRawFd {}
 // SAFETY: an `OwnedFd` owns the same descriptor for its whole life.
 unsafe impl StableFd for OwnedFd {}
 
+// SAFETY: as for `OwnedFd`, and a descriptor in an `Arc` cannot be replaced.
+unsafe impl StableFd for Arc<OwnedFd> {}
+
 // SAFETY: a socket owns the same descriptor for its whole life, and a socket in an `Arc` cannot be
 // replaced.
 unsafe impl StableFd for Arc<Socket> {}

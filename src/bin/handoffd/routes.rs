@@ -98,6 +98,13 @@ impl Service for Routes {
         }
     }
 
+    fn proxy(&self, listener: &str) -> Option<&Proxy> {
+        match self.on(listener) {
+            BuiltinService::Proxy(proxy) => Some(proxy),
+            BuiltinService::Echo(_) => None,
+        }
+    }
+
     fn carries(&self, listener: &str) -> bool {
         match self.on(listener) {
             BuiltinService::Echo(echo) => echo.carries(listener),

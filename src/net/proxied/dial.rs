@@ -9,6 +9,7 @@ use tokio::io::Interest;
 use super::super::peer::Peer;
 use super::super::socket_address::TryFromAddress;
 use super::super::stream::{Family, Stream};
+use super::relay_socket::RelaySocket;
 use crate::address::Address;
 use crate::sys;
 
@@ -19,29 +20,41 @@ use crate::sys;
 /// The error of connect(2), or `EMFILE` when only reserved file descriptors are left. `WouldBlock`
 /// means that the backlog of a Unix socket is full.
 pub(crate) async fn dial(address: &Address) -> io::Result<Stream> {
+    let (socket, peer) = begin(address)?;
+    let stream = Stream::new(socket, peer)?;
+    if peer != Peer::Unix {
+        stream.connected().await?;
+    }
+    Ok(stream)
+}
+
+/// Begins to connect to `address`. The connection is established when the socket becomes writable
+/// (see [`RelaySocket::connected`]).
+///
+/// # Errors
+/// As for [`dial`], but without the errors that the kernel finds only later.
+pub(crate) fn begin_connect(address: &Address) -> io::Result<RelaySocket> {
+    let (socket, peer) = begin(address)?;
+    Ok(RelaySocket::new(socket, peer == Peer::Unix))
+}
+
+fn begin(address: &Address) -> io::Result<(Socket, Peer)> {
     let peer = SockAddr::try_from_address(address)?;
     let domain = Domain::from(i32::from(peer.family()));
     let new = || Socket::new(domain, Type::STREAM.nonblocking().cloexec(), None);
     let socket = sys::reserve::open(new)?;
-    let is_under_way = match socket.connect(&peer) {
-        Ok(()) => false,
-        // The kernel is still connecting, so wait for the result below. After a signal has
-        // interrupted connect(2), the kernel also continues to connect.
+    match socket.connect(&peer) {
+        Ok(()) => {}
+        // The kernel is still connecting. After a signal has interrupted connect(2), the kernel
+        // also continues to connect.
         Err(error)
             if matches!(
                 error.raw_os_error().map(Errno::from_raw),
                 Some(Errno::EINPROGRESS | Errno::EINTR)
-            ) =>
-        {
-            true
-        }
+            ) => {}
         Err(error) => return Err(error),
-    };
-    let stream = Stream::new(socket, Peer::new(&peer))?;
-    if is_under_way {
-        stream.connected().await?;
     }
-    Ok(stream)
+    Ok((socket, Peer::new(&peer)))
 }
 
 impl Stream {

@@ -5,12 +5,12 @@
 //! copying to the kernel. This module is built only with the feature `proxy`.
 
 mod dial;
-mod hangup;
 mod head;
 mod options;
 mod pipe;
-mod splice;
+mod relay_socket;
 
-pub(crate) use dial::dial;
-pub(crate) use hangup::Gone;
+pub(crate) use dial::{begin_connect, dial};
+pub(crate) use options::ProxiedSocket;
 pub(crate) use pipe::Pipe;
+pub(crate) use relay_socket::{Gone, RelaySocket};

@@ -20,13 +20,12 @@ use tokio::time::Instant;
 
 use super::header::Route;
 use super::ledgers::ProxyLedgers;
-use super::limits::Used;
 use super::upstream::Upstream;
 use super::upstreams::UpstreamPool;
 use crate::address::Address;
 use crate::carry::{CarriedState, Declined};
-use crate::net::{Peer, Stream, Traffic};
-use crate::service::relay::{Relay, RelaySnapshot};
+use crate::net::{Peer, RelaySocket, Stream, Traffic};
+use crate::plane::{Relay, RelaySnapshot, Used};
 
 /// The name and the version of the format in which the state of a connection moves to the
 /// successor. A state is one line of JSON, followed by the unwritten bytes.
@@ -110,26 +109,23 @@ pub(super) fn arriving(Arriving { identified, since, tried }: Arriving) -> Carri
 
 /// Builds the state of a conversation that moves to another process. The state includes the
 /// unwritten bytes, and how much of its time limits the connection has used.
-///
-/// # Errors
-/// Fails if the kernel refuses to stop watching the upstream's socket.
 pub(super) fn conversing(
     upstream: String,
-    stream: Stream,
+    socket: RelaySocket,
     relay: Relay,
     used: Used,
-) -> io::Result<CarriedState> {
+) -> CarriedState {
     let (still, bytes, pipes) = relay.snapshot();
     let conversing = Conversing {
         upstream,
-        received: stream.received(),
-        sent: stream.sent(),
-        finished: stream.peer_has_finished(),
+        received: socket.traffic().received(),
+        sent: socket.traffic().sent(),
+        finished: socket.peer_has_finished(),
         relay: still,
         used,
     };
-    let descriptors = [stream.into_socket()?].into_iter().chain(pipes).collect();
-    Ok(parcel(&CarriedStage::Conversing(conversing), &bytes, descriptors))
+    let descriptors = [socket.into_socket()].into_iter().chain(pipes).collect();
+    parcel(&CarriedStage::Conversing(conversing), &bytes, descriptors)
 }
 
 fn parcel(stage: &CarriedStage, owed: &[u8], descriptors: Vec<OwnedFd>) -> CarriedState {

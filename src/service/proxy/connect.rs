@@ -16,12 +16,12 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::Proxy;
 use super::carried::Arriving;
-use super::ledgers::UpstreamEntry;
-use super::options::Side;
+use super::established::UpstreamCount;
 use super::upstream::{Upstream, UpstreamLoad};
 use super::upstreams::Round;
 use crate::ledger::Source;
-use crate::net::{Stream, dial};
+use crate::net::{ProxiedSocket, Stream, dial};
+use crate::plane::Side;
 use crate::service::Connection;
 
 /// How long the proxy waits after all upstreams have failed for the first time. Each later wait is
@@ -31,21 +31,11 @@ const FIRST_PAUSE: Duration = Duration::from_millis(10);
 /// whether the client is still connected.
 const LAST_PAUSE: Duration = Duration::from_millis(250);
 
-/// A connection to an upstream. The counters count it as open until this value is dropped.
+/// A connection to an upstream, and its entries in the counts of the upstream.
 #[derive(Debug)]
 pub(super) struct Connected {
     pub(super) stream: Stream,
-    // Fields are dropped in declaration order. The entry must be dropped first, so that its traffic
-    // is added to the upstream's sums before the upstream has zero connections.
-    _entry: UpstreamEntry,
-    load: UpstreamLoad,
-}
-
-impl Connected {
-    /// Returns the upstream's label, which names it in the log and in the counters.
-    pub(super) fn label(&self) -> &str {
-        self.load.0.label()
-    }
+    pub(super) count: UpstreamCount,
 }
 
 /// Why an attempt to connect a client to an upstream failed.
@@ -70,7 +60,7 @@ impl Proxy {
     ) -> Connected {
         let load = UpstreamLoad::take(upstream);
         let entry = self.ledgers.enter(listener, upstream, Source::Carried, stream.traffic());
-        Connected { stream, _entry: entry, load }
+        Connected { stream, count: UpstreamCount { _entry: entry, load } }
     }
 
     /// Connects the client to an upstream, and then sends `header` to the upstream.
@@ -152,7 +142,7 @@ impl Proxy {
                     self.upstreams.succeeded(&upstream, client.listener());
                     let (listener, traffic) = (&client.listener, stream.traffic());
                     let entry = self.ledgers.enter(listener, &upstream, Source::New, traffic);
-                    return Ok(Connected { stream, _entry: entry, load });
+                    return Ok(Connected { stream, count: UpstreamCount { _entry: entry, load } });
                 }
                 Err(Failed::Upstream(reason)) => {
                     self.ledgers.failed(&client.listener, &upstream);
@@ -210,7 +200,8 @@ impl Proxy {
     }
 }
 
-fn client_gone() -> io::Error {
+/// Returns the error of a client that has disconnected too early.
+pub(crate) fn client_gone() -> io::Error {
     io::Error::new(
         io::ErrorKind::ConnectionAborted,
         "the client disconnected before an upstream accepted its connection",

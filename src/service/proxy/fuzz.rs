@@ -10,12 +10,12 @@ use tokio::runtime::{Builder, Runtime};
 
 use super::carried::{self, Begun, CarriedStage, Resumed};
 use super::ledgers::ProxyLedgers;
-use super::limits::Limits;
 use super::upstreams::UpstreamPool;
 use crate::address::Address;
 use crate::carry::CarriedState;
 use crate::config::{ProxyConfig, UpstreamTarget};
 use crate::net::Pipe;
+use crate::plane::Limits;
 
 pub(crate) use super::header::fuzz as proxy_header;
 
@@ -79,9 +79,10 @@ impl Setup {
                 assert_eq!(carried::check(&again, &self.upstreams), Ok(()));
             }
             Begun::Conversing(Resumed { upstream, stream, relay, used }) => {
-                let _ = Limits::new(&self.config, used).used();
-                let again =
-                    carried::conversing(upstream.label().to_owned(), stream, relay, used).ok()?;
+                let ProxyConfig { idle_timeout, lifetime, .. } = self.config;
+                let _ = Limits::new(idle_timeout, lifetime, used).used();
+                let socket = stream.into_relay_socket().ok()?;
+                let again = carried::conversing(upstream.label().to_owned(), socket, relay, used);
                 assert_eq!(carried::check(&again, &self.upstreams), Ok(()));
                 let (stage, owed_again) = carried::read(&again.bytes).ok()?;
                 assert!(!is_same || serde_json::to_string(&stage).ok()? == words, "{words}");

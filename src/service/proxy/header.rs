@@ -252,6 +252,13 @@ impl Route {
     }
 }
 
+/// The source and the destination of a connection.
+impl From<(SocketAddr, SocketAddr)> for Route {
+    fn from((source, destination): (SocketAddr, SocketAddr)) -> Self {
+        Self { source, destination }
+    }
+}
+
 /// Builds the PROXY header for a client with the addresses `route`. `None` means that the client's
 /// addresses are not known.
 pub(super) fn announce(version: HeaderVersion, route: Option<Route>) -> Vec<u8> {

@@ -2,6 +2,7 @@
 //!
 //! | file | contents |
 //! |---|---|
+//! | `at_once` | the first connection attempt for a client, without a task |
 //! | `header` | PROXY protocol headers, received from other proxies and sent to upstreams |
 //! | `connect` | connection attempts for one client: timeouts, failover, retries |
 //! | `upstreams` | load balancing and ejection |
@@ -9,10 +10,9 @@
 //! | `names` | host names of upstreams and their current addresses |
 //! | `resolver` | DNS lookups with a timeout |
 //! | `checks` | active health checks |
-//! | `conversation` | a conversation between a client and its upstream; `relay` moves the bytes |
+//! | `established` | an established connection, which the server relays from then on |
 //! | `carried` | the state of a connection that moves to another process |
 //! | `ledgers` | connection and byte counters |
-//! | `limits` | idle timeout and lifetime |
 //! | `options` | socket options |
 //! | `refusals` | counts and log records of clients with an invalid PROXY header |
 //!
@@ -20,15 +20,15 @@
 //! two requests. In a drain, a connection continues until either side or the drain deadline ends
 //! it.
 
+mod at_once;
 mod carried;
 mod checks;
 mod connect;
-mod conversation;
+mod established;
 #[cfg(any(fuzzing, test))]
 pub(super) mod fuzz;
 mod header;
 mod ledgers;
-mod limits;
 mod names;
 mod options;
 mod refusals;
@@ -49,17 +49,18 @@ use tokio::time::Instant;
 
 use super::{Connection, Service};
 use crate::carry::{CarriedState, Declined};
-use crate::config::{Network, ProxyConfig};
-use crate::net::Peer;
+use crate::config::ProxyConfig;
+use crate::net::{Peer, ProxiedSocket};
+use crate::plane::{Limits, Relay, Side, Used};
 use crate::report::UpstreamCounters;
-use crate::service::relay::Relay;
+pub(crate) use at_once::{Attempt, Connecting};
 use carried::{Arriving, Begun, Identified, Resumed};
 use connect::Connected;
-use conversation::{ProxySession, SessionOutcome};
+pub(crate) use connect::client_gone;
+pub(crate) use established::{Established, UpstreamCount};
 use header::Route;
 use ledgers::ProxyLedgers;
-use limits::{Limits, Used};
-use options::{Side, SocketOptions};
+use options::SocketOptions;
 use refusals::Refusals;
 use resolver::Resolver;
 use upstreams::UpstreamPool;
@@ -170,7 +171,7 @@ impl Proxy {
             connection.detach(carried::arriving(arriving));
             return Ok(None);
         };
-        let limits = Limits::new(&self.config, Used::default());
+        let limits = self.limits(Used::default());
         Ok(Some(Beginning { upstream, relay: Relay::default(), limits }))
     }
 
@@ -182,7 +183,7 @@ impl Proxy {
         self.options.set(&mut connection.stream, Side::Client, &connection.listener);
         self.options.set(&mut stream, Side::Upstream, &connection.listener);
         let upstream = self.reconnected(&connection.listener, &upstream, stream);
-        Beginning { upstream, relay, limits: Limits::new(&self.config, used) }
+        Beginning { upstream, relay, limits: self.limits(used) }
     }
 
     /// Connects a client to an upstream. Cancel safe: `arriving` records the progress, and the next
@@ -234,13 +235,7 @@ impl Proxy {
         since: &mut Option<Instant>,
         is_within_header: &AtomicBool,
     ) -> io::Result<Option<Route>> {
-        let is_trusted = match connection.peer {
-            Peer::Tcp(source) => {
-                self.config.accept_header_from.iter().any(|network| network.contains(source.ip()))
-            }
-            Peer::Unix => self.config.accept_header_from.iter().any(Network::is_unix),
-        };
-        if is_trusted {
+        if self.trusts(connection.peer) {
             let since = since.get_or_insert_with(Instant::now);
             let left = self.config.header_timeout.saturating_sub(since.elapsed());
             let receiving = header::receive(&mut connection.stream, is_within_header);
@@ -258,6 +253,10 @@ impl Proxy {
             }
         }
         Ok(self.own_route(connection))
+    }
+
+    fn limits(&self, used: Used) -> Limits {
+        Limits::new(self.config.idle_timeout, self.config.lifetime, used)
     }
 
     /// Returns the addresses of a TCP client's socket. Returns `None` for a client on a Unix
@@ -279,11 +278,16 @@ impl Service for Proxy {
         else {
             return Ok(());
         };
-        let mut conversation = ProxySession::new(connection, upstream, relay, limits);
-        if conversation.hold().await? == SessionOutcome::ToBeCarried {
-            conversation.detach()?;
-        }
+        let Connected { stream, count } = upstream;
+        let upstream = stream.into_relay_socket().inspect_err(|_| {
+            connection.stream.reset_on_drop();
+        })?;
+        connection.establish(Established { upstream, relay, limits, count });
         Ok(())
+    }
+
+    fn proxy(&self, _listener: &str) -> Option<&Proxy> {
+        Some(self)
     }
 
     fn carries(&self, _listener: &str) -> bool {

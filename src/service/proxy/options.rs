@@ -9,14 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::config::ProxyConfig;
-use crate::net::Stream;
-
-/// The side of a proxied connection to which a socket belongs: the client or the upstream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Side {
-    Client,
-    Upstream,
-}
+use crate::net::ProxiedSocket;
+use crate::plane::Side;
 
 /// The socket options of one proxy. It also remembers which failures have been logged.
 #[derive(Debug)]
@@ -46,16 +40,16 @@ impl SocketOptions {
 
     /// Sets all socket options. Also disables Nagle's algorithm, because the proxy does not know
     /// whether more bytes will follow.
-    pub(super) fn set(&self, stream: &mut Stream, side: Side, listener: &str) {
-        stream.set_nodelay();
+    pub(super) fn set(&self, socket: &mut impl ProxiedSocket, side: Side, listener: &str) {
+        socket.set_nodelay();
         let reported = match side {
             Side::Client => &self.client,
             Side::Upstream => &self.upstream,
         };
-        if let Some(Err(error)) = self.keep_alive.map(|time| stream.set_keep_alive(time)) {
+        if let Some(Err(error)) = self.keep_alive.map(|time| socket.set_keep_alive(time)) {
             report("keep_alive", &error, &reported.keep_alive, side, listener);
         }
-        if let Some(Err(error)) = self.user_timeout.map(|time| stream.set_user_timeout(time)) {
+        if let Some(Err(error)) = self.user_timeout.map(|time| socket.set_user_timeout(time)) {
             report("user_timeout", &error, &reported.user_timeout, side, listener);
         }
     }

@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use handoffd::carry::{CarriedState, Declined};
 use handoffd::listen::METRICS_LISTENER;
+use handoffd::proxy::Proxy;
 use handoffd::status::UpstreamCounters;
 use handoffd::{Connection, Service};
 use hyper::body::{Body, Bytes, Frame, SizeHint};
@@ -65,6 +66,10 @@ impl Service for WithMetrics {
             }
             _ => self.routes.serve(connection).await,
         }
+    }
+
+    fn proxy(&self, listener: &str) -> Option<&Proxy> {
+        self.routes.proxy(listener).filter(|_| listener != METRICS_LISTENER)
     }
 
     fn carries(&self, listener: &str) -> bool {

@@ -10,6 +10,7 @@ mod choice;
 mod headers;
 mod limits;
 mod names;
+mod served;
 
 use std::io::{Error, ErrorKind};
 use std::net::SocketAddr;
@@ -27,6 +28,7 @@ use crate::address::Address;
 use crate::drain::{Drain, DrainWatch, OnDrain};
 use crate::net::Stream;
 use crate::service::Admission;
+use served::serve;
 
 /// How long a test waits for an event before it fails.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -94,7 +96,7 @@ impl Front {
                 let mut connection = connection(stream, Peer::Tcp(peer), watch);
                 let proxy = Arc::clone(&serving);
                 tokio::spawn(async move {
-                    if proxy.serve(&mut connection).await.is_ok() {
+                    if serve(&proxy, &mut connection).await.is_ok() {
                         connection.stream.finish(DEADLINE).await;
                     }
                     drop(guard);

@@ -9,8 +9,8 @@ use std::os::fd::OwnedFd;
 
 use serde::{Deserialize, Serialize};
 
-use super::Relay;
 use super::direction::{Direction, HeldBytes, Rest};
+use super::relay::Relay;
 use crate::net::Pipe;
 
 /// A snapshot of the two directions of a relay.
@@ -117,7 +117,7 @@ fn take_up(
             let (Some(read), Some(write)) = (descriptors.next(), descriptors.next()) else {
                 return Err(missing());
             };
-            HeldBytes::Piped(Pipe::taken_up(read, write, count)?)
+            HeldBytes::Piped(Box::new(Pipe::taken_up(read, write, count)?))
         }
         PendingBytes::End => HeldBytes::End,
         PendingBytes::Over => HeldBytes::Over,
@@ -153,7 +153,7 @@ mod tests {
         let pipe = Pipe::take().unwrap();
         let relay = Relay {
             up: Direction { held: HeldBytes::Over, streak: 0 },
-            down: Direction { held: HeldBytes::Piped(pipe), streak: 4 },
+            down: Direction { held: HeldBytes::Piped(Box::new(pipe)), streak: 4 },
         };
         let (still, bytes, descriptors) = relay.snapshot();
         assert_eq!((still.needs(), bytes.len(), descriptors.len()), ((0, 2), 0, 2));

@@ -1,0 +1,311 @@
+//! A connected socket that a relay moves bytes through, outside of the tokio runtime.
+//!
+//! No operation waits. A relay learns from epoll(7) when a socket is ready, and tells the socket
+//! about each event. The socket remembers what the events said, so it makes no system call that
+//! would only fail with `WouldBlock`.
+//!
+//! Events are edge-triggered: the kernel reports that a socket is ready only when its state
+//! changes. A read that returns fewer bytes than requested has emptied the socket, and a write that
+//! accepts fewer bytes has filled it, so the next event is certain to come (see epoll(7), question
+//! 9).
+
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::event::epoll::EventFlags;
+use rustix::net::{RecvFlags, SendFlags};
+use socket2::{SockRef, Socket};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::Instant;
+
+use super::super::stream::{Delay, Family, Stream};
+use super::super::traffic::Traffic;
+use super::options::ProxiedSocket;
+use super::pipe::Pipe;
+use crate::sys;
+
+/// A connected, non-blocking socket that counts the bytes that it transfers.
+#[derive(Debug)]
+pub(crate) struct RelaySocket {
+    socket: OwnedFd,
+    pub(super) is_unix: bool,
+    /// See [`Stream`].
+    peer_finished: bool,
+    is_shared: bool,
+    pub(super) delay: Delay,
+    ready: Readiness,
+    traffic: Arc<Traffic>,
+}
+
+/// What the events of a socket have said so far.
+#[expect(clippy::struct_excessive_bools, reason = "each is an independent fact about the socket")]
+#[derive(Clone, Copy, Debug, Default)]
+struct Readiness {
+    /// Whether bytes or the end may be readable.
+    reads: bool,
+    /// Whether the socket may accept bytes.
+    writes: bool,
+    /// Whether the peer has half-closed or is gone. A read may then return the end after it has
+    /// returned fewer bytes than requested, without another event.
+    ends: bool,
+    /// Whether the peer may be gone, and nothing has looked yet.
+    suspect: bool,
+}
+
+/// How a peer disappeared.
+#[derive(Debug)]
+pub(crate) enum Gone {
+    /// The connection broke, with this error.
+    Broken(io::Error),
+    /// The peer closed its Unix socket, so it will read nothing more. Unlike a TCP socket, a Unix
+    /// socket does not report this with a reset.
+    Closed,
+}
+
+impl Stream {
+    /// Removes the connection from the tokio runtime.
+    ///
+    /// # Errors
+    /// Fails if the kernel cannot remove the socket from the runtime.
+    pub(crate) fn into_relay_socket(self) -> io::Result<RelaySocket> {
+        let Self { socket, traffic, peer_finished, is_shared, delay, .. } = self;
+        let is_unix = matches!(socket, Family::Unix(_));
+        let socket = match socket {
+            Family::Tcp(socket) => socket.into_std().map(OwnedFd::from),
+            Family::Unix(socket) => socket.into_std().map(OwnedFd::from),
+        }?;
+        let ready = Readiness::default();
+        Ok(RelaySocket { socket, is_unix, peer_finished, is_shared, delay, ready, traffic })
+    }
+}
+
+impl RelaySocket {
+    /// Wraps a non-blocking socket that is connected, or is still connecting.
+    pub(crate) fn new(socket: Socket, is_unix: bool) -> Self {
+        Self {
+            socket: socket.into(),
+            is_unix,
+            peer_finished: false,
+            is_shared: false,
+            delay: Delay::None,
+            ready: Readiness::default(),
+            traffic: Arc::default(),
+        }
+    }
+
+    /// Returns how a connect(2) in progress has ended, or `None` if it is still in progress.
+    pub(crate) fn connected(&mut self) -> Option<io::Result<()>> {
+        match self.gone() {
+            Some(Gone::Broken(error)) => Some(Err(error)),
+            Some(Gone::Closed) => Some(Err(io::ErrorKind::ConnectionReset.into())),
+            None => self.ready.writes.then_some(Ok(())),
+        }
+    }
+
+    /// Returns the connection to the tokio runtime. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// Fails if the kernel cannot watch the socket. The connection is then reset.
+    pub(crate) fn into_stream(self) -> io::Result<Stream> {
+        // The runtime closes a socket that it cannot watch, so ask for a reset beforehand.
+        self.reset_on_drop();
+        let Self { socket, is_unix, peer_finished, is_shared, delay, traffic, .. } = self;
+        let socket = if is_unix {
+            Family::Unix(UnixStream::from_std(socket.into())?)
+        } else {
+            Family::Tcp(TcpStream::from_std(socket.into())?)
+        };
+        let mut stream = Stream::counted_by(socket, traffic);
+        let _ = SockRef::from(&stream).set_linger(None);
+        (stream.peer_finished, stream.is_shared, stream.delay) = (peer_finished, is_shared, delay);
+        Ok(stream)
+    }
+
+    /// Records an event that epoll has reported for this socket.
+    pub(crate) fn note(&mut self, event: EventFlags) {
+        let is_gone = event.intersects(EventFlags::ERR | EventFlags::HUP);
+        let ends = is_gone || event.contains(EventFlags::RDHUP);
+        self.ready.reads |= ends || event.contains(EventFlags::IN);
+        self.ready.writes |= is_gone || event.contains(EventFlags::OUT);
+        self.ready.ends |= ends;
+        self.ready.suspect |= is_gone;
+    }
+
+    /// Reads bytes. Returns 0 when the peer has half-closed.
+    ///
+    /// # Errors
+    /// `WouldBlock` when nothing has arrived.
+    pub(crate) fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if !self.ready.reads {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let room = buffer.len();
+        let received = retry(|| rustix::net::recv(&self.socket, &mut *buffer, RecvFlags::empty()));
+        let (count, _) = note_blocked(received, &mut self.ready.reads)?;
+        self.ready.reads = count == room || self.ready.ends;
+        self.count_read(count);
+        Ok(count)
+    }
+
+    /// Writes bytes. Returns how many the socket accepts.
+    ///
+    /// # Errors
+    /// `WouldBlock` when the send buffer is full.
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if !self.ready.writes {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        self.before_write();
+        let sent = retry(|| rustix::net::send(&self.socket, bytes, SendFlags::NOSIGNAL));
+        let count = note_blocked(sent, &mut self.ready.writes)?;
+        self.ready.writes = count == bytes.len() || self.ready.ends;
+        self.traffic.count_sent(count as u64);
+        Ok(count)
+    }
+
+    /// Moves received bytes into an empty pipe. Returns 0 when the peer has half-closed.
+    ///
+    /// # Errors
+    /// `InvalidInput` means that splice(2) cannot move these bytes, and the caller must read them.
+    pub(crate) fn fill(&mut self, pipe: &mut Pipe) -> io::Result<usize> {
+        if !self.ready.reads {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let filled = match pipe.fill(&self.socket) {
+            // Check for urgent data, because splice(2) stops at such data. It then reports end of
+            // file or `WouldBlock`, although bytes have arrived.
+            Ok(0) | Err(_)
+                if matches!(sys::socket::peek(self.socket.as_fd(), &mut [0]), Ok(1..)) =>
+            {
+                return Err(io::ErrorKind::InvalidInput.into());
+            }
+            filled => filled,
+        };
+        let count = note_blocked(filled, &mut self.ready.reads)?;
+        self.count_read(count);
+        Ok(count)
+    }
+
+    /// Moves bytes from a pipe to the peer. Returns how many the socket accepts.
+    ///
+    /// # Errors
+    /// `WouldBlock` when the send buffer is full.
+    pub(crate) fn drain(&mut self, pipe: &mut Pipe) -> io::Result<usize> {
+        if !self.ready.writes {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        self.before_write();
+        let count = note_blocked(pipe.drain(&self.socket), &mut self.ready.writes)?;
+        self.traffic.count_sent(count as u64);
+        Ok(count)
+    }
+
+    /// Half-closes the connection: the peer receives the end after all bytes.
+    pub(crate) fn shutdown(&self) -> io::Result<()> {
+        SockRef::from(&self.socket).shutdown(Shutdown::Write)
+    }
+
+    /// Half-closes the connection if another process may also hold the socket. Otherwise the peer
+    /// would not notice that this process closes the socket.
+    pub(crate) fn say_end(&self) {
+        if self.is_shared {
+            // Ignore an error, which means that the socket is already half-closed or broken.
+            let _ = self.shutdown();
+        }
+    }
+
+    /// Returns how the peer has disappeared, if an event since the last call says that it may have.
+    /// Call this function only while nothing reads from the peer. Bytes that the peer sent before
+    /// may still be unread.
+    pub(crate) fn gone(&mut self) -> Option<Gone> {
+        if !std::mem::take(&mut self.ready.suspect) {
+            return None;
+        }
+        match SockRef::from(&self.socket).take_error() {
+            Ok(Some(error)) => Some(Gone::Broken(error)),
+            // Without an error, both sides of a TCP connection have closed it in order.
+            _ => (self.is_unix && sys::socket::has_hung_up(self.socket.as_fd()))
+                .then_some(Gone::Closed),
+        }
+    }
+
+    /// Waits until the peer's kernel has acknowledged all data. Gives up if no further data is
+    /// acknowledged for `patience`. Polls the state of the socket every 5 ms, because the kernel
+    /// has no event for this.
+    pub(crate) async fn acknowledged(&self, patience: Duration) {
+        const PAUSE: Duration = Duration::from_millis(5);
+        let mut left = usize::MAX;
+        let mut until = Instant::now() + patience;
+        while let Ok(now @ 1..) = sys::socket::unacknowledged(self.as_fd()) {
+            if now < left {
+                (left, until) = (now, Instant::now() + patience);
+            } else if Instant::now() >= until {
+                return;
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// Returns whether the peer's half-close has been read from this connection.
+    pub(crate) const fn peer_has_finished(&self) -> bool {
+        self.peer_finished
+    }
+
+    /// Returns whether another process may hold the socket too.
+    pub(crate) const fn is_shared(&self) -> bool {
+        self.is_shared
+    }
+
+    /// Returns the byte counters of this connection.
+    pub(crate) const fn traffic(&self) -> &Arc<Traffic> {
+        &self.traffic
+    }
+
+    /// Returns the number of bytes transferred in both directions so far.
+    pub(crate) fn carried(&self) -> u64 {
+        self.traffic.carried()
+    }
+
+    /// Returns the socket, without closing the connection.
+    pub(crate) fn into_socket(self) -> OwnedFd {
+        self.socket
+    }
+
+    fn before_write(&mut self) {
+        let socket = &self.socket;
+        self.delay = self.delay.before_write(|| {
+            // Ignore an error, because without the option the connection is only slower.
+            let _ = SockRef::from(socket).set_tcp_nodelay(true);
+        });
+    }
+
+    fn count_read(&mut self, count: usize) {
+        self.traffic.count_received(count as u64);
+        self.peer_finished |= count == 0;
+    }
+}
+
+impl AsFd for RelaySocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// Records that the socket is not ready if a system call would have blocked.
+fn note_blocked<T>(done: io::Result<T>, is_ready: &mut bool) -> io::Result<T> {
+    if matches!(&done, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
+        *is_ready = false;
+    }
+    done
+}
+
+/// Repeats a system call that a signal has interrupted.
+fn retry<T>(call: impl FnMut() -> rustix::io::Result<T>) -> io::Result<T> {
+    rustix::io::retry_on_intr(call).map_err(Into::into)
+}

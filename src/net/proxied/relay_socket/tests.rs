@@ -1,0 +1,168 @@
+//! Tests of relay sockets with real connections and a real epoll instance.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+
+use rustix::event::epoll::{self, CreateFlags, Event, EventData};
+
+use super::*;
+
+/// A socket that an epoll instance watches, and its peer.
+struct PolledSocket<P> {
+    epoll: OwnedFd,
+    socket: RelaySocket,
+    peer: P,
+}
+
+impl<P> PolledSocket<P> {
+    fn new(socket: Socket, peer: P) -> Self {
+        socket.set_nonblocking(true).unwrap();
+        let is_unix = socket.domain().unwrap() == socket2::Domain::UNIX;
+        let socket = RelaySocket::new(socket, is_unix);
+        let epoll = epoll::create(CreateFlags::CLOEXEC).unwrap();
+        let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
+        epoll::add(&epoll, &socket, EventData::new_u64(0), flags).unwrap();
+        Self { epoll, socket, peer }
+    }
+
+    /// Waits for an event, and tells the socket about it.
+    fn next_event(&mut self) {
+        let mut events: Vec<Event> = Vec::with_capacity(1);
+        epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), None).unwrap();
+        self.socket.note(events[0].flags);
+    }
+
+    /// Repeats `step` after each event, until it does not return `WouldBlock`.
+    fn when_ready<T>(
+        &mut self,
+        mut step: impl FnMut(&mut RelaySocket) -> io::Result<T>,
+    ) -> io::Result<T> {
+        loop {
+            match step(&mut self.socket) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.next_event(),
+                done => return done,
+            }
+        }
+    }
+
+    fn gone(&mut self) -> Gone {
+        loop {
+            match self.socket.gone() {
+                Some(gone) => return gone,
+                None => self.next_event(),
+            }
+        }
+    }
+}
+
+fn tcp() -> PolledSocket<TcpStream> {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    PolledSocket::new(listener.accept().unwrap().0.into(), peer)
+}
+
+fn reset(peer: TcpStream) {
+    SockRef::from(&peer).set_linger(Some(Duration::ZERO)).unwrap();
+}
+
+#[test]
+fn a_peer_that_resets_after_its_end_is_gone() {
+    let mut watched = tcp();
+    watched.peer.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(watched.when_ready(|socket| socket.read(&mut [0; 8])).unwrap(), 0);
+    assert!(watched.socket.gone().is_none());
+    let PolledSocket { epoll, socket, peer } = watched;
+    reset(peer);
+    let mut watched = PolledSocket { epoll, socket, peer: () };
+    let Gone::Broken(error) = watched.gone() else { panic!("expected a reset") };
+    assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+}
+
+/// The bytes that the peer sent before it disappeared can still be read.
+#[test]
+fn a_peer_that_resets_before_its_bytes_are_read_is_gone() {
+    let mut watched = tcp();
+    watched.peer.write_all(b"unread").unwrap();
+    let PolledSocket { epoll, socket, peer } = watched;
+    reset(peer);
+    let mut watched = PolledSocket { epoll, socket, peer: () };
+    assert!(matches!(watched.gone(), Gone::Broken(_)));
+    let mut bytes = [0; 8];
+    assert_eq!(watched.socket.read(&mut bytes).unwrap(), 6);
+    assert_eq!(&bytes[..6], b"unread");
+}
+
+#[test]
+fn an_end_in_order_on_both_sides_is_no_failure() {
+    let mut watched = tcp();
+    watched.socket.shutdown().unwrap();
+    assert_eq!(watched.peer.read(&mut [0; 1]).unwrap(), 0);
+    let PolledSocket { epoll, socket, peer } = watched;
+    drop(peer);
+    let mut watched = PolledSocket { epoll, socket, peer: () };
+    assert_eq!(watched.when_ready(|socket| socket.read(&mut [0; 8])).unwrap(), 0);
+    assert!(watched.socket.gone().is_none());
+}
+
+#[test]
+fn a_peer_that_closes_its_unix_socket_is_gone() {
+    let (socket, peer) = UnixStream::pair().unwrap();
+    let mut watched = PolledSocket::new(socket.into(), ());
+    assert!(watched.socket.gone().is_none());
+    drop(peer);
+    assert!(matches!(watched.gone(), Gone::Closed));
+}
+
+/// A read that empties the socket is followed by no vain system call. The end that arrives with
+/// the last bytes is not missed.
+#[test]
+fn the_end_behind_the_last_bytes_is_read() {
+    let mut watched = tcp();
+    watched.peer.write_all(b"last").unwrap();
+    watched.peer.shutdown(Shutdown::Write).unwrap();
+    let mut all = Vec::new();
+    loop {
+        let mut bytes = [0; 8];
+        match watched.when_ready(|socket| socket.read(&mut bytes)).unwrap() {
+            0 => break,
+            count => all.extend_from_slice(&bytes[..count]),
+        }
+    }
+    assert_eq!(all, b"last");
+    assert!(watched.socket.peer_has_finished());
+}
+
+/// A write that fills the socket waits for the peer, and loses no byte.
+#[test]
+fn a_full_socket_accepts_the_rest_later() {
+    let mut watched = tcp();
+    let sent: Vec<u8> = (0..8_000_000_u32).map(|number| number.to_le_bytes()[1]).collect();
+    let mut peer = watched.peer.try_clone().unwrap();
+    let length = sent.len();
+    let reader = std::thread::spawn(move || {
+        let mut received = vec![0; length];
+        peer.read_exact(&mut received).unwrap();
+        received
+    });
+    let mut written = 0;
+    while written < sent.len() {
+        written += watched.when_ready(|socket| socket.write(&sent[written..])).unwrap();
+    }
+    assert!(reader.join().unwrap() == sent);
+    assert_eq!(watched.socket.traffic().sent(), length as u64);
+}
+
+#[tokio::test]
+async fn a_socket_returns_to_the_runtime() {
+    use tokio::io::AsyncReadExt;
+    let mut watched = tcp();
+    watched.peer.write_all(b"request").unwrap();
+    let mut stream = watched.socket.into_stream().unwrap();
+    let mut bytes = [0; 7];
+    stream.read_exact(&mut bytes).await.unwrap();
+    assert_eq!((&bytes, stream.received()), (b"request", 7));
+    drop(stream);
+    // The end is orderly.
+    assert_eq!(watched.peer.read(&mut bytes).unwrap(), 0);
+}

@@ -1,0 +1,224 @@
+//! One direction of a relay. It moves bytes from one stream, the source, to another, the sink. When
+//! the source has half-closed, the direction half-closes the sink.
+//!
+//! A direction reads only after it has written everything that it holds, so it holds at most one
+//! buffer or one pipe. At first it copies bytes. If several reads in a row fill the buffer, it
+//! moves bytes with splice(2). It copies again when a splice moves few bytes.
+
+use std::io;
+
+use super::relay::Broken;
+use crate::net::{Pipe, RelaySocket};
+
+/// The size of the buffer through which a direction copies bytes.
+pub(super) const BUFFER: usize = 32 * 1024;
+/// How many reads in a row must fill the buffer before the direction uses splice(2). Only long
+/// transfers use splice(2), because it has a higher fixed cost than copying a few bytes.
+const LONG: u8 = 4;
+/// If a splice(2) moves fewer bytes than this, the direction copies again.
+const SHORT: usize = 8 * 1024;
+/// How many steps a direction may take before it lets other connections on the same thread run.
+const TURN: usize = 16;
+
+/// The state of one direction of a relay.
+#[derive(Debug, Default)]
+pub(super) struct Direction {
+    pub(super) held: HeldBytes,
+    /// How many reads in a row have filled the buffer. At [`LONG`], the direction begins to use
+    /// splice(2).
+    pub(super) streak: u8,
+}
+
+/// Whether a direction half-closes its sink after its source has half-closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// The direction half-closes the sink.
+    Tell,
+    /// The direction does nothing, because the caller is about to close the sink.
+    Keep,
+}
+
+/// Data that the direction has read from the source but not yet written to the sink.
+#[derive(Debug, Default)]
+pub(super) enum HeldBytes {
+    #[default]
+    Nothing,
+    /// The unwritten bytes of one read.
+    Bytes(Box<Rest>),
+    /// Unwritten bytes that the direction has spliced into a pipe.
+    Piped(Box<Pipe>),
+    /// No data. The source has half-closed, but the direction has not half-closed the sink yet.
+    End,
+    /// No data. The source has half-closed, and the direction has half-closed the sink.
+    Over,
+}
+
+#[derive(Debug)]
+pub(super) struct Rest {
+    pub(super) bytes: Vec<u8>,
+    pub(super) written: usize,
+}
+
+/// How far a direction has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Progress {
+    /// The direction has ended.
+    Ended,
+    /// The direction continues when an event says that its source or its sink is ready.
+    Blocked,
+    /// The direction has moved enough bytes for one turn, and can move more.
+    HasMore,
+}
+
+impl Direction {
+    /// Creates a direction whose sink receives these bytes before those of the source.
+    pub(super) fn holding(bytes: Vec<u8>) -> Self {
+        let held = match bytes.is_empty() {
+            true => HeldBytes::Nothing,
+            false => HeldBytes::Bytes(Box::new(Rest { bytes, written: 0 })),
+        };
+        Self { held, streak: 0 }
+    }
+
+    /// Moves as many bytes as possible through `buffer`. Ends when the source and the sink are
+    /// half-closed. With [`End::Keep`], it ends as soon as the source has half-closed.
+    pub(super) fn advance(
+        &mut self,
+        buffer: &mut [u8],
+        source: &mut RelaySocket,
+        sink: &mut RelaySocket,
+        end: End,
+    ) -> Result<Progress, Broken> {
+        for _ in 0..TURN {
+            match (&self.held, end) {
+                (HeldBytes::Over, _) | (HeldBytes::End, End::Keep) => return Ok(Progress::Ended),
+                _ => {}
+            }
+            match self.step(buffer, source, sink) {
+                Err(Broken::Source(error) | Broken::Sink(error)) if would_block(&error) => {
+                    return Ok(Progress::Blocked);
+                }
+                step => step?,
+            }
+        }
+        Ok(Progress::HasMore)
+    }
+
+    /// Moves the bytes that the source sent before its end or failure, but does not half-close the
+    /// sink. Returns whether no bytes are left, or the source or the sink has failed. Otherwise the
+    /// direction waits for the sink.
+    pub(super) fn advance_rest(
+        &mut self,
+        buffer: &mut [u8],
+        source: &mut RelaySocket,
+        sink: &mut RelaySocket,
+    ) -> bool {
+        while !matches!(self.held, HeldBytes::End | HeldBytes::Over) {
+            match self.step(buffer, source, sink) {
+                Err(Broken::Sink(error)) if would_block(&error) => return false,
+                Ok(()) => {}
+                Err(_) => break,
+            }
+        }
+        true
+    }
+
+    /// Performs one step: reads once, writes once, or half-closes the sink because the source has
+    /// half-closed. Fails with `WouldBlock` if the step must wait for the source or the sink.
+    fn step(
+        &mut self,
+        buffer: &mut [u8],
+        source: &mut RelaySocket,
+        sink: &mut RelaySocket,
+    ) -> Result<(), Broken> {
+        match &mut self.held {
+            HeldBytes::Nothing if self.streak >= LONG => return self.splice(source),
+            HeldBytes::Nothing => return self.copy(buffer, source, sink),
+            HeldBytes::Bytes(rest) => {
+                rest.written += sink.write(&rest.bytes[rest.written..]).map_err(Broken::Sink)?;
+                if rest.written == rest.bytes.len() {
+                    self.held = HeldBytes::Nothing;
+                }
+            }
+            HeldBytes::Piped(pipe) => {
+                sink.drain(pipe).map_err(Broken::Sink)?;
+                if pipe.held() == 0 {
+                    self.held = HeldBytes::Nothing;
+                }
+            }
+            HeldBytes::End => {
+                sink.shutdown().map_err(Broken::Sink)?;
+                self.held = HeldBytes::Over;
+            }
+            HeldBytes::Over => {}
+        }
+        Ok(())
+    }
+
+    /// Returns whether the direction is waiting for bytes from the source.
+    pub(super) const fn is_reading(&self) -> bool {
+        matches!(self.held, HeldBytes::Nothing)
+    }
+
+    /// Returns whether the source has half-closed and the direction has half-closed the sink.
+    pub(super) const fn is_over(&self) -> bool {
+        matches!(self.held, HeldBytes::Over)
+    }
+
+    /// Returns whether the direction holds bytes that the sink has not accepted yet.
+    pub(super) const fn owes(&self) -> bool {
+        matches!(self.held, HeldBytes::Bytes(_) | HeldBytes::Piped(_))
+    }
+
+    /// Reads once into the buffer that all connections of the thread share, and immediately writes
+    /// the bytes.
+    fn copy(
+        &mut self,
+        buffer: &mut [u8],
+        source: &mut RelaySocket,
+        sink: &mut RelaySocket,
+    ) -> Result<(), Broken> {
+        let count = source.read(buffer).map_err(Broken::Source)?;
+        let bytes = &buffer[..count];
+        if bytes.is_empty() {
+            self.held = HeldBytes::End;
+            return Ok(());
+        }
+        self.streak = if count == BUFFER { self.streak.saturating_add(1) } else { 0 };
+        let written = match sink.write(bytes) {
+            Err(error) if would_block(&error) => 0,
+            written => written.map_err(Broken::Sink)?,
+        };
+        if written < bytes.len() {
+            let bytes = bytes[written..].to_vec();
+            self.held = HeldBytes::Bytes(Box::new(Rest { bytes, written: 0 }));
+        }
+        Ok(())
+    }
+
+    /// Moves bytes from the source into a pipe.
+    fn splice(&mut self, source: &mut RelaySocket) -> Result<(), Broken> {
+        let Ok(mut pipe) = Pipe::take() else {
+            // No pipe could be created: the process has no file descriptors left, or its user has
+            // too many pipes. Copy bytes instead.
+            self.streak = 0;
+            return Ok(());
+        };
+        let count = match source.fill(&mut pipe) {
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                self.streak = 0;
+                return Ok(());
+            }
+            filled => filled.map_err(Broken::Source)?,
+        };
+        if count < SHORT {
+            self.streak = 0;
+        }
+        self.held = if count == 0 { HeldBytes::End } else { HeldBytes::Piped(Box::new(pipe)) };
+        Ok(())
+    }
+}
+
+fn would_block(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::WouldBlock
+}

@@ -1,0 +1,335 @@
+//! The connections of a plane: their entries, their timers, and one turn over those that are ready.
+
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::event::epoll::{self, EventData, EventFlags};
+use slab::Slab;
+use tokio::time::Instant;
+
+use super::Rejected;
+use super::limits::{Expired, Limits};
+use super::relay::{Relay, RelayStep};
+use super::settle::Side;
+use crate::net::{ProxiedSocket, RelaySocket};
+
+/// An established connection between a client and an upstream. `T` is what the caller stores with
+/// it.
+#[derive(Debug)]
+pub(crate) struct RelayEntry<T> {
+    pub(crate) client: RelaySocket,
+    pub(crate) upstream: RelaySocket,
+    pub(crate) relay: Relay,
+    pub(crate) limits: Limits,
+    pub(crate) owner: T,
+}
+
+/// What the caller stores with a connection, and what the plane asks it.
+pub(crate) trait RelayOwner: Send {
+    /// Returns when the plane must give up, if the connection to the upstream is not yet
+    /// established.
+    fn connect_deadline(&self) -> Option<Instant>;
+
+    /// Records that the connection to the upstream is established. Returns the time limits of the
+    /// connection.
+    fn connected(&mut self, upstream: &RelaySocket) -> Limits;
+}
+
+/// Why a plane has stopped relaying a connection.
+#[derive(Debug)]
+pub(crate) enum RelayEnd {
+    /// The upstream did not accept the connection, for this reason. No byte of the client has been
+    /// read.
+    NotConnected(std::io::Error),
+    /// The client has disconnected before the upstream accepted the connection.
+    ClientLeft,
+    /// All bytes have been passed on, and both sides have ended, or will not be read any more.
+    Finished,
+    /// The client's connection failed with this error.
+    ClientBroke(std::io::Error),
+    /// The upstream's connection failed with this error.
+    UpstreamBroke(std::io::Error),
+    /// The connection has reached a time limit.
+    Expired(Expired),
+}
+
+/// The result of a turn.
+#[derive(Debug)]
+pub(super) struct TurnResult<T> {
+    /// The connections that have ended. They are no longer in the plane.
+    pub(super) ended: Vec<(RelayEntry<T>, RelayEnd)>,
+    /// Whether there are connections that can move more bytes without an event.
+    pub(super) has_more: bool,
+}
+
+/// The connections of a plane.
+#[derive(Debug)]
+pub(super) struct Entries<T> {
+    all: Slab<Row<T>>,
+    /// When to look at the limits of a connection.
+    timers: BTreeSet<(Instant, usize)>,
+    /// The connections that may have bytes to move. Each is listed once.
+    ready: Vec<usize>,
+    is_cut: bool,
+}
+
+#[derive(Debug)]
+struct Row<T> {
+    entry: RelayEntry<T>,
+    /// Whether this connection is in the list of ready ones.
+    is_listed: bool,
+    /// Whether the connection to the upstream is not yet established.
+    is_connecting: bool,
+    /// When to look at the limits of this connection.
+    timer: Option<Instant>,
+}
+
+impl<T> Default for Entries<T> {
+    fn default() -> Self {
+        Self { all: Slab::new(), timers: BTreeSet::new(), ready: Vec::new(), is_cut: false }
+    }
+}
+
+impl<T: RelayOwner> Entries<T> {
+    /// Adds a connection, and watches its sockets with `epoll`.
+    pub(super) fn admit(
+        &mut self,
+        epoll: &OwnedFd,
+        entry: RelayEntry<T>,
+    ) -> Result<(), Box<Rejected<T>>> {
+        if self.is_cut {
+            return Err(Box::new(Rejected::Cut(entry)));
+        }
+        let index = self.all.vacant_key();
+        if let Err(error) = watch(epoll, &entry, index) {
+            return Err(Box::new(Rejected::Unwatched(entry, error.into())));
+        }
+        let deadline = entry.owner.connect_deadline();
+        let timer = deadline.or_else(|| entry.limits.next());
+        self.timers.extend(timer.map(|timer| (timer, index)));
+        let is_connecting = deadline.is_some();
+        self.all.insert(Row { entry, is_listed: false, is_connecting, timer });
+        Ok(())
+    }
+
+    /// Returns when to take the next turn even without an event.
+    pub(super) fn next_timer(&self) -> Option<Instant> {
+        self.timers.first().map(|(next, _)| *next)
+    }
+
+    /// Moves the bytes of all connections that are ready, or that these events make ready.
+    pub(super) fn turn(
+        &mut self,
+        epoll: &OwnedFd,
+        events: &[SocketEvent],
+        buffer: &mut [u8],
+    ) -> TurnResult<T> {
+        for event in events {
+            self.note(event);
+        }
+        let (mut ended, mut more) = (Vec::new(), Vec::new());
+        let now = Instant::now();
+        let has_timers = !self.timers.is_empty();
+        for index in std::mem::take(&mut self.ready) {
+            let end = match self.advance(index, buffer, has_timers.then_some(now)) {
+                RelayStep::Blocked => continue,
+                RelayStep::HasMore => {
+                    more.push(index);
+                    continue;
+                }
+                RelayStep::Ended(end) => end,
+            };
+            ended.extend(self.remove(index).map(|entry| (entry, end)));
+        }
+        self.expire(now, &mut ended);
+        for (entry, end) in &ended {
+            // The kernel stops watching a socket that is closed, which saves two system calls. But
+            // it continues if another process holds the socket, or if the caller does not close it.
+            let is_closed = matches!(end, RelayEnd::Finished) && entry.client.peer_has_finished();
+            if !is_closed || entry.client.is_shared() || entry.upstream.is_shared() {
+                unwatch(epoll, entry);
+            }
+        }
+        let has_more = !more.is_empty();
+        self.ready.extend(more);
+        TurnResult { ended, has_more }
+    }
+
+    /// Moves the bytes of one connection. `now` is given if there are timers.
+    fn advance(&mut self, index: usize, buffer: &mut [u8], now: Option<Instant>) -> RelayStep {
+        let Some(row) = self.all.get_mut(index) else { return RelayStep::Blocked };
+        row.is_listed = false;
+        if row.is_connecting {
+            match row.entry.upstream.connected() {
+                None if row.entry.client_has_left() => {
+                    return RelayStep::Ended(RelayEnd::ClientLeft);
+                }
+                None => return RelayStep::Blocked,
+                Some(Err(error)) => return RelayStep::Ended(RelayEnd::NotConnected(error)),
+                Some(Ok(())) => {}
+            }
+            let RelayEntry { owner, upstream, limits, .. } = &mut row.entry;
+            *limits = owner.connected(upstream);
+            row.is_connecting = false;
+            let next = limits.next();
+            self.set_timer(index, next);
+        }
+        let Some(Row { entry, is_listed, .. }) = self.all.get_mut(index) else {
+            return RelayStep::Blocked;
+        };
+        let RelayEntry { client, upstream, relay, .. } = entry;
+        let relayed = relay.advance(buffer, client, upstream);
+        *is_listed = matches!(relayed, RelayStep::HasMore);
+        if let Some(now) = now {
+            entry.limits.note(now, entry.carried());
+        }
+        relayed
+    }
+
+    fn set_timer(&mut self, index: usize, next: Option<Instant>) {
+        let Some(Row { timer, .. }) = self.all.get_mut(index) else { return };
+        if let Some(last) = std::mem::replace(timer, next) {
+            self.timers.remove(&(last, index));
+        }
+        self.timers.extend(next.map(|next| (next, index)));
+    }
+
+    /// Tells a connection what an event says about one of its sockets.
+    fn note(&mut self, event: &SocketEvent) {
+        let SocketEvent { index, side, flags } = *event;
+        // An event may belong to a connection that has ended in the meantime. A new connection with
+        // its index then makes at most one system call in vain.
+        let Some(Row { entry, is_listed, .. }) = self.all.get_mut(index) else { return };
+        let socket = match side {
+            Side::Client => &mut entry.client,
+            Side::Upstream => &mut entry.upstream,
+        };
+        socket.note(flags);
+        if !std::mem::replace(is_listed, true) {
+            self.ready.push(index);
+        }
+    }
+
+    /// Removes the connections that have reached a limit, and sets the timers of the others again.
+    fn expire(&mut self, now: Instant, ended: &mut Vec<(RelayEntry<T>, RelayEnd)>) {
+        while let Some((due, index)) = self.timers.first().copied().filter(|(due, _)| *due <= now) {
+            self.timers.remove(&(due, index));
+            let Some(Row { entry, is_connecting, timer, .. }) = self.all.get_mut(index) else {
+                continue;
+            };
+            *timer = None;
+            let expired = entry.limits.expired(now);
+            let end = match expired {
+                _ if *is_connecting => RelayEnd::NotConnected(std::io::ErrorKind::TimedOut.into()),
+                Some(expired) => RelayEnd::Expired(expired),
+                None => {
+                    let next = entry.limits.next();
+                    self.set_timer(index, next);
+                    continue;
+                }
+            };
+            ended.extend(self.remove(index).map(|entry| (entry, end)));
+        }
+    }
+
+    /// Takes the next connection for which `is_wanted` is true.
+    pub(super) fn take(
+        &mut self,
+        epoll: &OwnedFd,
+        cursor: &mut usize,
+        is_wanted: impl Fn(&T) -> bool,
+    ) -> Option<RelayEntry<T>> {
+        while *cursor < self.all.capacity() {
+            let index = *cursor;
+            *cursor += 1;
+            if self.all.get(index).is_some_and(|row| is_wanted(&row.entry.owner)) {
+                let entry = self.remove(index)?;
+                unwatch(epoll, &entry);
+                return Some(entry);
+            }
+        }
+        None
+    }
+
+    /// Returns what the caller has stored with each connection.
+    pub(super) fn owners(&mut self) -> impl Iterator<Item = &mut T> {
+        self.all.iter_mut().map(|(_, row)| &mut row.entry.owner)
+    }
+
+    /// Removes all connections, and rejects later ones.
+    pub(super) fn cut(&mut self, epoll: &OwnedFd) -> Vec<RelayEntry<T>> {
+        self.is_cut = true;
+        self.timers.clear();
+        self.ready.clear();
+        let all = std::mem::take(&mut self.all).into_iter().map(|(_, row)| row.entry);
+        all.inspect(|entry| unwatch(epoll, entry)).collect()
+    }
+
+    fn remove(&mut self, index: usize) -> Option<RelayEntry<T>> {
+        let Row { entry, timer, .. } = self.all.try_remove(index)?;
+        if let Some(timer) = timer {
+            self.timers.remove(&(timer, index));
+        }
+        Some(entry)
+    }
+}
+
+impl<T> RelayEntry<T> {
+    /// Returns the number of bytes that both sockets have transferred so far.
+    pub(crate) fn carried(&self) -> u64 {
+        self.client.carried() + self.upstream.carried()
+    }
+
+    /// Returns whether the client has disconnected. Call this function only while nothing reads
+    /// from the client.
+    fn client_has_left(&mut self) -> bool {
+        self.client.gone().is_some()
+    }
+
+    /// Makes the kernel reset both connections when they are closed.
+    pub(crate) fn reset_on_drop(&self) {
+        self.client.reset_on_drop();
+        self.upstream.reset_on_drop();
+    }
+}
+
+/// Watches both sockets of a connection.
+fn watch<T>(epoll: &OwnedFd, entry: &RelayEntry<T>, index: usize) -> rustix::io::Result<()> {
+    let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
+    epoll::add(epoll, &entry.client, data(index, Side::Client), flags)?;
+    epoll::add(epoll, &entry.upstream, data(index, Side::Upstream), flags).inspect_err(|_| {
+        // Ignore an error: the socket is closed soon.
+        let _ = epoll::delete(epoll, &entry.client);
+    })
+}
+
+/// Stops watching both sockets, because another process or the tokio runtime is to use them.
+fn unwatch<T>(epoll: &OwnedFd, entry: &RelayEntry<T>) {
+    for socket in [entry.client.as_fd(), entry.upstream.as_fd()] {
+        // Ignore an error, because it means that the socket is not watched.
+        let _ = epoll::delete(epoll, socket);
+    }
+}
+
+/// An event of one socket.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SocketEvent {
+    /// The index of the connection.
+    index: usize,
+    side: Side,
+    flags: EventFlags,
+}
+
+/// Returns the data of the events of one socket: the index of its connection, and its side.
+const fn data(index: usize, side: Side) -> EventData {
+    EventData::new_u64(((index as u64) << 1) | matches!(side, Side::Upstream) as u64)
+}
+
+impl From<&epoll::Event> for SocketEvent {
+    fn from(event: &epoll::Event) -> Self {
+        // Copy the fields, because the kernel's structure is packed.
+        let (data, flags) = (event.data.u64(), event.flags);
+        let side = if data & 1 == 1 { Side::Upstream } else { Side::Client };
+        Self { index: usize::try_from(data >> 1).unwrap_or(usize::MAX), side, flags }
+    }
+}

@@ -1,0 +1,123 @@
+//! A relay: it moves bytes between two streams in both directions, until both streams have
+//! half-closed.
+//!
+//! An idle connection holds no buffer, because all connections of a thread share one. The relay
+//! copies only those bytes that a slow receiver does not accept yet, at most one buffer. Long
+//! transfers go through a pipe with splice(2), so their bytes never leave the kernel.
+//!
+//! After moving bytes a few times, a relay lets other connections of the thread run. A relay never
+//! waits: the [`Plane`](super::Plane) calls it when an event says that a socket is ready.
+
+use std::io;
+
+use super::direction::{Direction, End, Progress};
+use super::entries::RelayEnd;
+use crate::net::{Gone, RelaySocket};
+
+/// The two directions of a proxied connection.
+#[derive(Debug, Default)]
+pub(crate) struct Relay {
+    /// The direction from the client to the upstream.
+    pub(super) up: Direction,
+    /// The direction from the upstream to the client.
+    pub(super) down: Direction,
+}
+
+/// What a relay has come to.
+#[derive(Debug)]
+pub(crate) enum RelayStep {
+    /// The relay continues when an event says that one of its sockets is ready.
+    Blocked,
+    /// The relay has moved enough bytes for one turn, and can move more.
+    HasMore,
+    /// The relay has ended.
+    Ended(RelayEnd),
+}
+
+/// The side of a direction, source or sink, whose connection failed.
+pub(super) enum Broken {
+    Source(io::Error),
+    Sink(io::Error),
+}
+
+fn broke(side: fn(io::Error) -> RelayEnd, error: io::Error) -> RelayStep {
+    RelayStep::Ended(side(error))
+}
+
+impl Relay {
+    /// Creates a relay that sends these bytes to the upstream before those of the client.
+    pub(crate) fn beginning_with(bytes: Vec<u8>) -> Self {
+        Self { up: Direction::holding(bytes), down: Direction::default() }
+    }
+
+    /// Moves bytes in both directions through `buffer`, until nothing more can be moved now.
+    pub(crate) fn advance(
+        &mut self,
+        buffer: &mut [u8],
+        client: &mut RelaySocket,
+        upstream: &mut RelaySocket,
+    ) -> RelayStep {
+        // The direction that ends last does not half-close its sink, because the caller then closes
+        // both sides at once.
+        let end = |other: &Direction| if other.is_over() { End::Keep } else { End::Tell };
+        let up = match self.up.advance(buffer, client, upstream, end(&self.down)) {
+            Err(Broken::Source(error)) => return broke(RelayEnd::ClientBroke, error),
+            Err(Broken::Sink(error)) => return broke(RelayEnd::UpstreamBroke, error),
+            Ok(progress) => progress,
+        };
+        let down = match self.down.advance(buffer, upstream, client, end(&self.up)) {
+            Err(Broken::Source(error)) => return broke(RelayEnd::UpstreamBroke, error),
+            Err(Broken::Sink(error)) => return broke(RelayEnd::ClientBroke, error),
+            Ok(progress) => progress,
+        };
+        match (up, down) {
+            (Progress::Ended, Progress::Ended) => RelayStep::Ended(RelayEnd::Finished),
+            (Progress::HasMore, _) | (_, Progress::HasMore) => RelayStep::HasMore,
+            _ => self.failure(client, upstream).map_or(RelayStep::Blocked, RelayStep::Ended),
+        }
+    }
+
+    /// Asks the kernel whether a connection has failed, but only if no pending read on it would
+    /// notice the failure.
+    fn failure(&self, client: &mut RelaySocket, upstream: &mut RelaySocket) -> Option<RelayEnd> {
+        let client = if self.up.is_reading() { None } else { client.gone() };
+        match client {
+            Some(Gone::Broken(error)) => return Some(RelayEnd::ClientBroke(error)),
+            Some(Gone::Closed) if self.up.is_over() => return Some(RelayEnd::Finished),
+            Some(Gone::Closed) | None => {}
+        }
+        let upstream = if self.down.is_reading() { None } else { upstream.gone() };
+        match upstream {
+            Some(Gone::Broken(error)) => Some(RelayEnd::UpstreamBroke(error)),
+            Some(Gone::Closed) if self.down.is_over() => Some(RelayEnd::Finished),
+            Some(Gone::Closed) | None => None,
+        }
+    }
+
+    /// Writes the bytes that the client sent before its connection failed, but does not half-close
+    /// the upstream. Returns whether no bytes are left.
+    pub(super) fn advance_rest_up(
+        &mut self,
+        buffer: &mut [u8],
+        client: &mut RelaySocket,
+        upstream: &mut RelaySocket,
+    ) -> bool {
+        self.up.advance_rest(buffer, client, upstream)
+    }
+
+    /// Writes the bytes that the upstream sent before its connection failed, but does not
+    /// half-close the client. Returns whether no bytes are left.
+    pub(super) fn advance_rest_down(
+        &mut self,
+        buffer: &mut [u8],
+        client: &mut RelaySocket,
+        upstream: &mut RelaySocket,
+    ) -> bool {
+        self.down.advance_rest(buffer, upstream, client)
+    }
+
+    /// Returns whether the relay holds unwritten bytes of either direction.
+    pub(crate) const fn owes(&self) -> bool {
+        self.up.owes() || self.down.owes()
+    }
+}

@@ -1,0 +1,62 @@
+//! The end of a connection that has failed on one side. The other side still receives the bytes
+//! that were sent before the failure, and then a reset.
+//!
+//! Few connections end like this. So this module polls the sockets instead of watching them: it
+//! must poll in any case, because the kernel has no event for the acknowledgement of bytes.
+
+use std::time::Duration;
+
+use rustix::event::epoll::EventFlags;
+use tokio::time::{Instant, sleep};
+
+use super::direction::BUFFER;
+use super::relay::Relay;
+use crate::net::RelaySocket;
+
+/// How long the other side may go without accepting any bytes. Even a segment that TCP loses four
+/// times arrives earlier, after about 3 s: TCP retransmits after 0.2 s and doubles the delay each
+/// time.
+const LINGER: Duration = Duration::from_secs(5);
+/// The pause between two attempts to write.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// A side of a proxied connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    Client,
+    Upstream,
+}
+
+/// Passes on the bytes that `broken`, the failed side, sent before its failure. Returns when the
+/// other side has acknowledged them, or accepts no more of them. Must be called within a tokio
+/// runtime. Cancel safe.
+pub(crate) async fn settle(
+    relay: &mut Relay,
+    client: &mut RelaySocket,
+    upstream: &mut RelaySocket,
+    broken: Side,
+) {
+    let mut buffer = vec![0; BUFFER];
+    let mut until = Instant::now() + LINGER;
+    let mut last_sent = None;
+    loop {
+        // Try to read and to write, whatever the events have said so far.
+        let all = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP;
+        client.note(all);
+        upstream.note(all);
+        let (is_done, sink) = match broken {
+            Side::Client => (relay.advance_rest_up(&mut buffer, client, upstream), &*upstream),
+            Side::Upstream => (relay.advance_rest_down(&mut buffer, client, upstream), &*client),
+        };
+        let sent = Some(sink.traffic().sent());
+        if is_done {
+            return sink.acknowledged(LINGER).await;
+        }
+        if sent != last_sent {
+            (last_sent, until) = (sent, Instant::now() + LINGER);
+        } else if Instant::now() >= until {
+            return;
+        }
+        sleep(PAUSE).await;
+    }
+}

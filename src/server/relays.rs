@@ -1,0 +1,316 @@
+//! The server's part in relaying proxied connections. When a service has connected a client to an
+//! upstream, the connection's task ends, and the plane of the worker relays the connection.
+//!
+//! A connection leaves its plane when it ends, or when it is to move to the successor. What then
+//! takes time gets a task again: the orderly close, the last bytes after a failure, and the move.
+
+mod leave;
+#[cfg(test)]
+mod tests;
+
+use std::convert::Infallible;
+use std::io;
+use std::sync::{Arc, OnceLock, Weak};
+
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+pub(super) use leave::RelayedConnections;
+
+use super::connection::{ConnectionContext, EndedConnection, LINGER};
+use super::deaths::{Deaths, panic_text};
+use super::slot::{ConnectionEnd, ConnectionSlot};
+use crate::drain::DrainWatch;
+use crate::net::{Listener, Peer, ProxiedSocket, RelaySocket};
+use crate::plane::{
+    Expired, Limits, Plane, Rejected, RelayEnd, RelayEntry, RelayOwner, Side, settle,
+};
+use crate::service::{Connecting, Service, UpstreamCount, client_gone};
+
+/// The planes of a server: one for each worker, in the same order. A plane is created when its
+/// worker first relays a connection.
+#[derive(Debug)]
+pub(super) struct Relays {
+    planes: Box<[OnceLock<RunningPlane>]>,
+    deaths: Deaths,
+}
+
+/// A plane and the task that runs it. Dropping this value resets the plane's connections.
+#[derive(Debug)]
+struct RunningPlane {
+    plane: Arc<Plane<RelayedConnection>>,
+    task: AbortHandle,
+}
+
+impl Drop for RunningPlane {
+    fn drop(&mut self) {
+        self.task.abort();
+        drop(ResetOnDrop(Arc::clone(&self.plane)));
+    }
+}
+
+/// What the server stores with a connection in a plane.
+#[derive(Debug)]
+pub(super) struct RelayedConnection {
+    slot: ConnectionSlot,
+    link: UpstreamLink,
+    listener: Arc<str>,
+    peer: Peer,
+    drain: DrainWatch,
+    carry: Carrying,
+}
+
+/// The connection to the upstream.
+#[derive(Debug)]
+pub(super) enum UpstreamLink {
+    Connecting(Box<Connecting>),
+    Established(UpstreamCount),
+    /// The connection is being replaced by one of the other variants.
+    Changing,
+}
+
+/// Whether a connection in a plane may move to the successor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Carrying {
+    /// A drain asks the connection to end.
+    Never,
+    /// A drain asks the connection to move.
+    Possible,
+    /// The connection was offered to the current successor, but stays here.
+    Stays,
+}
+
+impl Relays {
+    /// Creates the planes of `workers` workers, which relay nothing yet. Records in `deaths` if a
+    /// plane dies.
+    pub(super) fn new(workers: usize, deaths: Deaths) -> Self {
+        Self { planes: (0..workers).map(|_| OnceLock::new()).collect(), deaths }
+    }
+
+    /// Lets connections move that stayed here in an earlier attempt.
+    pub(super) fn forget_refusals(&self) {
+        for running in self.running() {
+            running.plane.for_each(|connection| {
+                if connection.carry == Carrying::Stays {
+                    connection.carry = Carrying::Possible;
+                }
+            });
+        }
+    }
+
+    /// Cuts all connections in the planes, and all that are added later.
+    pub(super) fn cut(&self) {
+        for entry in self.running().flat_map(|running| running.plane.cut()) {
+            entry.reset_on_drop();
+            finish(entry, ConnectionEnd::Cut);
+        }
+    }
+
+    fn running(&self) -> impl Iterator<Item = &RunningPlane> {
+        self.planes.iter().filter_map(OnceLock::get)
+    }
+}
+
+impl<S: Service> ConnectionContext<S> {
+    /// Starts the plane of a worker, if a proxy serves one of the listeners. So no first client
+    /// finds out that no descriptor is free. Must be called within the worker's runtime.
+    pub(super) fn prepare_to_relay(
+        self: &Arc<Self>,
+        listeners: &[Listener],
+        worker: usize,
+    ) -> io::Result<()> {
+        if listeners.iter().any(|listener| self.service.proxy(listener.name()).is_some()) {
+            self.plane(worker)?;
+        }
+        Ok(())
+    }
+
+    /// Relays a connection in the plane of `worker`. Must be called within the worker's runtime.
+    pub(super) fn relay(self: &Arc<Self>, entry: RelayEntry<RelayedConnection>, worker: usize) {
+        let rejected = match self.plane(worker) {
+            Ok(plane) => plane.admit(entry).map_err(|rejected| *rejected),
+            Err(error) => Err(Rejected::Unwatched(entry, error)),
+        };
+        let (entry, end) = match rejected {
+            Ok(()) => return,
+            Err(Rejected::Cut(entry)) => (entry, ConnectionEnd::Cut),
+            Err(Rejected::Unwatched(entry, error)) => (entry, ConnectionEnd::Broken(error)),
+        };
+        entry.reset_on_drop();
+        finish(entry, end);
+    }
+
+    /// Returns the plane of a worker, and starts it before its first connection.
+    fn plane(self: &Arc<Self>, worker: usize) -> io::Result<&Plane<RelayedConnection>> {
+        let Relays { planes, deaths } = &self.relays;
+        if let Some(running) = planes[worker].get() {
+            return Ok(&running.plane);
+        }
+        let plane = Arc::new(Plane::new()?);
+        let start = || {
+            let (context, deaths) = (Arc::downgrade(self), deaths.clone());
+            let task = tokio::spawn(run(Arc::clone(&plane), context, worker));
+            let abort = task.abort_handle();
+            tokio::spawn(async move {
+                match task.await {
+                    Ok(Ok(never)) => match never {},
+                    Ok(Err(error)) => deaths.report("a relay plane", &error.to_string()),
+                    Err(error) => {
+                        if let Ok(panic) = error.try_into_panic() {
+                            deaths.report("a relay plane", &panic_text(&*panic));
+                        }
+                    }
+                }
+            });
+            RunningPlane { plane: Arc::clone(&plane), task: abort }
+        };
+        Ok(&planes[worker].get_or_init(start).plane)
+    }
+
+    /// Ends a connection that its plane does not relay any more.
+    fn ended(self: &Arc<Self>, entry: RelayEntry<RelayedConnection>, end: RelayEnd, worker: usize) {
+        match end {
+            RelayEnd::NotConnected(error) => self.connect_slowly(entry, &error, worker),
+            RelayEnd::ClientLeft => {
+                entry.reset_on_drop();
+                finish(entry, ConnectionEnd::Broken(client_gone()));
+            }
+            RelayEnd::Finished if entry.client.peer_has_finished() => {
+                entry.upstream.say_end();
+                entry.client.say_end();
+                finish(entry, ConnectionEnd::Finished { late: 0 });
+            }
+            RelayEnd::Finished => drop(tokio::spawn(close_in_order(entry))),
+            // An idle conversation without unwritten bytes ends as if both sides had finished.
+            RelayEnd::Expired(Expired::Idle) if !entry.relay.owes() => {
+                drop(tokio::spawn(close_in_order(entry)));
+            }
+            RelayEnd::Expired(expired) => {
+                entry.reset_on_drop();
+                finish(entry, ConnectionEnd::Broken(expired.into()));
+            }
+            RelayEnd::ClientBroke(error) => {
+                drop(tokio::spawn(settle_other_side(entry, Side::Client, error)));
+            }
+            RelayEnd::UpstreamBroke(error) => {
+                drop(tokio::spawn(settle_other_side(entry, Side::Upstream, error)));
+            }
+        }
+    }
+}
+
+impl RelayedConnection {
+    /// Creates what the server stores with a connection. `may_carry` is whether a drain may move
+    /// the connection to the successor.
+    pub(super) fn new(
+        slot: ConnectionSlot,
+        link: UpstreamLink,
+        (peer, listener, drain): (Peer, Arc<str>, DrainWatch),
+        carry: Carrying,
+    ) -> Self {
+        Self { slot, link, listener, peer, drain, carry }
+    }
+
+    fn may_move(&self) -> bool {
+        self.carry == Carrying::Possible
+    }
+}
+
+impl RelayOwner for RelayedConnection {
+    fn connect_deadline(&self) -> Option<Instant> {
+        match &self.link {
+            UpstreamLink::Connecting(connecting) => Some(connecting.deadline()),
+            UpstreamLink::Established(_) | UpstreamLink::Changing => None,
+        }
+    }
+
+    fn connected(&mut self, upstream: &RelaySocket) -> Limits {
+        match std::mem::replace(&mut self.link, UpstreamLink::Changing) {
+            UpstreamLink::Connecting(connecting) => {
+                let (count, limits) = connecting.established(upstream);
+                self.link = UpstreamLink::Established(count);
+                limits
+            }
+            link @ (UpstreamLink::Established(_) | UpstreamLink::Changing) => {
+                self.link = link;
+                Limits::none()
+            }
+        }
+    }
+}
+
+/// Resets the connections of a plane that nothing runs any more, because its worker has died or the
+/// server has ended.
+struct ResetOnDrop(Arc<Plane<RelayedConnection>>);
+
+impl Drop for ResetOnDrop {
+    fn drop(&mut self) {
+        self.0.cut().iter().for_each(RelayEntry::reset_on_drop);
+    }
+}
+
+/// Runs a plane, as long as the server exists.
+async fn run<S: Service>(
+    plane: Arc<Plane<RelayedConnection>>,
+    context: Weak<ConnectionContext<S>>,
+    worker: usize,
+) -> io::Result<Infallible> {
+    let running = ResetOnDrop(plane);
+    running
+        .0
+        .run(|entry, end| match context.upgrade() {
+            Some(context) => context.ended(entry, end, worker),
+            None => entry.reset_on_drop(),
+        })
+        .await
+}
+
+/// Closes the upstream's connection, and then closes the client's connection without destroying the
+/// last bytes on their way to the client.
+async fn close_in_order(entry: RelayEntry<RelayedConnection>) {
+    let RelayEntry { client, upstream, owner, .. } = entry;
+    let RelayedConnection { slot, link, listener, peer, drain, .. } = owner;
+    upstream.say_end();
+    drop((upstream, link));
+    let traffic = Arc::clone(client.traffic());
+    let end = match client.into_stream() {
+        Ok(mut stream) => match slot.guard.unless_cut(stream.finish(LINGER)).await {
+            Some(late) => ConnectionEnd::Finished { late },
+            None => {
+                stream.reset_on_drop();
+                ConnectionEnd::Cut
+            }
+        },
+        Err(error) => ConnectionEnd::Broken(error),
+    };
+    let (received, sent) = (traffic.received(), traffic.sent());
+    EndedConnection { listener: &listener, peer, received, sent }.report(&slot, &end);
+    slot.end(end, drain.is_told());
+}
+
+/// Passes on the last bytes of the side that has failed, and then resets the other side.
+async fn settle_other_side(
+    mut entry: RelayEntry<RelayedConnection>,
+    broken: Side,
+    error: io::Error,
+) {
+    let RelayEntry { client, upstream, relay, owner, .. } = &mut entry;
+    let settled = owner.slot.guard.unless_cut(settle(relay, client, upstream, broken)).await;
+    let end = match settled {
+        Some(()) => ConnectionEnd::Broken(error),
+        None => ConnectionEnd::Cut,
+    };
+    entry.reset_on_drop();
+    finish(entry, end);
+}
+
+/// Logs and counts how a connection has ended, and closes its sockets.
+fn finish(entry: RelayEntry<RelayedConnection>, end: ConnectionEnd) {
+    let RelayEntry { client, upstream, owner, .. } = entry;
+    let RelayedConnection { slot, link, listener, peer, drain, carry } = owner;
+    let (received, sent) = (client.traffic().received(), client.traffic().sent());
+    EndedConnection { listener: &listener, peer, received, sent }.report(&slot, &end);
+    // Close the sockets before the counters show that the connection is gone.
+    drop((client, upstream, link));
+    slot.end(end, drain.is_told() || carry == Carrying::Stays);
+}

@@ -1,0 +1,136 @@
+//! The connections that leave a plane and get a task again: those that move to the successor, and
+//! those whose first attempt to connect to an upstream has failed.
+
+use std::io;
+use std::sync::Arc;
+
+use super::{Carrying, RelayedConnection, RunningPlane, UpstreamLink};
+use crate::carry::{CarrySlot, UnregisteredConnections};
+use crate::drain::DrainWatch;
+use crate::net::{Peer, RelaySocket};
+use crate::plane::RelayEntry;
+use crate::server::connection::{ConnectionContext, ConnectionTask, EndedConnection};
+use crate::server::slot::{ConnectionEnd, ConnectionSlot};
+use crate::server::workers::Worker;
+use crate::service::{Admission, Connection, Established, Service};
+
+/// The connections in the planes of a server, which may move to the successor.
+pub(in crate::server) struct RelayedConnections<S> {
+    context: Arc<ConnectionContext<S>>,
+    workers: Arc<[Worker]>,
+}
+
+impl<S: Service> RelayedConnections<S> {
+    /// Begins to move the connections to a new successor. Connections that stayed here in an
+    /// earlier attempt may move again.
+    pub(in crate::server) fn begin_carry(
+        context: &Arc<ConnectionContext<S>>,
+        workers: &Arc<[Worker]>,
+    ) -> Self {
+        context.relays.forget_refusals();
+        Self { context: Arc::clone(context), workers: Arc::clone(workers) }
+    }
+}
+
+impl<S: Service> UnregisteredConnections for RelayedConnections<S> {
+    async fn register_all(&self) {
+        let Self { context, workers } = self;
+        for (worker, running) in context.relays.planes.iter().enumerate() {
+            let Some(RunningPlane { plane, .. }) = running.get() else { continue };
+            let may_move = |connection: &RelayedConnection| connection.may_move();
+            let mut cursor = 0;
+            while context.departures.has_room().await {
+                let Some(entry) = plane.take(&mut cursor, may_move) else { break };
+                let _within = workers[worker].handle().enter();
+                context.leave_plane(entry, worker);
+            }
+        }
+    }
+
+    fn is_any_left(&self) -> bool {
+        let mut is_found = false;
+        for running in self.context.relays.running() {
+            running.plane.for_each(|connection| is_found |= connection.may_move());
+        }
+        is_found
+    }
+}
+
+impl<S: Service> ConnectionContext<S> {
+    /// Starts the task that moves a connection to the successor.
+    fn leave_plane(self: &Arc<Self>, entry: RelayEntry<RelayedConnection>, worker: usize) {
+        let carry = Box::new(self.departures.register());
+        if !carry.request().carry_requested() {
+            // The attempt to move connections has ended in the meantime.
+            return self.relay(entry, worker);
+        }
+        let RelayEntry { client, upstream, relay, limits, owner } = entry;
+        let RelayedConnection { slot, link, listener, peer, drain, .. } = owner;
+        let state = match link {
+            UpstreamLink::Established(count) => {
+                Established { upstream, relay, limits, count }.into_state(client.carried())
+            }
+            UpstreamLink::Connecting(connecting) => connecting.into_state(),
+            UpstreamLink::Changing => return,
+        };
+        let rest = (slot, peer, listener, drain);
+        if let Some(mut task) = self.task(client, rest, Some(carry), worker) {
+            task.detach(state);
+            tokio::spawn(task.leave());
+        }
+    }
+
+    /// Starts the task that connects a client to another upstream, because its first attempt has
+    /// failed.
+    pub(super) fn connect_slowly(
+        self: &Arc<Self>,
+        entry: RelayEntry<RelayedConnection>,
+        reason: &io::Error,
+        worker: usize,
+    ) {
+        let RelayEntry { client, upstream, owner, .. } = entry;
+        let RelayedConnection { slot, link, listener, peer, drain, carry } = owner;
+        drop(upstream);
+        let UpstreamLink::Connecting(connecting) = link else { return };
+        let state = connecting.failed(reason);
+        let carry = (carry != Carrying::Never).then(|| Box::new(self.departures.register()));
+        if let Some(mut task) = self.task(client, (slot, peer, listener, drain), carry, worker) {
+            task.resume_from(state);
+            tokio::spawn(task.run());
+        }
+    }
+
+    /// Creates a task for a connection that was in a plane. Resets the connection and returns
+    /// `None` if the tokio runtime cannot watch it.
+    fn task(
+        self: &Arc<Self>,
+        client: RelaySocket,
+        (mut slot, peer, listener, drain): (ConnectionSlot, Peer, Arc<str>, DrainWatch),
+        carry: Option<Box<CarrySlot>>,
+        worker: usize,
+    ) -> Option<ConnectionTask<S>> {
+        let traffic = Arc::clone(client.traffic());
+        let stream = match client.into_stream() {
+            Ok(stream) => stream,
+            Err(error) => {
+                let (received, sent) = (traffic.received(), traffic.sent());
+                let end = ConnectionEnd::Broken(error);
+                EndedConnection { listener: &listener, peer, received, sent }.report(&slot, &end);
+                slot.end(end, drain.is_told());
+                return None;
+            }
+        };
+        let carry_request = carry.as_ref().map(|carry| Arc::clone(carry.request()));
+        slot.carry = carry;
+        let connection = Connection::new(Admission {
+            stream,
+            peer,
+            listener,
+            drain,
+            carry_request,
+            parcel: None,
+            first_request_grace: self.first_request_grace,
+        });
+        Some(ConnectionTask::new(Arc::clone(self), connection, slot, worker))
+    }
+}

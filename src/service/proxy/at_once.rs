@@ -1,0 +1,144 @@
+//! The first connection attempt for a new client, without a task.
+//!
+//! Most clients need nothing but one attempt that succeeds at once. For such a client, the proxy
+//! chooses an upstream and begins to connect while it accepts the client. The server's plane waits
+//! for the outcome. A client whose PROXY header must be read, or whose first attempt fails, gets a
+//! task (see `connect`).
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::Proxy;
+use super::carried::{self, Arriving, Identified};
+use super::connect::is_own;
+use super::established::UpstreamCount;
+use super::header::{self, Route};
+use super::ledgers::ProxyLedgers;
+use super::upstream::UpstreamLoad;
+use super::upstreams::UpstreamPool;
+use crate::carry::CarriedState;
+use crate::config::Network;
+use crate::ledger::Source;
+use crate::net::{Accepted, Peer, RelaySocket, begin_connect};
+use crate::plane::{Limits, Relay, Side, Used};
+
+/// A connection attempt that has begun.
+#[derive(Debug)]
+pub(crate) struct Attempt {
+    pub(crate) upstream: RelaySocket,
+    /// The relay, which begins with the PROXY header for the upstream, if there is one.
+    pub(crate) relay: Relay,
+    pub(crate) connecting: Box<Connecting>,
+}
+
+/// The state of a client whose connection to an upstream is not yet established.
+#[derive(Debug)]
+pub(crate) struct Connecting {
+    listener: Arc<str>,
+    upstreams: Arc<UpstreamPool>,
+    ledgers: Arc<ProxyLedgers>,
+    load: UpstreamLoad,
+    route: Option<Route>,
+    since: Instant,
+    /// When the attempt has taken as long as the configuration allows.
+    deadline: Instant,
+    idle_timeout: Option<Duration>,
+    lifetime: Option<Duration>,
+}
+
+impl Proxy {
+    /// Chooses an upstream for a new client and begins to connect to it. Returns `None` if the
+    /// client needs a task from the beginning. Nothing is then counted.
+    ///
+    /// # Errors
+    /// Returns the state with which a task tries the other upstreams, if the upstream refuses the
+    /// connection at once.
+    pub(crate) fn begin_at_once(
+        &self,
+        listener: &Arc<str>,
+        client: &Accepted,
+    ) -> Option<Result<Attempt, CarriedState>> {
+        if self.trusts(client.peer()) {
+            return None;
+        }
+        let upstream = self.upstreams.choose(&self.upstreams.round())?;
+        let now = Instant::now();
+        let connecting = Connecting {
+            listener: Arc::clone(listener),
+            upstreams: Arc::clone(&self.upstreams),
+            ledgers: Arc::clone(&self.ledgers),
+            load: UpstreamLoad::take(&upstream),
+            route: self.config.send_header.and_then(|_| client.route()).map(Route::from),
+            since: now,
+            deadline: now.checked_add(self.config.connect_timeout)?,
+            idle_timeout: self.config.idle_timeout,
+            lifetime: self.config.lifetime,
+        };
+        let mut socket = match begin_connect(upstream.address()) {
+            Ok(socket) => socket,
+            Err(error) if is_own(&error) => return None,
+            Err(error) => return Some(Err(connecting.failed(&error))),
+        };
+        self.options.set(&mut socket, Side::Upstream, listener);
+        let header =
+            self.config.send_header.map(|version| header::announce(version, connecting.route));
+        let relay = header.map_or_else(Relay::default, Relay::beginning_with);
+        Some(Ok(Attempt { upstream: socket, relay, connecting: Box::new(connecting) }))
+    }
+
+    /// Sets the socket options of a new client.
+    pub(crate) fn set_client_options(&self, client: &mut RelaySocket, listener: &str) {
+        self.options.set(client, Side::Client, listener);
+    }
+
+    /// Returns whether a client sends a PROXY header that the configuration trusts.
+    pub(super) fn trusts(&self, peer: Peer) -> bool {
+        match peer {
+            Peer::Tcp(source) => {
+                self.config.accept_header_from.iter().any(|network| network.contains(source.ip()))
+            }
+            Peer::Unix => self.config.accept_header_from.iter().any(Network::is_unix),
+        }
+    }
+}
+
+impl Connecting {
+    /// Returns when the attempt has taken as long as the configuration allows.
+    pub(crate) const fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// Counts the connection to the upstream as established. Returns its entries in the counts and
+    /// its time limits.
+    pub(crate) fn established(self, upstream: &RelaySocket) -> (UpstreamCount, Limits) {
+        let Self { listener, upstreams, ledgers, load, idle_timeout, lifetime, .. } = self;
+        upstreams.succeeded(&load.0, &listener);
+        let entry = ledgers.enter(&listener, &load.0, Source::New, upstream.traffic());
+        let limits = Limits::new(idle_timeout, lifetime, Used::default());
+        (UpstreamCount { _entry: entry, load }, limits)
+    }
+
+    /// Counts the attempt as failed, unless this machine is the reason. Returns the state with
+    /// which a task tries the other upstreams.
+    pub(crate) fn failed(self, reason: &io::Error) -> CarriedState {
+        if is_own(reason) {
+            let Self { route, since, .. } = self;
+            let identified = Some(Identified { route });
+            let since = Some(since);
+            return carried::arriving(Arriving { identified, since, tried: Vec::new() });
+        }
+        self.ledgers.failed(&self.listener, &self.load.0);
+        self.upstreams.failed(&self.load.0, &self.listener, reason);
+        self.into_state()
+    }
+
+    /// Returns the state with which another task or process continues to connect the client.
+    pub(crate) fn into_state(self) -> CarriedState {
+        let Self { load, route, since, .. } = self;
+        let (identified, since) = (Some(Identified { route }), Some(since));
+        carried::arriving(Arriving { identified, since, tried: vec![Arc::clone(&load.0)] })
+    }
+}

@@ -1,0 +1,38 @@
+//! An established connection to an upstream. The server relays its bytes in a plane, without a task
+//! for each connection.
+
+use super::carried;
+use super::ledgers::UpstreamEntry;
+use super::upstream::UpstreamLoad;
+use crate::carry::CarriedState;
+use crate::net::RelaySocket;
+use crate::plane::{Limits, Relay, Used};
+
+/// A connection to an upstream, to be relayed to and from a client.
+#[derive(Debug)]
+pub(crate) struct Established {
+    pub(crate) upstream: RelaySocket,
+    pub(crate) relay: Relay,
+    pub(crate) limits: Limits,
+    pub(crate) count: UpstreamCount,
+}
+
+/// The entries of a connection in the counts of its upstream. The counts include the connection
+/// until this value is dropped.
+#[derive(Debug)]
+pub(crate) struct UpstreamCount {
+    // Fields are dropped in declaration order. The entry must be dropped first, so that its traffic
+    // is added to the upstream's sums before the upstream has zero connections.
+    pub(super) _entry: UpstreamEntry,
+    pub(super) load: UpstreamLoad,
+}
+
+impl Established {
+    /// Returns the state that the successor needs to continue the connection with a client that has
+    /// transferred `with_client` bytes.
+    pub(crate) fn into_state(self, with_client: u64) -> CarriedState {
+        let Self { upstream, relay, limits, count } = self;
+        let used = Used { carried: with_client + upstream.carried(), ..limits.used() };
+        carried::conversing(count.load.0.label().to_owned(), upstream, relay, used)
+    }
+}
