@@ -11,7 +11,7 @@ use super::Rejected;
 use super::limits::{Expired, Limits};
 use super::relay::{Relay, RelayStep};
 use super::settle::Side;
-use crate::net::{ProxiedSocket, RelaySocket};
+use crate::net::{Gone, ProxiedSocket, RelaySocket};
 
 /// An established connection between a client and an upstream. `T` is what the caller stores with
 /// it.
@@ -280,10 +280,11 @@ impl<T> RelayEntry<T> {
         self.client.carried() + self.upstream.carried()
     }
 
-    /// Returns whether the client has disconnected. Call this function only while nothing reads
-    /// from the client.
+    /// Returns whether the client has reset its connection. A client that has closed its Unix socket
+    /// may have sent bytes before, which the upstream must receive. Call this function only while
+    /// nothing reads from the client.
     fn client_has_left(&mut self) -> bool {
-        self.client.gone().is_some()
+        matches!(self.client.gone(), Some(Gone::Broken(_)))
     }
 
     /// Makes the kernel reset both connections when they are closed.

@@ -25,6 +25,8 @@ mod limits;
 mod relay;
 mod settle;
 mod snapshot;
+#[cfg(test)]
+mod tests;
 
 use std::convert::Infallible;
 use std::io;

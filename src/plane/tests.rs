@@ -1,0 +1,91 @@
+//! Tests of a plane with real sockets.
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use socket2::{Domain, Socket, Type};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use super::*;
+use crate::address::Address;
+use crate::net::{RelaySocket, begin_connect};
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// A connection whose upstream may take until the deadline to accept it.
+struct Pending;
+
+impl RelayOwner for Pending {
+    fn connect_deadline(&self) -> Option<Instant> {
+        Some(Instant::now() + DEADLINE)
+    }
+
+    fn connected(&mut self, _upstream: &RelaySocket) -> Limits {
+        Limits::none()
+    }
+}
+
+/// Returns a listener whose backlog is full, and the sockets that fill it. A new connection is
+/// established only after the listener has accepted others.
+fn full() -> (Socket, Vec<Socket>, SocketAddr) {
+    let listener = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None).unwrap();
+    listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    listener.listen(0).unwrap();
+    let address = listener.local_addr().unwrap();
+    let others = (0..2).map(|_| {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None).unwrap();
+        let _ = socket.connect(&address);
+        socket
+    });
+    (listener, others.collect(), address.as_socket().unwrap())
+}
+
+/// A client sends its request and closes its Unix socket at once, before the upstream has accepted
+/// the connection. The upstream receives the request.
+#[tokio::test]
+async fn a_client_that_closes_at_once_is_heard() {
+    let (listener, _others, address) = full();
+    let (client, mut peer) = UnixStream::pair().unwrap();
+    client.set_nonblocking(true).unwrap();
+    let plane = Plane::new().unwrap();
+    let entry = RelayEntry {
+        client: RelaySocket::new(client.into(), true),
+        upstream: begin_connect(&Address::Tcp(address)).unwrap(),
+        relay: Relay::default(),
+        limits: Limits::none(),
+        owner: Pending,
+    };
+    assert!(plane.admit(entry).is_ok());
+    peer.write_all(b"last words").unwrap();
+    drop(peer);
+    let listener = TcpListener::from_std(listener.into()).unwrap();
+    let (heard, mut words) = mpsc::unbounded_channel();
+    let accepting = async {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let heard = heard.clone();
+            tokio::spawn(async move {
+                let mut bytes = Vec::new();
+                if stream.read_to_end(&mut bytes).await.is_ok_and(|count| count > 0) {
+                    heard.send(bytes).unwrap();
+                }
+            });
+        }
+    };
+    let ends = Mutex::new(Vec::new());
+    tokio::select! {
+        never = plane.run(|_, end| ends.lock().unwrap().push(format!("{end:?}"))) => {
+            never.unwrap();
+        }
+        () = accepting => {}
+        words = timeout(DEADLINE, words.recv()) => {
+            assert_eq!(words.unwrap().unwrap(), b"last words", "{ends:?}");
+        }
+    }
+}
