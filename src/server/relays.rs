@@ -134,7 +134,15 @@ impl<S: Service> ConnectionContext<S> {
         let (entry, end) = match rejected {
             Ok(()) => return,
             Err(Rejected::Cut(entry)) => (entry, ConnectionEnd::Cut),
-            Err(Rejected::Unwatched(entry, error)) => (entry, ConnectionEnd::Broken(error)),
+            Err(Rejected::Unwatched(entry, error)) => {
+                let listener = &entry.owner.listener;
+                tracing::error!(
+                    event = "connection.unwatched", %listener, reason = %error,
+                    "closed a client connection on {listener}, because it cannot be watched for \
+                    events: {error}"
+                );
+                (entry, ConnectionEnd::Broken(error))
+            }
         };
         entry.reset_on_drop();
         finish(entry, end);
