@@ -25,9 +25,9 @@ mod scheduler;
 mod state;
 mod takeover;
 
-pub(crate) use departures::{
-    AllRegistered, CarryEnd, Departure, DepartureTasks, Departures, UnregisteredConnections,
-};
+#[cfg(feature = "proxy")]
+pub(crate) use departures::UnregisteredConnections;
+pub(crate) use departures::{AllRegistered, CarryEnd, Departure, DepartureTasks, Departures};
 pub(crate) use incoming::CarriedConnection;
 #[cfg(all(test, feature = "proxy"))]
 pub(crate) use incoming::{Arrival, Incoming};

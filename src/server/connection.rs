@@ -75,6 +75,7 @@ pub(super) struct ConnectionTask<S> {
     connection: Connection,
     slot: ConnectionSlot,
     /// The index of the worker that runs this task.
+    #[cfg_attr(not(feature = "proxy"), expect(dead_code, reason = "a proxy needs its plane"))]
     worker: usize,
     /// Whether the connection was offered to the successor, but stays here.
     stays: bool,
