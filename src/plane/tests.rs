@@ -13,7 +13,6 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::*;
-use crate::address::Address;
 use crate::net::{RelaySocket, begin_connect};
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -56,7 +55,7 @@ async fn a_client_that_closes_at_once_is_heard() {
     let plane = Plane::new().unwrap();
     let entry = RelayEntry {
         client: RelaySocket::new(client.into(), true),
-        upstream: begin_connect(&Address::Tcp(address)).unwrap(),
+        upstream: begin_connect(&address.to_string().parse().unwrap()).unwrap(),
         relay: Relay::default(),
         limits: Limits::none(),
         owner: Pending,
