@@ -198,7 +198,7 @@ impl<T: RelayOwner> Entries<T> {
     fn note(&mut self, event: &SocketEvent) {
         let SocketEvent { index, side, flags } = *event;
         // An event may belong to a connection that has ended in the meantime. A new connection with
-        // its index then makes at most one system call in vain.
+        // its index then makes at most one system call that finds nothing.
         let Some(Row { entry, is_listed, .. }) = self.all.get_mut(index) else { return };
         let socket = match side {
             Side::Client => &mut entry.client,
@@ -280,9 +280,9 @@ impl<T> RelayEntry<T> {
         self.client.carried() + self.upstream.carried()
     }
 
-    /// Returns whether the client has reset its connection. A client that has closed its Unix socket
-    /// may have sent bytes before, which the upstream must receive. Call this function only while
-    /// nothing reads from the client.
+    /// Returns whether the client has reset its connection. A client that has only closed its Unix
+    /// socket may have sent bytes before, which the upstream must receive. Call this function only
+    /// while nothing reads from the client.
     fn client_has_left(&mut self) -> bool {
         matches!(self.client.gone(), Some(Gone::Broken(_)))
     }
