@@ -43,14 +43,7 @@ pub(super) struct DrainPhase {
 impl<P: DataPlane> Driver<P> {
     /// Asks every connection to end or to move to the successor, and sets the drain deadline.
     pub(super) fn begin_drain(&mut self) {
-        let (why, connections) = (self.state.name(), self.plane.connections().map(|now| now.open));
-        tracing::info!(
-            event = "drain.started",
-            why,
-            connections,
-            "generation {} is draining",
-            self.process.generation
-        );
+        let connections = self.plane.connections().map(|now| now.open);
         self.liveness.stop_waiting();
         let channel = self.handoff.as_mut().and_then(|handoff| handoff.carry_channel.take());
         // Connections may move to the successor during the first half of the drain timeout.
@@ -63,6 +56,15 @@ impl<P: DataPlane> Driver<P> {
         });
         self.life.drain();
         self.plane.drain(channel);
+        // Log this only now, because the data plane has just begun to count how connections end. So
+        // the report of the drain includes each connection that ends after this record.
+        tracing::info!(
+            event = "drain.started",
+            why = self.state.name(),
+            connections,
+            "generation {} is draining",
+            self.process.generation
+        );
         // Report the counters of this process to the active generation now. If this process dies,
         // the active generation then knows how many connections were lost.
         self.report_to_successor();
