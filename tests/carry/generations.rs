@@ -143,20 +143,21 @@ pub(crate) fn count(pid: u32, kind: &str) -> usize {
     kinds(pid).remove(kind).unwrap_or(0)
 }
 
-/// Waits until a process has closed its channels to an ended predecessor. It learns of that end
-/// later than other observers.
+/// Waits until a process has closed its channels to an ended predecessor, and the descriptor of
+/// that process. It learns of that end later than other observers.
 pub(crate) fn wait_until_alone(pid: u32) {
     // The type is in the fifth column, in hexadecimal, and the inode in the seventh: proc(5). Only
     // these channels are seqpacket sockets.
     const SEQPACKET: &str = "0005";
-    let channels = || {
+    let of_predecessor = || {
         let held: Vec<String> = holds(pid).into_values().collect();
         let table = fs::read_to_string(format!("/proc/{pid}/net/unix")).unwrap();
         let rows = table.lines().map(|row| row.split_whitespace().collect::<Vec<_>>());
-        rows.filter(|row| row[4] == SEQPACKET && held.contains(&format!("socket:[{}]", row[6])))
-            .count()
+        let channels = rows
+            .filter(|row| row[4] == SEQPACKET && held.contains(&format!("socket:[{}]", row[6])));
+        channels.count() + held.iter().filter(|target| target.contains("pidfd")).count()
     };
-    assert_becomes(&0, channels);
+    assert_becomes(&0, of_predecessor);
 }
 
 /// Returns the size of the environment that a process started with, in bytes.

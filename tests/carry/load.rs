@@ -111,9 +111,9 @@ impl Load {
                 let tally = timeout(2 * DEADLINE, client).await;
                 report.add(&kind, tally.expect("each of its waits has a deadline").unwrap());
             }
-            let tally = timeout(2 * DEADLINE, upstream.end())
-                .await
-                .expect("each of its waits has a deadline");
+            let Ok(tally) = timeout(2 * DEADLINE, upstream.end()).await else {
+                panic!("an upstream connection does not end. The clients:\n{report}");
+            };
             if tally.connections > 0 {
                 report.add("upstream", tally);
             }
