@@ -1,13 +1,13 @@
 //! The connections of a plane: their entries, their timers, and one turn over those that are ready.
 
 use std::collections::BTreeSet;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
-use rustix::event::epoll::{self, EventData, EventFlags};
 use slab::Slab;
 use tokio::time::Instant;
 
 use super::Rejected;
+use super::events::{RowKey, SocketEvent, unwatch, watch};
 use super::limits::{Expired, Limits};
 use super::relay::{Relay, RelayStep};
 use super::settle::Side;
@@ -70,12 +70,16 @@ pub(super) struct Entries<T> {
     timers: BTreeSet<(Instant, usize)>,
     /// The connections that may have bytes to move. Each is listed once.
     ready: Vec<usize>,
+    /// The number of the next connection.
+    next_number: u32,
     is_cut: bool,
 }
 
 #[derive(Debug)]
 struct Row<T> {
     entry: RelayEntry<T>,
+    /// Distinguishes this connection from an earlier one with the same index.
+    number: u32,
     /// Whether this connection is in the list of ready ones.
     is_listed: bool,
     /// Whether the connection to the upstream is not yet established.
@@ -86,7 +90,8 @@ struct Row<T> {
 
 impl<T> Default for Entries<T> {
     fn default() -> Self {
-        Self { all: Slab::new(), timers: BTreeSet::new(), ready: Vec::new(), is_cut: false }
+        let (all, timers, ready) = (Slab::new(), BTreeSet::new(), Vec::new());
+        Self { all, timers, ready, next_number: 0, is_cut: false }
     }
 }
 
@@ -100,15 +105,16 @@ impl<T: RelayOwner> Entries<T> {
         if self.is_cut {
             return Err(Box::new(Rejected::Cut(entry)));
         }
-        let index = self.all.vacant_key();
-        if let Err(error) = watch(epoll, &entry, index) {
+        let (index, number) = (self.all.vacant_key(), self.next_number);
+        self.next_number = number.wrapping_add(1);
+        if let Err(error) = watch(epoll, &entry, RowKey { index, number }) {
             return Err(Box::new(Rejected::Unwatched(entry, error.into())));
         }
         let deadline = entry.owner.connect_deadline();
         let timer = deadline.or_else(|| entry.limits.next());
         self.timers.extend(timer.map(|timer| (timer, index)));
         let is_connecting = deadline.is_some();
-        self.all.insert(Row { entry, is_listed: false, is_connecting, timer });
+        self.all.insert(Row { entry, number, is_listed: false, is_connecting, timer });
         Ok(())
     }
 
@@ -196,10 +202,11 @@ impl<T: RelayOwner> Entries<T> {
 
     /// Tells a connection what an event says about one of its sockets.
     fn note(&mut self, event: &SocketEvent) {
-        let SocketEvent { index, side, flags } = *event;
-        // An event may belong to a connection that has ended in the meantime. A new connection with
-        // its index then makes at most one system call that finds nothing.
-        let Some(Row { entry, is_listed, .. }) = self.all.get_mut(index) else { return };
+        let SocketEvent { key: RowKey { index, number }, side, flags } = *event;
+        // An event may belong to a connection that has ended in the meantime, and whose index
+        // another connection has now.
+        let row = self.all.get_mut(index).filter(|row| row.number == number);
+        let Some(Row { entry, is_listed, .. }) = row else { return };
         let socket = match side {
             Side::Client => &mut entry.client,
             Side::Upstream => &mut entry.upstream,
@@ -291,46 +298,5 @@ impl<T> RelayEntry<T> {
     pub(crate) fn reset_on_drop(&self) {
         self.client.reset_on_drop();
         self.upstream.reset_on_drop();
-    }
-}
-
-/// Watches both sockets of a connection.
-fn watch<T>(epoll: &OwnedFd, entry: &RelayEntry<T>, index: usize) -> rustix::io::Result<()> {
-    let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
-    epoll::add(epoll, &entry.client, data(index, Side::Client), flags)?;
-    epoll::add(epoll, &entry.upstream, data(index, Side::Upstream), flags).inspect_err(|_| {
-        // Ignore an error: the socket is closed soon.
-        let _ = epoll::delete(epoll, &entry.client);
-    })
-}
-
-/// Stops watching both sockets, because another process or the tokio runtime is to use them.
-fn unwatch<T>(epoll: &OwnedFd, entry: &RelayEntry<T>) {
-    for socket in [entry.client.as_fd(), entry.upstream.as_fd()] {
-        // Ignore an error, because it means that the socket is not watched.
-        let _ = epoll::delete(epoll, socket);
-    }
-}
-
-/// An event of one socket.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct SocketEvent {
-    /// The index of the connection.
-    index: usize,
-    side: Side,
-    flags: EventFlags,
-}
-
-/// Returns the data of the events of one socket: the index of its connection, and its side.
-const fn data(index: usize, side: Side) -> EventData {
-    EventData::new_u64(((index as u64) << 1) | matches!(side, Side::Upstream) as u64)
-}
-
-impl From<&epoll::Event> for SocketEvent {
-    fn from(event: &epoll::Event) -> Self {
-        // Copy the fields, because the kernel's structure is packed.
-        let (data, flags) = (event.data.u64(), event.flags);
-        let side = if data & 1 == 1 { Side::Upstream } else { Side::Client };
-        Self { index: usize::try_from(data >> 1).unwrap_or(usize::MAX), side, flags }
     }
 }

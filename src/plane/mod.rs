@@ -4,6 +4,7 @@
 //! | file | contents |
 //! |---|---|
 //! | `entries` | the connections of a plane, their timers, and one turn over those that are ready |
+//! | `events` | the events of the sockets |
 //! | `relay` | the two directions of one connection |
 //! | `direction` | one direction of a relay |
 //! | `limits` | idle timeout and lifetime |
@@ -21,6 +22,7 @@
 
 mod direction;
 mod entries;
+mod events;
 mod limits;
 mod relay;
 mod settle;
@@ -41,8 +43,9 @@ use tokio::io::Interest;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
-use entries::{Entries, SocketEvent, TurnResult};
+use entries::{Entries, TurnResult};
 pub(crate) use entries::{RelayEnd, RelayEntry, RelayOwner};
+use events::SocketEvent;
 pub(crate) use limits::{Expired, Limits, Used};
 pub(crate) use relay::Relay;
 pub(crate) use settle::{Side, settle};
