@@ -166,7 +166,7 @@ impl<T: RelayOwner> Entries<T> {
         let Some(row) = self.all.get_mut(index) else { return RelayStep::Blocked };
         row.is_listed = false;
         if row.is_connecting {
-            match row.entry.upstream.connected() {
+            match row.connect() {
                 None if row.entry.client_has_left() => {
                     return RelayStep::Ended(RelayEnd::ClientLeft);
                 }
@@ -174,10 +174,7 @@ impl<T: RelayOwner> Entries<T> {
                 Some(Err(error)) => return RelayStep::Ended(RelayEnd::NotConnected(error)),
                 Some(Ok(())) => {}
             }
-            let RelayEntry { owner, upstream, limits, .. } = &mut row.entry;
-            *limits = owner.connected(upstream);
-            row.is_connecting = false;
-            let next = limits.next();
+            let next = row.entry.limits.next();
             self.set_timer(index, next);
         }
         let Some(Row { entry, is_listed, .. }) = self.all.get_mut(index) else {
@@ -249,7 +246,9 @@ impl<T: RelayOwner> Entries<T> {
         while *cursor < self.all.capacity() {
             let index = *cursor;
             *cursor += 1;
-            if self.all.get(index).is_some_and(|row| is_wanted(&row.entry.owner)) {
+            let wanted = self.all.get_mut(index).filter(|row| is_wanted(&row.entry.owner));
+            if let Some(row) = wanted {
+                row.connect_now();
                 let entry = self.remove(index)?;
                 unwatch(epoll, &entry);
                 return Some(entry);
@@ -278,6 +277,31 @@ impl<T: RelayOwner> Entries<T> {
             self.timers.remove(&(timer, index));
         }
         Some(entry)
+    }
+}
+
+impl<T: RelayOwner> Row<T> {
+    /// Returns how the attempt to connect to the upstream has ended, or `None` if it is still in
+    /// progress.
+    fn connect(&mut self) -> Option<std::io::Result<()>> {
+        let RelayEntry { owner, upstream, limits, .. } = &mut self.entry;
+        let connected = upstream.connected()?;
+        if connected.is_ok() {
+            *limits = owner.connected(upstream);
+            self.is_connecting = false;
+        }
+        Some(connected)
+    }
+
+    /// Counts the connection to the upstream as established if the kernel has established it, even
+    /// if no event has said so yet. Otherwise the upstream would see a connection that ends before
+    /// its first byte.
+    fn connect_now(&mut self) {
+        if self.is_connecting {
+            self.entry.upstream.look_whether_writable();
+            // Ignore an error, because the client is then connected to another upstream.
+            let _ = self.connect();
+        }
     }
 }
 

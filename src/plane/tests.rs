@@ -18,7 +18,10 @@ use crate::net::{RelaySocket, begin_connect};
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// A connection whose upstream may take until the deadline to accept it.
-struct Pending;
+#[derive(Debug, Default)]
+struct Pending {
+    is_connected: bool,
+}
 
 impl RelayOwner for Pending {
     fn connect_deadline(&self) -> Option<Instant> {
@@ -26,6 +29,7 @@ impl RelayOwner for Pending {
     }
 
     fn connected(&mut self, _upstream: &RelaySocket) -> Limits {
+        self.is_connected = true;
         Limits::none()
     }
 }
@@ -58,7 +62,7 @@ async fn a_client_that_closes_at_once_is_heard() {
         upstream: begin_connect(&address.to_string().parse().unwrap()).unwrap(),
         relay: Relay::default(),
         limits: Limits::none(),
-        owner: Pending,
+        owner: Pending::default(),
     };
     assert!(plane.admit(entry).is_ok());
     peer.write_all(b"last words").unwrap();
@@ -87,4 +91,24 @@ async fn a_client_that_closes_at_once_is_heard() {
             assert_eq!(words.unwrap().unwrap(), b"last words", "{ends:?}");
         }
     }
+}
+
+/// A connection is taken before its plane knows that the upstream has accepted it.
+#[tokio::test]
+async fn a_connection_that_is_just_established_is_taken_as_such() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (client, _peer) = UnixStream::pair().unwrap();
+    let plane = Plane::new().unwrap();
+    let entry = RelayEntry {
+        client: RelaySocket::new(client.into(), true),
+        upstream: begin_connect(&address.to_string().parse().unwrap()).unwrap(),
+        relay: Relay::default(),
+        limits: Limits::none(),
+        owner: Pending::default(),
+    };
+    assert!(plane.admit(entry).is_ok());
+    let _accepted = timeout(DEADLINE, listener.accept()).await.unwrap().unwrap();
+    let taken = plane.take(&mut 0, |_| true).unwrap();
+    assert!(taken.owner.is_connected);
 }

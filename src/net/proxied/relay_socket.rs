@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::epoll::EventFlags;
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::{RecvFlags, SendFlags};
 use socket2::{SockRef, Socket};
 use tokio::net::{TcpStream, UnixStream};
@@ -135,6 +136,17 @@ impl RelaySocket {
         self.ready.writes |= is_gone || event.contains(EventFlags::OUT);
         self.ready.ends |= ends;
         self.ready.suspect |= is_gone;
+    }
+
+    /// Records what the kernel would report for this socket now, except whether it is readable.
+    pub(crate) fn look_whether_writable(&mut self) {
+        let mut polled = [PollFd::new(&self.socket, PollFlags::OUT)];
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        if rustix::event::poll(&mut polled, Some(&at_once)).is_ok() {
+            // Both calls use the same numbers for these events.
+            let found = u32::from(polled[0].revents().bits());
+            self.note(EventFlags::from_bits_truncate(found));
+        }
     }
 
     /// Reads bytes. Returns 0 when the peer has half-closed.
