@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use crate::counters::request;
 use crate::support::{
-    Client, DEADLINE, Event, Line, assert_becomes, install, raise_descriptor_limit, signal,
+    Client, DEADLINE, Event, Line, Tracer, Upstream, assert_becomes, install,
+    raise_descriptor_limit, signal,
 };
 use nix::sys::signal::Signal;
 
@@ -214,4 +215,29 @@ fn clients_leave_descriptors_for_operators_and_handoffs() {
         }
         assert_eq!(line.count(Event::HandoffFailed), 0);
     }
+}
+
+/// The first or the second socket of a connection cannot be watched for events.
+#[test]
+fn a_client_that_cannot_be_watched_is_reset() {
+    let upstream = Upstream::tcp();
+    let line = Line::proxy(&[&upstream.address()], &["--workers", "1"]);
+    for socket in ["1", "2"] {
+        let mark = line.mark();
+        let inject = format!("inject=epoll_ctl:error=ENOSPC:when={socket}");
+        let tracer = Tracer::attach(&line, line.first_pid(), &["-f", "-e", &inject]);
+        let mut client = Client::connect(&line.address()).unwrap();
+        let error = client.expect(b"welcome").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+        let trace = tracer.detach();
+        assert!(trace.contains("INJECTED"), "the proxy did not make the call: {trace}");
+        let said = line
+            .wait_since(mark, "the reason", |record| record.is_event(Event::ConnectionUnwatched));
+        assert!(said.text.contains("No space left"), "{said:?}");
+        // The proxy has connected to the upstream before.
+        drop(upstream.accept());
+    }
+    let (mut client, mut server) = line.pair(&upstream);
+    server.write_all(b"welcome").unwrap();
+    client.expect(b"welcome").unwrap();
 }
