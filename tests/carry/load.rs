@@ -108,8 +108,10 @@ impl Load {
         self.runtime.block_on(async {
             let mut report = Report::default();
             for (kind, client) in clients {
-                let tally = timeout(2 * DEADLINE, client).await;
-                report.add(&kind, tally.expect("each of its waits has a deadline").unwrap());
+                let Ok(tally) = timeout(2 * DEADLINE, client).await else {
+                    panic!("a client does not end: {kind}. The others:\n{report}");
+                };
+                report.add(&kind, tally.unwrap());
             }
             let Ok(tally) = timeout(2 * DEADLINE, upstream.end()).await else {
                 panic!("an upstream connection does not end. The clients:\n{report}");

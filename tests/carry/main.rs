@@ -4,8 +4,9 @@
 //! both cores for minutes: thousands of connections, a thousand handoffs. The variable `HANDOFFS`
 //! is another number of handoffs, and shortens all loads in proportion. The claims are in
 //! `promises.rs`. The rest is the load (`load.rs`). Its clients and upstreams verify every byte
-//! (`pattern.rs`) and every end of stream (`ends.rs`), and count what they met (`tally.rs`).
-//! `faults.rs` uses a faulty server to show that they detect faults.
+//! (`pattern.rs`) and every end of stream (`ends.rs`), and count what they met (`tally.rs`). Each
+//! load has a network of its own (`network.rs`). `faults.rs` uses a faulty server to show that they
+//! detect faults.
 //!
 //! `sessions.rs` has the claims for other programs: their servers (`servers.rs`) and clients
 //! (`talk.rs`). It must run as root.
@@ -30,6 +31,7 @@ mod ends;
 mod faults;
 mod generations;
 mod load;
+mod network;
 mod pattern;
 mod promises;
 mod servers;

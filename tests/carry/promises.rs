@@ -14,6 +14,7 @@ use crate::generations::{
     Generations, Holdings, born_with, count, resident, since, wait_until_alone,
 };
 use crate::load::{Load, Service};
+use crate::network::isolate;
 use crate::support::assert_becomes;
 use crate::tally::Loss;
 
@@ -23,9 +24,11 @@ const HANDOFFS: u64 = 1_000;
 /// handoffs, a leak of two KiB per handoff exceeds this.
 const MORE_MEMORY: u64 = 2 * 1024;
 
-/// Waits for the turn of this test, because only one load may run at a time.
+/// Waits for the turn of this test, because only one load may run at a time. Gives the test a
+/// network of its own.
 fn alone() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
+    isolate();
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
