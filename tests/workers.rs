@@ -4,12 +4,13 @@
 //! strace(1) makes the runtime of one thread fail: tokio panics when epoll_wait(2) does.
 
 use std::fs;
+use std::io::{ErrorKind, Write};
 use std::net::TcpListener;
 
 use nix::libc;
 use nix::sys::signal::Signal;
 
-use crate::support::{Client, Event, Line, Parent, SLOW_DRAIN, Tracer, install, signal};
+use crate::support::{Client, Event, Line, Parent, SLOW_DRAIN, Tracer, Upstream, install, signal};
 
 /// EX_OSERR, the exit code for a failure of the operating system.
 const SYSTEM: i32 = 71;
@@ -112,6 +113,39 @@ fn a_draining_generation_survives_a_dead_worker() {
     drop(clients);
     assert_eq!(line.exit_code(1), SYSTEM);
     line.assert_serves();
+    line.signal(2, Signal::SIGTERM);
+    line.wait_for_end();
+}
+
+/// The process goes on, so a connection that nothing relays any more must not stay open.
+#[test]
+fn a_dead_worker_resets_its_proxied_connections() {
+    let upstream = Upstream::tcp();
+    let workers = ["--workers", "2", "--bake", "0"];
+    let line = Line::proxy(&[&upstream.address()], &[&workers[..], &SLOW_DRAIN].concat());
+    let pairs: Vec<_> = (0..16).map(|_| line.pair(&upstream)).collect();
+    let old = line.pid_of(1);
+    line.hand_over_from(1);
+    line.wait_for(1, Event::DrainStarted);
+    let tracer = kill_worker(&line, old);
+    line.wait_for(1, Event::WorkerDied.mentioning("worker-1 has died"));
+    tracer.wait();
+    let served = pairs.into_iter().filter_map(|(mut client, mut server)| {
+        let _ = server.write_all(b"still here");
+        match client.expect(b"still here") {
+            Ok(()) => Some((client, server)),
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+                None
+            }
+        }
+    });
+    let served: Vec<_> = served.collect();
+    assert!((1..16).contains(&served.len()), "{} of 16 connections are left", served.len());
+    drop(served);
+    assert_eq!(line.exit_code(1), SYSTEM);
+    // The client that has woken the worker was connected to the upstream too.
+    drop(upstream);
     line.signal(2, Signal::SIGTERM);
     line.wait_for_end();
 }
