@@ -22,7 +22,8 @@ pub(in crate::server) struct RelayedConnections<S> {
 
 impl<S: Service> RelayedConnections<S> {
     /// Begins to move the connections to a new successor. Connections that stayed here in an
-    /// earlier attempt may move again.
+    /// earlier attempt may move again. The server has forgotten this when it resumed, but the tasks
+    /// of some connections may have returned them to their planes only after that.
     pub(in crate::server) fn begin_carry(
         context: &Arc<ConnectionContext<S>>,
         workers: &Arc<[Worker]>,
