@@ -1,12 +1,6 @@
-//! The compared programs: their names, whether they are installed, and their settings.
-//!
-//! Each is set up as for production, with two threads or workers for two cores. It has no access
-//! log and limits that are never reached. After a reload, old connections get half a minute.
-//! Splicing is on where it is available. Every other setting is the product's default.
+//! The compared programs: their names, whether they are installed, and what they can do.
 
-use std::fs;
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use clap::ValueEnum;
@@ -18,10 +12,8 @@ use nix::sys::signal::Signal;
 const BINARY: &str = "HANDOFFD_BIN";
 const OTHER: &str = "HANDOFFD_OTHER";
 /// nginx's stream module, at Debian's path.
-const NGINX_STREAM: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
-const SOCKET_PROXYD: &str = "/usr/lib/systemd/systemd-socket-proxyd";
-/// The configured number of connections. Every proxy can serve it with [`DESCRIPTORS`] descriptors.
-const CONNECTIONS: usize = 7_000;
+pub(crate) const NGINX_STREAM: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
+pub(crate) const SOCKET_PROXYD: &str = "/usr/lib/systemd/systemd-socket-proxyd";
 /// How many descriptors a process may have by default. In some environments even root cannot raise
 /// this limit.
 const DESCRIPTORS: usize = 20_000;
@@ -44,6 +36,28 @@ pub(crate) enum Build {
     Ours,
     /// Another build for comparison.
     Other,
+    /// Our build with a fixed number of workers.
+    Workers(Workers),
+}
+
+/// A number of workers that does not depend on the options.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Workers {
+    One,
+    Two,
+    Four,
+    Eight,
+}
+
+impl Workers {
+    pub(crate) fn count(self) -> usize {
+        match self {
+            Self::One => 1,
+            Self::Two => 2,
+            Self::Four => 4,
+            Self::Eight => 8,
+        }
+    }
 }
 
 /// The splicing setting of HAProxy.
@@ -57,9 +71,13 @@ pub(crate) enum Splice {
 impl Candidate {
     pub(crate) const OURS: Self = Self::Handoffd(Build::Ours);
 
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::OURS,
         Self::Handoffd(Build::Other),
+        Self::Handoffd(Build::Workers(Workers::One)),
+        Self::Handoffd(Build::Workers(Workers::Two)),
+        Self::Handoffd(Build::Workers(Workers::Four)),
+        Self::Handoffd(Build::Workers(Workers::Eight)),
         Self::Haproxy(Splice::Auto),
         Self::Haproxy(Splice::Always),
         Self::Nginx,
@@ -71,6 +89,10 @@ impl Candidate {
         match self {
             Self::Handoffd(Build::Ours) => "handoffd",
             Self::Handoffd(Build::Other) => "other",
+            Self::Handoffd(Build::Workers(Workers::One)) => "handoffd-1",
+            Self::Handoffd(Build::Workers(Workers::Two)) => "handoffd-2",
+            Self::Handoffd(Build::Workers(Workers::Four)) => "handoffd-4",
+            Self::Handoffd(Build::Workers(Workers::Eight)) => "handoffd-8",
             Self::Haproxy(Splice::Auto) => "haproxy",
             Self::Haproxy(Splice::Always) => "haproxy-splice",
             Self::Nginx => "nginx",
@@ -84,9 +106,14 @@ impl Candidate {
         !matches!(self, Self::Handoffd(_) | Self::Direct)
     }
 
-    /// Returns whether it is measured by default. The other build is if it is configured.
-    pub(crate) fn is_wanted(self) -> bool {
-        self != Self::Handoffd(Build::Other) || variable(OTHER).is_some()
+    /// Returns whether it is measured without being named.
+    pub(crate) fn is_default(self) -> bool {
+        match self {
+            Self::Handoffd(Build::Other) => variable(OTHER).is_some(),
+            Self::Handoffd(Build::Workers(_)) => false,
+            Self::Handoffd(Build::Ours) | Self::Direct => true,
+            Self::Haproxy(_) | Self::Nginx | Self::SocketProxyd => true,
+        }
     }
 
     /// Returns the signal that makes it reload, if it can.
@@ -125,57 +152,6 @@ impl Candidate {
             Self::Direct => Ok(String::from("no proxy")),
         }
     }
-
-    /// Returns the command that starts it in the foreground, with its settings in `folder`. Returns
-    /// `None` where there is no proxy.
-    pub(crate) fn command(
-        self,
-        folder: &Path,
-        listen: SocketAddr,
-        upstream: SocketAddr,
-    ) -> Option<Command> {
-        let (listen_at, upstream_at) = (listen.to_string(), upstream.to_string());
-        let mut command;
-        match self {
-            Self::Direct => return None,
-            Self::Handoffd(build) => {
-                command = Command::new(handoffd(build));
-                command.args(["proxy", "--listen", &listen_at, "--to", &upstream_at]);
-                command.arg("--pid-file").arg(pid_file(folder));
-            }
-            Self::Haproxy(splice) => {
-                let settings = folder.join("haproxy.cfg");
-                fs::write(&settings, haproxy(splice, listen, upstream))
-                    .expect("write the settings");
-                command = Command::new("haproxy");
-                command.args(["-W", "-db", "-f"]).arg(settings);
-            }
-            Self::Nginx => {
-                let settings = folder.join("nginx.conf");
-                fs::write(&settings, nginx(folder, listen, upstream)).expect("write the settings");
-                command = Command::new("nginx");
-                command
-                    .arg("-p")
-                    .arg(folder)
-                    .arg("-e")
-                    .arg(folder.join("error.log"))
-                    .arg("-c")
-                    .arg(settings);
-            }
-            Self::SocketProxyd => {
-                command = Command::new("systemd-socket-activate");
-                command.args([
-                    "--listen",
-                    &listen_at,
-                    SOCKET_PROXYD,
-                    "--connections-max",
-                    &CONNECTIONS.to_string(),
-                ]);
-                command.arg(upstream_at);
-            }
-        }
-        Some(command)
-    }
 }
 
 impl ValueEnum for Candidate {
@@ -188,15 +164,10 @@ impl ValueEnum for Candidate {
     }
 }
 
-/// Returns the path of handoffd's pid file.
-pub(crate) fn pid_file(folder: &Path) -> PathBuf {
-    folder.join("pid")
-}
-
 /// Returns the path of the binary built with the bench, or of the configured one.
-fn handoffd(build: Build) -> String {
+pub(crate) fn handoffd(build: Build) -> String {
     let named = variable(match build {
-        Build::Ours => BINARY,
+        Build::Ours | Build::Workers(_) => BINARY,
         Build::Other => OTHER,
     });
     named.unwrap_or_else(|| env!("CARGO_BIN_EXE_handoffd").to_owned())
@@ -207,54 +178,6 @@ fn variable(name: &str) -> Option<String> {
     // run.
     #[allow(clippy::disallowed_methods)]
     std::env::var(name).ok()
-}
-
-fn haproxy(splice: Splice, listen: SocketAddr, upstream: SocketAddr) -> String {
-    let splice = match splice {
-        Splice::Auto => "option splice-auto",
-        Splice::Always => "option splice-request\n    option splice-response",
-    };
-    format!(
-        "global
-    nbthread 2
-    maxconn {CONNECTIONS}
-    hard-stop-after 30s
-defaults
-    mode tcp
-    {splice}
-    timeout connect 5s
-    timeout client 1h
-    timeout server 1h
-listen proxy
-    bind {listen}
-    server upstream {upstream}
-"
-    )
-}
-
-fn nginx(folder: &Path, listen: SocketAddr, upstream: SocketAddr) -> String {
-    let folder = folder.display();
-    format!(
-        "load_module {NGINX_STREAM};
-daemon off;
-user root;
-worker_processes 2;
-worker_shutdown_timeout 30s;
-pid {folder}/nginx.pid;
-error_log {folder}/error.log;
-events {{ worker_connections {both_sides}; }}
-stream {{
-    access_log off;
-    server {{
-        listen {listen} backlog=4096;
-        proxy_pass {upstream};
-        proxy_connect_timeout 5s;
-        proxy_timeout 1h;
-    }}
-}}
-",
-        both_sides = CONNECTIONS * 2,
-    )
 }
 
 /// Returns the first line of a program's output.

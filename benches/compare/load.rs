@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
-use socket2::{Domain, SockAddr, Socket, Type};
+use socket2::{SockAddr, Socket, Type};
 
 use crate::support::clients::REQUEST;
 use crate::support::figures::Figures;
@@ -61,7 +61,8 @@ struct Client {
     socket: Socket,
     keep: Keep,
     since: Instant,
-    sent: bool,
+    /// How many bytes of the request are sent, and of the reply received.
+    sent: usize,
     received: usize,
     waits: bool,
 }
@@ -88,6 +89,9 @@ struct Pace {
 /// A set of clients under load.
 pub(crate) struct Load {
     address: SockAddr,
+    /// The request of every client, and its reply.
+    request: Vec<u8>,
+    buffer: Vec<u8>,
     epoll: Epoll,
     clients: Vec<Option<Client>>,
     free: Vec<usize>,
@@ -100,9 +104,9 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    /// Creates `count` clients that send requests without a pause.
-    pub(crate) fn eager(address: SocketAddr, count: usize, keep: Keep) -> Self {
-        let mut load = Self::new(address, Rhythm::Eager);
+    /// Creates `count` clients that send requests of `size` bytes without a pause.
+    pub(crate) fn eager(address: SocketAddr, count: usize, keep: Keep, size: usize) -> Self {
+        let mut load = Self::new(address, size);
         load.again = vec![keep; count];
         load
     }
@@ -119,7 +123,7 @@ impl Load {
         let expiration = Expiration::Interval(TimeSpec::from_duration(every));
         timer.set(expiration, TimerSetTimeFlags::empty()).expect("set the timer");
         let pace = Pace { timer, due: Instant::now() + every, every, turn: 0 };
-        let mut load = Self::new(address, Rhythm::Eager);
+        let mut load = Self::new(address, REQUEST.len());
         load.epoll
             .add(&pace.timer, EpollEvent::new(EpollFlags::EPOLLIN, TIMER))
             .expect("watch a descriptor");
@@ -131,16 +135,18 @@ impl Load {
         load
     }
 
-    fn new(address: SocketAddr, rhythm: Rhythm) -> Self {
+    fn new(address: SocketAddr, size: usize) -> Self {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).expect("create an epoll");
         let (clients, free, again) = (Vec::new(), Vec::new(), Vec::new());
         Self {
             address: address.into(),
+            request: REQUEST.into_iter().cycle().take(size).collect(),
+            buffer: vec![0; size],
             epoll,
             clients,
             free,
             staying: 0,
-            rhythm,
+            rhythm: Rhythm::Eager,
             again,
             tally: Tally::default(),
         }
@@ -200,7 +206,7 @@ impl Load {
             {
                 client.since = due;
                 client.waits = true;
-                client.sent = false;
+                client.sent = 0;
                 self.ask(turn);
             }
         }
@@ -209,8 +215,8 @@ impl Load {
     /// Connects, and sends the request at once if possible. On loopback that is possible unless the
     /// backlog is full.
     fn start(&mut self, keep: Keep, since: Instant) {
-        let socket =
-            Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None).expect("create a socket");
+        let kind = Type::STREAM.nonblocking();
+        let socket = Socket::new(self.address.domain(), kind, None).expect("create a socket");
         match socket.connect(&self.address) {
             Err(error) if error.raw_os_error() != Some(nix::errno::Errno::EINPROGRESS as i32) => {
                 self.tally.refused += 1;
@@ -225,42 +231,47 @@ impl Load {
         let interest = EpollEvent::new(EpollFlags::EPOLLIN, number as u64);
         self.epoll.add(&socket, interest).expect("watch a descriptor");
         self.clients[number] =
-            Some(Client { socket, keep, since, sent: false, received: 0, waits: true });
+            Some(Client { socket, keep, since, sent: 0, received: 0, waits: true });
         self.ask(number);
     }
 
-    /// Sends the request, or registers for when the connection is writable.
+    /// Sends the rest of the request, or registers for when the connection is writable.
     fn ask(&mut self, number: usize) {
         let Some(client) = &mut self.clients[number] else { return };
-        match (&client.socket).write(&REQUEST) {
-            Ok(_) => client.sent = true,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                let mut interest =
-                    EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT, number as u64);
-                self.epoll.modify(&client.socket, &mut interest).expect("watch a descriptor");
-            }
-            Err(error) => self.end(number, Some(error)),
+        match (&client.socket).write(&self.request[client.sent..]) {
+            Ok(length) => client.sent += length,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) => return self.end(number, Some(error)),
+        }
+        if client.sent < self.request.len() {
+            let mut interest =
+                EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT, number as u64);
+            self.epoll.modify(&client.socket, &mut interest).expect("watch a descriptor");
         }
     }
 
     fn go_on(&mut self, number: usize) {
         let Some(client) = &mut self.clients[number] else { return };
-        if !client.sent && client.waits {
+        if client.sent < self.request.len() && client.waits {
+            let is_new = client.sent == 0;
             let mut interest = EpollEvent::new(EpollFlags::EPOLLIN, number as u64);
             self.epoll.modify(&client.socket, &mut interest).expect("watch a descriptor");
-            return self.ask(number);
+            self.ask(number);
+            if is_new {
+                return;
+            }
         }
-        let mut reply = [0; REQUEST.len()];
-        match (&client.socket).read(&mut reply) {
+        let Some(client) = &mut self.clients[number] else { return };
+        match (&client.socket).read(&mut self.buffer) {
             Ok(0) => self.end(number, Some(ErrorKind::UnexpectedEof.into())),
             Ok(length) => {
                 assert_eq!(
-                    reply[..length],
-                    REQUEST[client.received..client.received + length],
+                    self.buffer[..length],
+                    self.request[client.received..client.received + length],
                     "the reply was altered"
                 );
                 client.received += length;
-                if client.received == REQUEST.len() {
+                if client.received == self.request.len() {
                     self.replied(number);
                 }
             }
@@ -274,6 +285,7 @@ impl Load {
         let now = Instant::now();
         let time = (now - client.since).as_secs_f64() * 1e6;
         client.waits = false;
+        client.sent = 0;
         client.received = 0;
         if client.keep == Keep::One {
             self.tally.visits.push(time);

@@ -2,11 +2,13 @@
 //! turns of one run.
 //!
 //! `cargo bench --bench compare` runs everything. After `--`, names of scenarios and candidates
-//! select some of them, and `--turns` and `--seconds` set the duration. `--write` writes the
-//! figures into `docs/comparison.md` and a plot beside it. `HANDOFFD_BIN` names a build of handoffd
-//! to measure instead, and `HANDOFFD_OTHER` names one to measure in addition. Every turn restarts
-//! each candidate, and each turn starts with a different candidate. The results are medians over
-//! the turns.
+//! select some of them, and `--turns` and `--seconds` set the duration. `--workers` sets the number
+//! of workers or threads of each proxy. handoffd with 1, 2, 4 or 8 workers is measured only if it
+//! is named, as in `small handoffd-1 handoffd-8`. `--write` writes the figures into
+//! `docs/comparison.md` and a plot beside it. `HANDOFFD_BIN` names a build of handoffd to measure
+//! instead, and `HANDOFFD_OTHER` names one to measure in addition. Every turn restarts each
+//! candidate, and each turn starts with a different candidate. The results are medians over the
+//! turns.
 //!
 //! Generator, upstream and proxy share the processors, so the rates differ less than the proxies
 //! do. The processor time of the proxy itself is the most stable figure.
@@ -16,6 +18,7 @@
 mod bulk;
 mod candidate;
 mod load;
+mod measure;
 mod network;
 mod page;
 mod plot;
@@ -23,6 +26,7 @@ mod process;
 mod proxy;
 mod report;
 mod scenario;
+mod settings;
 #[path = "../support/mod.rs"]
 mod support;
 mod upstream;
@@ -32,7 +36,7 @@ use std::time::Duration;
 use candidate::Candidate;
 use clap::{Parser, ValueEnum};
 use report::Results;
-use scenario::Scenario;
+use scenario::{Run, Scenario};
 
 /// Measures handoffd beside other proxies.
 #[derive(Debug, Parser)]
@@ -46,6 +50,9 @@ struct Options {
     /// How long each measurement takes
     #[arg(long, default_value = "2", value_parser = seconds)]
     seconds: Duration,
+    /// How many workers or threads each proxy has
+    #[arg(long, default_value_t = 2, value_parser = workers)]
+    workers: usize,
     /// Write the results of everything into docs/comparison.md and docs/comparison.svg
     #[arg(long, conflicts_with = "only")]
     write: bool,
@@ -76,6 +83,12 @@ fn seconds(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
 }
 
+/// Parses a number of workers. HAProxy has at most 64 threads.
+fn workers(text: &str) -> Result<usize, String> {
+    let is_possible = |workers: &usize| (1..=64).contains(workers);
+    text.parse().ok().filter(is_possible).ok_or_else(|| String::from("not a number from 1 to 64"))
+}
+
 fn main() {
     if upstream::serve_if_asked() {
         return;
@@ -96,26 +109,27 @@ fn compare(options: &Options) {
     candidates.retain(|one| {
         named(Selected::Candidate(*one), |other| matches!(other, Selected::Candidate(_)))
     });
-    candidates.retain(|one| one.is_wanted() || options.only.contains(&Selected::Candidate(*one)));
+    candidates.retain(|one| one.is_default() || options.only.contains(&Selected::Candidate(*one)));
     candidates.retain(|one| report::introduce(*one));
     let mut scenarios = Scenario::value_variants().to_vec();
     scenarios.retain(|one| {
         named(Selected::Scenario(*one), |other| matches!(other, Selected::Scenario(_)))
     });
+    let run = Run { time: options.seconds, workers: options.workers };
     let mut all = Vec::new();
     for scenario in scenarios {
         let mut results = Results::new(scenario, &candidates);
         for turn in 0..options.turns {
             for number in 0..candidates.len() {
                 let number = (number + turn) % candidates.len();
-                results.add(number, &scenario.run(candidates[number], options.seconds));
+                results.add(number, &scenario.run(candidates[number], run));
             }
         }
         results.print();
         all.push(results);
     }
     if options.write {
-        page::write(&all, options.turns, options.seconds);
+        page::write(&all, options.turns, run);
         plot::write(&all);
     }
 }

@@ -4,10 +4,10 @@
 use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
+use crate::measure::{Better, Measure};
 use crate::report::Results;
-use crate::scenario::{Better, Measure};
+use crate::scenario::Run;
 use crate::support::table::short;
 
 const BEGIN: &str = "<!-- measured: cargo bench --bench compare -- --write -->\n";
@@ -19,19 +19,19 @@ pub(crate) fn docs(file: &str) -> PathBuf {
 }
 
 /// Replaces the previous results.
-pub(crate) fn write(all: &[Results], turns: usize, time: Duration) {
+pub(crate) fn write(all: &[Results], turns: usize, run: Run) {
     let path = docs("comparison.md");
     let page = fs::read_to_string(&path).expect("read the page");
     let (before, rest) = page.split_once(BEGIN).expect("find the mark before the results");
     let (_, after) = rest.split_once(END).expect("find the mark after the results");
-    let mut results = introduction(all, turns, time);
+    let mut results = introduction(all, turns, run);
     for one in all {
         results.push_str(&table(one));
     }
     fs::write(path, format!("{before}{BEGIN}{results}\n{END}{after}")).expect("write the page");
 }
 
-fn introduction(all: &[Results], turns: usize, time: Duration) -> String {
+fn introduction(all: &[Results], turns: usize, run: Run) -> String {
     let read = |path| fs::read_to_string(path).unwrap_or_default();
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     let processors = read("/proc/cpuinfo");
@@ -40,8 +40,10 @@ fn introduction(all: &[Results], turns: usize, time: Duration) -> String {
     let release = read("/proc/sys/kernel/osrelease");
     let kernel = release.split('.').take(2).collect::<Vec<_>>().join(".");
     let mut text = format!(
-        "\n{turns} turns of {} s, on a virtual machine with {cores} cores ({}, Linux {kernel}).\n\n",
-        time.as_secs_f64(),
+        "\n{turns} turns of {} s with {} workers, on a virtual machine with {cores} cores \
+         ({}, Linux {kernel}).\n\n",
+        run.time.as_secs_f64(),
+        run.workers,
         processor.map_or("unknown", |(_, name)| name),
     );
     for candidate in all.first().map(Results::candidates).unwrap_or_default() {

@@ -3,9 +3,10 @@
 use std::fs;
 
 use crate::candidate::Candidate;
+use crate::measure::{Better, Measure};
 use crate::page::{docs, value_of};
 use crate::report::Results;
-use crate::scenario::{Better, Measure, Scenario};
+use crate::scenario::Scenario;
 
 // Sizes in pixels.
 const PANEL_WIDTH: usize = 470;

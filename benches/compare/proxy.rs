@@ -9,8 +9,9 @@ use nix::sys::signal::kill;
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use crate::candidate::{Candidate, pid_file};
+use crate::candidate::Candidate;
 use crate::process;
+use crate::settings::{Settings, UpstreamAddress, pid_file};
 use crate::support::clients::visit;
 use crate::support::itself::Itself;
 use crate::upstream;
@@ -19,6 +20,13 @@ use crate::upstream;
 const PATIENCE: Duration = Duration::from_secs(20);
 /// The visits before a measurement. They load the code into memory and exercise every worker.
 const WARM: usize = 100;
+
+/// How a proxy connects to its upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Transport {
+    Tcp,
+    Unix,
+}
 
 /// A running proxy, which ends when it is dropped.
 pub(crate) struct Proxy {
@@ -31,11 +39,22 @@ pub(crate) struct Proxy {
 }
 
 impl Proxy {
-    /// Starts the proxy and waits until it serves.
-    pub(crate) fn start(candidate: Candidate) -> Self {
-        let (upstream, folder) = (upstream::start(), TempDir::new().expect("create a folder"));
+    /// Starts the proxy with that many workers, and waits until it serves.
+    pub(crate) fn start(candidate: Candidate, transport: Transport, workers: usize) -> Self {
+        let folder = TempDir::new().expect("create a folder");
+        let socket = folder.path().join("upstream");
+        let upstream = upstream::start(&socket);
         let listen = unused_address();
-        let command = candidate.command(folder.path(), listen, upstream.address());
+        let settings = Settings {
+            folder: folder.path(),
+            listen,
+            upstream: match transport {
+                Transport::Tcp => UpstreamAddress::Tcp(upstream.address()),
+                Transport::Unix => UpstreamAddress::Unix(socket),
+            },
+            workers,
+        };
+        let command = settings.command(candidate);
         let address = if command.is_some() { listen } else { upstream.address() };
         let root = command.map(|mut command| {
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());

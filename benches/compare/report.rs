@@ -4,7 +4,8 @@
 #![allow(clippy::print_stdout)]
 
 use crate::candidate::Candidate;
-use crate::scenario::{Better, Scenario};
+use crate::measure::Better;
+use crate::scenario::Scenario;
 use crate::support::figures::Figures;
 use crate::support::table::{Table, Target};
 

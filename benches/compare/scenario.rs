@@ -3,20 +3,27 @@
 use std::time::Duration;
 
 use clap::ValueEnum;
+use clap::builder::PossibleValue;
 
 use crate::bulk::{Streams, Way};
 use crate::candidate::Candidate;
 use crate::load::{Keep, Load, Tally};
+use crate::measure::{self, Measure};
 use crate::process;
-use crate::proxy::Proxy;
-use crate::support::clients::{Past, idle};
+use crate::proxy::{Proxy, Transport};
+use crate::support::clients::{Past, REQUEST, idle};
 use crate::support::figures::Figures;
 
 /// The number of concurrent clients.
 const CLIENTS: usize = 64;
+/// The sizes of requests in bytes.
+const SMALL: usize = REQUEST.len();
+const KILOBYTE: usize = 1024;
+/// The number of concurrent bulk transfers.
 const STREAMS: usize = 16;
-/// The number of connections whose memory is measured.
-const IDLE: usize = 4_000;
+/// The number of connections whose memory is measured: the largest round number for which 20,000
+/// descriptors are enough. A proxy needs two for each connection, and HAProxy some hundred more.
+const IDLE: usize = 9_500;
 /// The visits per second in the reload scenario: so few that nothing waits for a processor without
 /// a reload.
 const VISITS: u32 = 1_000;
@@ -24,10 +31,22 @@ const RELOADS: u32 = 3;
 /// How long to wait for replies. A client without a reply by then counts as lost.
 const PATIENCE: Duration = Duration::from_secs(3);
 
+/// How a candidate is measured.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Run {
+    /// How long each measurement takes.
+    pub(crate) time: Duration,
+    /// The number of workers or threads of the proxy.
+    pub(crate) workers: usize,
+}
+
 /// The work of the clients.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scenario {
     Small,
+    Kilobyte,
+    SixteenKilobytes,
+    Unix,
     Connections,
     Download,
     Upload,
@@ -35,44 +54,36 @@ pub(crate) enum Scenario {
     Reload,
 }
 
-/// How two values are compared.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Better {
-    Less,
-    More,
-    /// The value is a number of losses, which should be 0.
-    Zero,
-}
+impl ValueEnum for Scenario {
+    fn value_variants<'a>() -> &'a [Self] {
+        &Self::ALL
+    }
 
-/// A measured figure.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Measure {
-    pub(crate) name: &'static str,
-    pub(crate) better: Better,
-    /// Whether the plot shows the figure.
-    pub(crate) plotted: bool,
-}
-
-const fn measure(name: &'static str, better: Better) -> Measure {
-    Measure { name, better, plotted: false }
-}
-
-const fn plotted(name: &'static str, better: Better) -> Measure {
-    Measure { name, better, plotted: true }
-}
-
-impl Measure {
-    /// Returns the name without the unit.
-    pub(crate) fn figure(&self) -> &'static str {
-        self.name.split_once(", ").map_or(self.name, |(name, _)| name)
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(self.name()))
     }
 }
 
 impl Scenario {
+    const ALL: [Self; 9] = [
+        Self::Small,
+        Self::Kilobyte,
+        Self::SixteenKilobytes,
+        Self::Unix,
+        Self::Connections,
+        Self::Download,
+        Self::Upload,
+        Self::Memory,
+        Self::Reload,
+    ];
+
     /// Returns the name of the scenario.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Small => "small",
+            Self::Kilobyte => "1k",
+            Self::SixteenKilobytes => "16k",
+            Self::Unix => "unix",
             Self::Connections => "connections",
             Self::Download => "download",
             Self::Upload => "upload",
@@ -85,6 +96,13 @@ impl Scenario {
     pub(crate) fn title(self) -> String {
         match self {
             Self::Small => format!("64 bytes there and back, {CLIENTS} connections that stay"),
+            Self::Kilobyte => format!("1 KB there and back, {CLIENTS} connections that stay"),
+            Self::SixteenKilobytes => {
+                format!("16 KB there and back, {CLIENTS} connections that stay")
+            }
+            Self::Unix => {
+                format!("64 bytes to a Unix socket and back, {CLIENTS} connections that stay")
+            }
             Self::Connections => format!("connect, request, reply, close: {CLIENTS} clients"),
             Self::Download => format!("{STREAMS} streams from the upstream"),
             Self::Upload => format!("{STREAMS} streams to the upstream"),
@@ -100,55 +118,38 @@ impl Scenario {
 
     /// Returns its measures, in the order of the values of [`Scenario::run`].
     pub(crate) fn measures(self) -> &'static [Measure] {
-        const SMALL: [Measure; 5] = [
-            plotted("processor time a request, us", Better::Less),
-            plotted("requests a second", Better::More),
-            measure("latency p50, us", Better::Less),
-            measure("latency p99, us", Better::Less),
-            measure("latency p99.9, us", Better::Less),
-        ];
-        const CONNECTIONS: [Measure; 6] = [
-            plotted("processor time a connection, us", Better::Less),
-            plotted("connections a second", Better::More),
-            measure("latency p50, us", Better::Less),
-            measure("latency p99, us", Better::Less),
-            measure("latency p99.9, us", Better::Less),
-            measure("refused or reset", Better::Zero),
-        ];
-        const BULK: [Measure; 2] = [
-            plotted("processor time a gigabyte, ms", Better::Less),
-            plotted("gigabytes a second", Better::More),
-        ];
-        const MEMORY: [Measure; 2] = [
-            plotted("growth a connection, bytes", Better::Less),
-            measure("with all of them, MB", Better::Less),
-        ];
-        const RELOAD: [Measure; 6] = [
-            measure("refused", Better::Zero),
-            measure("reset", Better::Zero),
-            measure("cut of those that stay", Better::Zero),
-            measure("p99.9 over steady p99.9", Better::Less),
-            plotted("p99.9 of a visit, us", Better::Less),
-            measure("longest visit, us", Better::Less),
-        ];
         match self {
-            Self::Small => &SMALL,
-            Self::Connections => &CONNECTIONS,
-            Self::Download | Self::Upload => &BULK,
-            Self::Memory => &MEMORY,
-            Self::Reload => &RELOAD,
+            Self::Small | Self::Kilobyte | Self::SixteenKilobytes | Self::Unix => {
+                &measure::REQUESTS
+            }
+            Self::Connections => &measure::CONNECTIONS,
+            Self::Download | Self::Upload => &measure::BULK,
+            Self::Memory => &measure::MEMORY,
+            Self::Reload => &measure::RELOAD,
         }
     }
 
+    /// Returns whether a candidate can be measured.
+    fn is_possible(self, candidate: Candidate) -> bool {
+        let can_reload = candidate.reload().is_some();
+        // The clients connect only to TCP addresses.
+        let has_tcp = candidate != Candidate::Direct;
+        (self != Self::Reload || can_reload) && (self != Self::Unix || has_tcp)
+    }
+
     /// Measures a candidate. A value that the candidate does not have is NaN.
-    pub(crate) fn run(self, candidate: Candidate, time: Duration) -> Vec<f64> {
-        if self == Self::Reload && candidate.reload().is_none() {
+    pub(crate) fn run(self, candidate: Candidate, run: Run) -> Vec<f64> {
+        if !self.is_possible(candidate) {
             return vec![f64::NAN; self.measures().len()];
         }
-        let proxy = Proxy::start(candidate);
+        let transport = if self == Self::Unix { Transport::Unix } else { Transport::Tcp };
+        let proxy = Proxy::start(candidate, transport, run.workers);
+        let time = run.time;
         match self {
-            Self::Small => small(&proxy, Keep::All, time),
-            Self::Connections => small(&proxy, Keep::One, time),
+            Self::Small | Self::Unix => requests(&proxy, Keep::All, SMALL, time),
+            Self::Kilobyte => requests(&proxy, Keep::All, KILOBYTE, time),
+            Self::SixteenKilobytes => requests(&proxy, Keep::All, 16 * KILOBYTE, time),
+            Self::Connections => requests(&proxy, Keep::One, SMALL, time),
             Self::Download => bulk(&proxy, Way::Download, time),
             Self::Upload => bulk(&proxy, Way::Upload, time),
             Self::Memory => memory(&proxy, candidate.room(IDLE)),
@@ -167,8 +168,9 @@ fn processor_time<T>(proxy: &Proxy, work: impl FnOnce() -> T) -> (T, f64) {
     (result, if processes.is_empty() { f64::NAN } else { used })
 }
 
-fn small(proxy: &Proxy, keep: Keep, time: Duration) -> Vec<f64> {
-    let mut load = Load::eager(proxy.address(), CLIENTS, keep);
+/// Measures requests of `size` bytes without a pause.
+fn requests(proxy: &Proxy, keep: Keep, size: usize, time: Duration) -> Vec<f64> {
+    let mut load = Load::eager(proxy.address(), CLIENTS, keep, size);
     load.run(time / 8);
     let (tally, used) = processor_time(proxy, || load.run(time));
     let times = match keep {

@@ -5,34 +5,39 @@
 //! without end, all its bytes dropped, or an echo.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
+use std::path::Path;
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use rustix::net::{SocketFlags, accept_with};
-use socket2::{Domain, Socket, Type};
+use socket2::{SockAddr, Socket, Type};
 
 use crate::bulk::{Mover, Way};
-use crate::support::itself::{Itself, is_asked_to_be, say_where};
+use crate::support::itself::{Itself, is_asked_to_be, say_where, settings};
 
 /// The argument that makes the bench run as the upstream.
 const ARGUMENT: &str = "upstream";
 const BACKLOG: i32 = 4096;
+/// Holds the largest request.
+const BUFFER: usize = 16 * 1024;
 
 // Event numbers that are no descriptors, which are small.
-const LISTENER: u64 = u64::MAX;
-const PARENT: u64 = u64::MAX - 1;
+const TCP_LISTENER: u64 = u64::MAX;
+const UNIX_LISTENER: u64 = u64::MAX - 1;
+const PARENT: u64 = u64::MAX - 2;
 
-/// Starts the upstream.
-pub(crate) fn start() -> Itself {
-    Itself::start(ARGUMENT)
+/// Starts the upstream, which listens on TCP and on a Unix socket with that path.
+pub(crate) fn start(path: &Path) -> Itself {
+    Itself::start_with(ARGUMENT, &[path.to_str().expect("a path in UTF-8")])
 }
 
 /// Serves if this process was started as the upstream. Returns whether it was.
 pub(crate) fn serve_if_asked() -> bool {
     let asked = is_asked_to_be(ARGUMENT);
     if asked {
-        Server::new().run();
+        let path = settings().next().expect("the path of the Unix socket");
+        Server::new(Path::new(&path)).run();
     }
     asked
 }
@@ -45,31 +50,37 @@ enum Wish {
     Bulk(Way),
 }
 
+#[derive(Clone, Copy, Debug)]
+enum Listener {
+    Tcp,
+    Unix,
+}
+
 struct Server {
-    listener: Socket,
+    tcp: Socket,
+    unix: Socket,
     epoll: Epoll,
     /// The connections, indexed by descriptor.
-    connections: Vec<Option<(TcpStream, Wish)>>,
+    connections: Vec<Option<(Socket, Wish)>>,
+    buffer: Vec<u8>,
     mover: Mover,
 }
 
 impl Server {
-    fn new() -> Self {
-        let listener =
-            Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None).expect("create a socket");
-        listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("bind");
-        listener.listen(BACKLOG).expect("listen");
+    fn new(path: &Path) -> Self {
+        let tcp = listen(&SocketAddr::from(([127, 0, 0, 1], 0)).into());
+        let unix = listen(&SockAddr::unix(path).expect("a short path"));
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).expect("create an epoll");
-        epoll
-            .add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER))
-            .expect("watch the listener");
+        for (listener, number) in [(&tcp, TCP_LISTENER), (&unix, UNIX_LISTENER)] {
+            let interest = EpollEvent::new(EpollFlags::EPOLLIN, number);
+            epoll.add(listener, interest).expect("watch the listener");
+        }
         epoll
             .add(std::io::stdin(), EpollEvent::new(EpollFlags::EPOLLIN, PARENT))
             .expect("watch the parent");
-        say_where(
-            listener.local_addr().expect("read the address").as_socket().expect("an IP address"),
-        );
-        Self { listener, epoll, connections: Vec::new(), mover: Mover::new() }
+        say_where(tcp.local_addr().expect("read the address").as_socket().expect("an IP address"));
+        let (connections, buffer) = (Vec::new(), vec![0; BUFFER]);
+        Self { tcp, unix, epoll, connections, buffer, mover: Mover::new() }
     }
 
     fn run(&mut self) {
@@ -78,7 +89,8 @@ impl Server {
             let ready = self.epoll.wait(&mut events, EpollTimeout::NONE).expect("wait for events");
             for event in &events[..ready] {
                 match event.data() {
-                    LISTENER => self.accept(),
+                    TCP_LISTENER => self.accept(Listener::Tcp),
+                    UNIX_LISTENER => self.accept(Listener::Unix),
                     PARENT => return,
                     number => self.serve(usize::try_from(number).expect("a descriptor")),
                 }
@@ -86,11 +98,15 @@ impl Server {
         }
     }
 
-    fn accept(&mut self) {
+    fn accept(&mut self, listener: Listener) {
+        let listener = match listener {
+            Listener::Tcp => &self.tcp,
+            Listener::Unix => &self.unix,
+        };
         while let Ok(descriptor) =
-            accept_with(&self.listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)
+            accept_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)
         {
-            let stream = TcpStream::from(descriptor);
+            let stream = Socket::from(descriptor);
             let number = usize::try_from(stream.as_raw_fd()).expect("a descriptor");
             if self.connections.len() <= number {
                 self.connections.resize_with(number + 1, || None);
@@ -106,7 +122,7 @@ impl Server {
     fn serve(&mut self, number: usize) {
         let Some((stream, wish)) = &mut self.connections[number] else { return };
         let served = match wish {
-            Wish::Unknown | Wish::Echo => echo(stream, wish),
+            Wish::Unknown | Wish::Echo => echo(stream, wish, &mut self.buffer),
             Wish::Bulk(Way::Download) => self.mover.pour(&*stream).is_ok(),
             Wish::Bulk(Way::Upload) => self.mover.drop_from(stream).is_ok(),
         };
@@ -120,9 +136,8 @@ impl Server {
     }
 }
 
-fn echo(mut stream: &TcpStream, wish: &mut Wish) -> bool {
-    let mut buffer = [0; 4096];
-    let length = match stream.read(&mut buffer) {
+fn echo(mut stream: &Socket, wish: &mut Wish, buffer: &mut [u8]) -> bool {
+    let length = match stream.read(buffer) {
         Ok(0) => return false,
         Ok(length) => length,
         Err(error) => return error.kind() == std::io::ErrorKind::WouldBlock,
@@ -134,6 +149,14 @@ fn echo(mut stream: &TcpStream, wish: &mut Wish) -> bool {
             return true;
         }
     }
-    // A request is small and its client waits for the reply, so there is room for it.
+    // A connection has one request at a time, and the kernel has room for the largest.
     stream.write_all(&buffer[..length]).is_ok()
+}
+
+fn listen(address: &SockAddr) -> Socket {
+    let kind = Type::STREAM.nonblocking();
+    let listener = Socket::new(address.domain(), kind, None).expect("create a socket");
+    listener.bind(address).expect("bind");
+    listener.listen(BACKLOG).expect("listen");
+    listener
 }

@@ -19,9 +19,14 @@ pub(crate) struct Itself {
 impl Itself {
     /// Starts the server and waits until it listens.
     pub(crate) fn start(argument: &str) -> Self {
+        Self::start_with(argument, &[])
+    }
+
+    /// Starts the server with settings, which follow its argument, and waits until it listens.
+    pub(crate) fn start_with(argument: &str, settings: &[&str]) -> Self {
         let mut command = Command::new(std::env::current_exe().expect("find the bench's own path"));
         // A server that watches its standard input ends with the bench, however the bench ends.
-        command.arg(argument).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.arg(argument).args(settings).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().expect("start the bench once more");
         let stdout = child.stdout.take().expect("take the server's standard output");
         let mut line = String::new();
@@ -50,6 +55,11 @@ impl Drop for Itself {
 /// Returns whether this process was started as the server of that argument.
 pub(crate) fn is_asked_to_be(argument: &str) -> bool {
     std::env::args().nth(1).as_deref() == Some(argument)
+}
+
+/// Returns the settings of the server that this process was started as.
+pub(crate) fn settings() -> impl Iterator<Item = String> {
+    std::env::args().skip(2)
 }
 
 /// Prints the server's address for the bench.
