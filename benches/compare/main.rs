@@ -17,6 +17,7 @@
 
 mod bulk;
 mod candidate;
+mod link;
 mod load;
 mod measure;
 mod network;
@@ -35,6 +36,7 @@ use std::time::Duration;
 
 use candidate::Candidate;
 use clap::{Parser, ValueEnum};
+use network::Network;
 use report::Results;
 use scenario::{Run, Scenario};
 
@@ -90,14 +92,15 @@ fn workers(text: &str) -> Result<usize, String> {
 }
 
 fn main() {
-    if upstream::serve_if_asked() {
+    if upstream::serve_if_asked() || link::serve_if_asked() {
         return;
     }
     support::run(|| compare(&Options::parse()));
 }
 
 fn compare(options: &Options) {
-    if !network::isolate() {
+    let network = network::isolate();
+    if network == Network::Shared {
         report::warn(
             "not root: on the machine's own loopback, where ports run out and its settings count",
         );
@@ -118,11 +121,18 @@ fn compare(options: &Options) {
     let run = Run { time: options.seconds, workers: options.workers };
     let mut all = Vec::new();
     for scenario in scenarios {
+        let backend = match scenario.backend(network) {
+            Ok(backend) => backend,
+            Err(reason) => {
+                report::warn(&format!("{} is not measured: {reason}", scenario.name()));
+                continue;
+            }
+        };
         let mut results = Results::new(scenario, &candidates);
         for turn in 0..options.turns {
             for number in 0..candidates.len() {
                 let number = (number + turn) % candidates.len();
-                results.add(number, &scenario.run(candidates[number], run));
+                results.add(number, &scenario.run(candidates[number], &backend, run));
             }
         }
         results.print();

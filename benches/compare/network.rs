@@ -15,21 +15,37 @@ use nix::sched::{CloneFlags, unshare};
 const PORTS: &str = "10000 65535";
 const CONGESTION_CONTROL: &str = "reno";
 
-/// Moves this process and its future children to a private loopback network. Returns false if that
-/// is not permitted.
-pub(crate) fn isolate() -> bool {
+/// The network in which the bench runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Network {
+    Private,
+    /// The machine's own network.
+    Shared,
+}
+
+/// Moves this process and its future children to a private loopback network, if that is permitted.
+pub(crate) fn isolate() -> Network {
     if unshare(CloneFlags::CLONE_NEWNET).is_err() {
-        return false;
+        return Network::Shared;
     }
-    let up = Command::new("ip").args(["link", "set", "lo", "up"]).status();
-    assert!(
-        up.is_ok_and(|status| status.success()),
-        "Debian's iproute2 is needed, to bring up a loopback"
-    );
-    for (name, value) in
-        [("ip_local_port_range", PORTS), ("tcp_congestion_control", CONGESTION_CONTROL)]
-    {
+    ip(&["link", "set", "lo", "up"]);
+    for (name, value) in [
+        ("ip_local_port_range", PORTS),
+        ("tcp_congestion_control", CONGESTION_CONTROL),
+        // By default, ports of ended connections can be reused on loopback only.
+        ("tcp_tw_reuse", "1"),
+    ] {
         fs::write(format!("/proc/sys/net/ipv4/{name}"), value).expect("set up the private network");
     }
-    true
+    Network::Private
+}
+
+/// Changes the network by `ip`.
+pub(crate) fn ip(words: &[&str]) {
+    let status = Command::new("ip").args(words).status();
+    assert!(
+        status.is_ok_and(|status| status.success()),
+        "Debian's iproute2 is needed for `ip {}`",
+        words.join(" ")
+    );
 }

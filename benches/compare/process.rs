@@ -42,12 +42,12 @@ pub(crate) fn memory(family: &[Pid]) -> f64 {
     family.iter().map(one).sum()
 }
 
-/// Kills every child of this process except `spared`, and the orphans that become its children by
-/// that. For a subreaper, these are all processes that a bench has left.
-pub(crate) fn kill_children_but(spared: Pid) {
+/// Kills every child of this process except those `spared`, and the orphans that become its
+/// children by that. For a subreaper, these are all processes that a bench has left.
+pub(crate) fn kill_children_but(spared: &[Pid]) {
     loop {
         let ours = |(child, parent): (Pid, Pid)| {
-            (parent == Pid::this() && child != spared).then_some(child)
+            (parent == Pid::this() && !spared.contains(&child)).then_some(child)
         };
         let children: Vec<Pid> = with_parents().into_iter().filter_map(ours).collect();
         if children.is_empty() {

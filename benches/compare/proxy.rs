@@ -10,6 +10,7 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use crate::candidate::Candidate;
+use crate::link;
 use crate::process;
 use crate::settings::{Settings, UpstreamAddress, pid_file};
 use crate::support::clients::visit;
@@ -21,41 +22,60 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// The visits before a measurement. They load the code into memory and exercise every worker.
 const WARM: usize = 100;
 
-/// How a proxy connects to its upstream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Transport {
+/// What a proxy connects to.
+pub(crate) enum Backend {
+    /// The upstream of the bench, on TCP.
     Tcp,
+    /// The upstream of the bench, on a Unix socket.
     Unix,
+    /// The upstream of the bench, through a link with a delay.
+    Delayed(Itself),
+}
+
+impl Backend {
+    /// Returns the process that does not belong to the proxy.
+    fn process(&self) -> Option<Pid> {
+        match self {
+            Self::Tcp | Self::Unix => None,
+            Self::Delayed(link) => Some(link.pid()),
+        }
+    }
 }
 
 /// A running proxy, which ends when it is dropped.
 pub(crate) struct Proxy {
     candidate: Candidate,
-    upstream: Itself,
+    _upstream: Itself,
     address: SocketAddr,
     /// The first process, or `None` where there is no proxy.
     root: Option<Pid>,
+    /// The children of this process that the proxy has not started.
+    spared: Vec<Pid>,
     folder: TempDir,
 }
 
 impl Proxy {
-    /// Starts the proxy with that many workers, and waits until it serves.
-    pub(crate) fn start(candidate: Candidate, transport: Transport, workers: usize) -> Self {
+    /// Starts the proxy in front of a new upstream, and waits until it serves.
+    pub(crate) fn start(candidate: Candidate, backend: &Backend, workers: usize) -> Self {
         let folder = TempDir::new().expect("create a folder");
         let socket = folder.path().join("upstream");
         let upstream = upstream::start(&socket);
+        let mut upstream_at = upstream.address();
+        if let Backend::Delayed(_) = backend {
+            upstream_at.set_ip(link::FAR.into());
+        }
         let listen = unused_address();
         let settings = Settings {
             folder: folder.path(),
             listen,
-            upstream: match transport {
-                Transport::Tcp => UpstreamAddress::Tcp(upstream.address()),
-                Transport::Unix => UpstreamAddress::Unix(socket),
+            upstream: match backend {
+                Backend::Unix => UpstreamAddress::Unix(socket),
+                Backend::Tcp | Backend::Delayed(_) => UpstreamAddress::Tcp(upstream_at),
             },
             workers,
         };
         let command = settings.command(candidate);
-        let address = if command.is_some() { listen } else { upstream.address() };
+        let address = if command.is_some() { listen } else { upstream_at };
         let root = command.map(|mut command| {
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
             // Reaped by its process id, like every process that it starts.
@@ -63,7 +83,8 @@ impl Proxy {
             let child = command.spawn().expect("start the proxy");
             Pid::from_raw(i32::try_from(child.id()).expect("parse a process id"))
         });
-        let proxy = Self { candidate, upstream, address, root, folder };
+        let spared = backend.process().into_iter().chain([upstream.pid()]).collect();
+        let proxy = Self { candidate, _upstream: upstream, address, root, spared, folder };
         proxy.await_service();
         proxy
     }
@@ -112,7 +133,7 @@ impl Proxy {
 
 impl Drop for Proxy {
     fn drop(&mut self) {
-        process::kill_children_but(self.upstream.pid());
+        process::kill_children_but(&self.spared);
     }
 }
 

@@ -7,10 +7,12 @@ use clap::builder::PossibleValue;
 
 use crate::bulk::{Streams, Way};
 use crate::candidate::Candidate;
+use crate::link;
 use crate::load::{Keep, Load, Tally};
 use crate::measure::{self, Measure};
+use crate::network::Network;
 use crate::process;
-use crate::proxy::{Proxy, Transport};
+use crate::proxy::{Backend, Proxy};
 use crate::support::clients::{Past, REQUEST, idle};
 use crate::support::figures::Figures;
 
@@ -28,6 +30,8 @@ const IDLE: usize = 9_500;
 /// a reload.
 const VISITS: u32 = 1_000;
 const RELOADS: u32 = 3;
+/// The shortest time between two reloads: handoffd bakes for one second.
+const RELOAD_INTERVAL: Duration = Duration::from_millis(1300);
 /// How long to wait for replies. A client without a reply by then counts as lost.
 const PATIENCE: Duration = Duration::from_secs(3);
 
@@ -48,6 +52,7 @@ pub(crate) enum Scenario {
     SixteenKilobytes,
     Unix,
     Connections,
+    Delay,
     Download,
     Upload,
     Memory,
@@ -65,12 +70,13 @@ impl ValueEnum for Scenario {
 }
 
 impl Scenario {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Small,
         Self::Kilobyte,
         Self::SixteenKilobytes,
         Self::Unix,
         Self::Connections,
+        Self::Delay,
         Self::Download,
         Self::Upload,
         Self::Memory,
@@ -85,6 +91,7 @@ impl Scenario {
             Self::SixteenKilobytes => "16k",
             Self::Unix => "unix",
             Self::Connections => "connections",
+            Self::Delay => "delay",
             Self::Download => "download",
             Self::Upload => "upload",
             Self::Memory => "memory",
@@ -104,6 +111,10 @@ impl Scenario {
                 format!("64 bytes to a Unix socket and back, {CLIENTS} connections that stay")
             }
             Self::Connections => format!("connect, request, reply, close: {CLIENTS} clients"),
+            Self::Delay => format!(
+                "connect, request, reply, close: {CLIENTS} clients, upstream {} ms away each way",
+                link::DELAY.as_millis()
+            ),
             Self::Download => format!("{STREAMS} streams from the upstream"),
             Self::Upload => format!("{STREAMS} streams to the upstream"),
             Self::Memory => format!(
@@ -122,10 +133,23 @@ impl Scenario {
             Self::Small | Self::Kilobyte | Self::SixteenKilobytes | Self::Unix => {
                 &measure::REQUESTS
             }
-            Self::Connections => &measure::CONNECTIONS,
+            Self::Connections | Self::Delay => &measure::CONNECTIONS,
             Self::Download | Self::Upload => &measure::BULK,
             Self::Memory => &measure::MEMORY,
             Self::Reload => &measure::RELOAD,
+        }
+    }
+
+    /// Starts what the scenario needs beside a proxy. The error says why it cannot be measured.
+    pub(crate) fn backend(self, network: Network) -> Result<Backend, &'static str> {
+        match self {
+            Self::Unix => Ok(Backend::Unix),
+            Self::Delay if network == Network::Shared => Err("it needs a private network"),
+            Self::Delay => Ok(Backend::Delayed(link::start())),
+            Self::Small | Self::Kilobyte | Self::SixteenKilobytes | Self::Connections => {
+                Ok(Backend::Tcp)
+            }
+            Self::Download | Self::Upload | Self::Memory | Self::Reload => Ok(Backend::Tcp),
         }
     }
 
@@ -138,18 +162,17 @@ impl Scenario {
     }
 
     /// Measures a candidate. A value that the candidate does not have is NaN.
-    pub(crate) fn run(self, candidate: Candidate, run: Run) -> Vec<f64> {
+    pub(crate) fn run(self, candidate: Candidate, backend: &Backend, run: Run) -> Vec<f64> {
         if !self.is_possible(candidate) {
             return vec![f64::NAN; self.measures().len()];
         }
-        let transport = if self == Self::Unix { Transport::Unix } else { Transport::Tcp };
-        let proxy = Proxy::start(candidate, transport, run.workers);
+        let proxy = Proxy::start(candidate, backend, run.workers);
         let time = run.time;
         match self {
             Self::Small | Self::Unix => requests(&proxy, Keep::All, SMALL, time),
             Self::Kilobyte => requests(&proxy, Keep::All, KILOBYTE, time),
             Self::SixteenKilobytes => requests(&proxy, Keep::All, 16 * KILOBYTE, time),
-            Self::Connections => requests(&proxy, Keep::One, SMALL, time),
+            Self::Connections | Self::Delay => requests(&proxy, Keep::One, SMALL, time),
             Self::Download => bulk(&proxy, Way::Download, time),
             Self::Upload => bulk(&proxy, Way::Upload, time),
             Self::Memory => memory(&proxy, candidate.room(IDLE)),
@@ -216,7 +239,7 @@ fn reload(proxy: &Proxy, time: Duration) -> Vec<f64> {
     let before = proxy.generation();
     for _ in 0..RELOADS {
         proxy.reload();
-        during.add(load.run(time * 2 / RELOADS));
+        during.add(load.run(RELOAD_INTERVAL.max(time * 2 / RELOADS)));
     }
     assert_ne!(before, proxy.generation(), "the reload replaced no process");
     during.add(load.finish(PATIENCE));

@@ -5,7 +5,7 @@
 //! without end, all its bytes dropped, or an echo.
 
 use std::io::{Read, Write};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
@@ -27,7 +27,7 @@ const TCP_LISTENER: u64 = u64::MAX;
 const UNIX_LISTENER: u64 = u64::MAX - 1;
 const PARENT: u64 = u64::MAX - 2;
 
-/// Starts the upstream, which listens on TCP and on a Unix socket with that path.
+/// Starts the upstream, which listens on all IPv4 addresses, and on a Unix socket at `path`.
 pub(crate) fn start(path: &Path) -> Itself {
     Itself::start_with(ARGUMENT, &[path.to_str().expect("a path in UTF-8")])
 }
@@ -68,7 +68,7 @@ struct Server {
 
 impl Server {
     fn new(path: &Path) -> Self {
-        let tcp = listen(&SocketAddr::from(([127, 0, 0, 1], 0)).into());
+        let tcp = listen(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)).into());
         let unix = listen(&SockAddr::unix(path).expect("a short path"));
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).expect("create an epoll");
         for (listener, number) in [(&tcp, TCP_LISTENER), (&unix, UNIX_LISTENER)] {
@@ -78,7 +78,9 @@ impl Server {
         epoll
             .add(std::io::stdin(), EpollEvent::new(EpollFlags::EPOLLIN, PARENT))
             .expect("watch the parent");
-        say_where(tcp.local_addr().expect("read the address").as_socket().expect("an IP address"));
+        let address = tcp.local_addr().expect("read the address").as_socket();
+        let port = address.expect("an IP address").port();
+        say_where(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
         let (connections, buffer) = (Vec::new(), vec![0; BUFFER]);
         Self { tcp, unix, epoll, connections, buffer, mover: Mover::new() }
     }
