@@ -116,6 +116,12 @@ impl Candidate {
         }
     }
 
+    /// Returns whether it is part of a quick run: the builds of handoffd, and the two peers that
+    /// are compared most often.
+    pub(crate) fn is_quick(self) -> bool {
+        matches!(self, Self::Handoffd(_) | Self::Haproxy(Splice::Auto) | Self::Nginx)
+    }
+
     /// Returns the signal that makes it reload, if it can.
     pub(crate) fn reload(self) -> Option<Signal> {
         match self {

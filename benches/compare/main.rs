@@ -2,7 +2,8 @@
 //! turns of one run.
 //!
 //! `cargo bench --bench compare` runs everything. After `--`, names of scenarios and candidates
-//! select some of them, and `--turns` and `--seconds` set the duration. `--workers` sets the number
+//! select some of them, and `--turns` and `--seconds` set the duration. `--quick` measures less, in
+//! about a minute. `--workers` sets the number
 //! of workers or threads of each proxy. handoffd with 1, 2, 4 or 8 workers is measured only if it
 //! is named, as in `small handoffd-1 handoffd-8`. `--write` writes the figures into
 //! `docs/comparison.md` and a plot beside it. `HANDOFFD_BIN` names a build of handoffd to measure
@@ -46,17 +47,20 @@ struct Options {
     /// Scenarios and candidates to measure; without a name of a kind, all of that kind
     #[arg(value_parser = Selected::parse)]
     only: Vec<Selected>,
-    /// How often each candidate is measured
-    #[arg(long, default_value_t = 5)]
-    turns: usize,
-    /// How long each measurement takes
-    #[arg(long, default_value = "2", value_parser = seconds)]
-    seconds: Duration,
+    /// Measure only the most telling scenarios and candidates, in about a minute
+    #[arg(long)]
+    quick: bool,
+    /// How often each candidate is measured [default: 5; quick: 2]
+    #[arg(long)]
+    turns: Option<usize>,
+    /// How long each measurement takes [default: 2; quick: 0.5]
+    #[arg(long, value_parser = seconds)]
+    seconds: Option<Duration>,
     /// How many workers or threads each proxy has
     #[arg(long, default_value_t = 2, value_parser = workers)]
     workers: usize,
     /// Write the results of everything into docs/comparison.md and docs/comparison.svg
-    #[arg(long, conflicts_with = "only")]
+    #[arg(long, conflicts_with_all = ["only", "quick"])]
     write: bool,
     /// Passed by cargo
     #[arg(long, hide = true)]
@@ -69,11 +73,52 @@ enum Selected {
     Candidate(Candidate),
 }
 
+impl Options {
+    fn turns(&self) -> usize {
+        self.turns.unwrap_or(if self.quick { 2 } else { 5 })
+    }
+
+    fn run(&self) -> Run {
+        let time = Duration::from_millis(if self.quick { 500 } else { 2_000 });
+        Run { time: self.seconds.unwrap_or(time), workers: self.workers }
+    }
+
+    /// Returns the candidates to measure: those that are named, or the default ones.
+    fn candidates(&self) -> Vec<Candidate> {
+        let named = |selected: &Selected| match *selected {
+            Selected::Candidate(candidate) => Some(candidate),
+            Selected::Scenario(_) => None,
+        };
+        let named: Vec<_> = self.only.iter().filter_map(named).collect();
+        let mut candidates = Candidate::ALL.to_vec();
+        candidates.retain(|one| match named.is_empty() {
+            true => one.is_default() && (!self.quick || one.is_quick()),
+            false => named.contains(one),
+        });
+        candidates
+    }
+
+    /// Returns the scenarios to measure: those that are named, or the default ones.
+    fn scenarios(&self) -> Vec<Scenario> {
+        let named = |selected: &Selected| match *selected {
+            Selected::Scenario(scenario) => Some(scenario),
+            Selected::Candidate(_) => None,
+        };
+        let named: Vec<_> = self.only.iter().filter_map(named).collect();
+        let mut scenarios = Scenario::ALL.to_vec();
+        scenarios.retain(|one| match named.is_empty() {
+            true => !self.quick || one.is_quick(),
+            false => named.contains(one),
+        });
+        scenarios
+    }
+}
+
 impl Selected {
     fn parse(name: &str) -> Result<Self, String> {
         let scenario = Scenario::from_str(name, true).map(Self::Scenario);
         scenario.or_else(|_| Candidate::from_str(name, true).map(Self::Candidate)).map_err(|_| {
-            let scenarios = Scenario::value_variants().iter().map(|scenario| scenario.name());
+            let scenarios = Scenario::ALL.iter().map(|scenario| scenario.name());
             let candidates = Candidate::ALL.iter().map(|candidate| candidate.name());
             format!("there are {}", scenarios.chain(candidates).collect::<Vec<_>>().join(", "))
         })
@@ -105,22 +150,11 @@ fn compare(options: &Options) {
             "not root: on the machine's own loopback, where ports run out and its settings count",
         );
     }
-    let named = |selected: Selected, all: fn(&Selected) -> bool| {
-        options.only.contains(&selected) || !options.only.iter().any(all)
-    };
-    let mut candidates = Candidate::ALL.to_vec();
-    candidates.retain(|one| {
-        named(Selected::Candidate(*one), |other| matches!(other, Selected::Candidate(_)))
-    });
-    candidates.retain(|one| one.is_default() || options.only.contains(&Selected::Candidate(*one)));
+    let mut candidates = options.candidates();
     candidates.retain(|one| report::introduce(*one));
-    let mut scenarios = Scenario::value_variants().to_vec();
-    scenarios.retain(|one| {
-        named(Selected::Scenario(*one), |other| matches!(other, Selected::Scenario(_)))
-    });
-    let run = Run { time: options.seconds, workers: options.workers };
+    let (turns, run) = (options.turns(), options.run());
     let mut all = Vec::new();
-    for scenario in scenarios {
+    for scenario in options.scenarios() {
         let backend = match scenario.backend(network) {
             Ok(backend) => backend,
             Err(reason) => {
@@ -129,7 +163,7 @@ fn compare(options: &Options) {
             }
         };
         let mut results = Results::new(scenario, &candidates);
-        for turn in 0..options.turns {
+        for turn in 0..turns {
             for number in 0..candidates.len() {
                 let number = (number + turn) % candidates.len();
                 results.add(number, &scenario.run(candidates[number], &backend, run));
@@ -139,7 +173,7 @@ fn compare(options: &Options) {
         all.push(results);
     }
     if options.write {
-        page::write(&all, options.turns, run);
+        page::write(&all, turns, run);
         plot::write(&all);
     }
 }

@@ -70,7 +70,7 @@ impl ValueEnum for Scenario {
 }
 
 impl Scenario {
-    const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Small,
         Self::Kilobyte,
         Self::SixteenKilobytes,
@@ -82,6 +82,15 @@ impl Scenario {
         Self::Memory,
         Self::Reload,
     ];
+
+    /// Returns whether it is part of a quick run: one for each resource, and the largest requests.
+    pub(crate) fn is_quick(self) -> bool {
+        match self {
+            Self::Small | Self::SixteenKilobytes | Self::Connections | Self::Delay => true,
+            Self::Download | Self::Memory | Self::Reload => true,
+            Self::Kilobyte | Self::Unix | Self::Upload => false,
+        }
+    }
 
     /// Returns the name of the scenario.
     pub(crate) fn name(self) -> &'static str {
