@@ -115,7 +115,7 @@ impl Wire {
             match self.incoming.read(&mut self.buffer) {
                 Ok(length) => {
                     let mut packet = self.buffer[..length].to_vec();
-                    if turn_round(&mut packet) {
+                    if exchange_addresses(&mut packet) {
                         self.packets.push_back((due, packet));
                     }
                 }
@@ -136,7 +136,7 @@ impl Wire {
 }
 
 /// Exchanges the addresses of a TCP packet. Returns false for any other packet.
-fn turn_round(packet: &mut [u8]) -> bool {
+fn exchange_addresses(packet: &mut [u8]) -> bool {
     let is_tcp = packet.len() >= HEADERS_END && packet[PROTOCOL] == TCP;
     if !is_tcp || packet[DESTINATION..DESTINATION + 4] != FAR.octets() {
         return false;

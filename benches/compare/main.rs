@@ -3,13 +3,13 @@
 //!
 //! `cargo bench --bench compare` runs everything. After `--`, names of scenarios and candidates
 //! select some of them, and `--turns` and `--seconds` set the duration. `--quick` measures less, in
-//! about a minute. `--workers` sets the number
-//! of workers or threads of each proxy. handoffd with 1, 2, 4 or 8 workers is measured only if it
-//! is named, as in `small handoffd-1 handoffd-8`. `--write` writes the figures into
-//! `docs/comparison.md` and a plot beside it. `HANDOFFD_BIN` names a build of handoffd to measure
-//! instead, and `HANDOFFD_OTHER` names one to measure in addition. Every turn restarts each
-//! candidate, and each turn starts with a different candidate. The results are medians over the
-//! turns.
+//! about a minute. `--workers` sets the number of workers or threads of each proxy. handoffd with
+//! 1, 2, 4 or 8 workers is measured only if it is named, as in `small handoffd-1 handoffd-8`.
+//!
+//! `--write` writes the figures into `docs/comparison.md` and a plot beside it. `HANDOFFD_BIN`
+//! names a build of handoffd to measure instead, and `HANDOFFD_OTHER` names one to measure in
+//! addition. Every turn restarts each candidate, and each turn starts with a different candidate.
+//! The results are medians over the turns.
 //!
 //! Generator, upstream and proxy share the processors, so the rates differ less than the proxies
 //! do. The processor time of the proxy itself is the most stable figure.
@@ -28,6 +28,7 @@ mod process;
 mod proxy;
 mod report;
 mod scenario;
+mod server;
 mod settings;
 #[path = "../support/mod.rs"]
 mod support;
@@ -44,7 +45,7 @@ use scenario::{Run, Scenario};
 /// Measures handoffd beside other proxies.
 #[derive(Debug, Parser)]
 struct Options {
-    /// Scenarios and candidates to measure; without a name of a kind, all of that kind
+    /// Scenarios and candidates to measure; without a name of a kind, its default ones
     #[arg(value_parser = Selected::parse)]
     only: Vec<Selected>,
     /// Measure only the most telling scenarios and candidates, in about a minute

@@ -50,6 +50,19 @@ pub(crate) const CONNECTIONS: [Measure; 6] = [
     measure("latency p99.9, us", Better::Less),
     measure("refused or reset", Better::Zero),
 ];
+/// Transactions of pgbench.
+pub(crate) const TRANSACTIONS: [Measure; 3] = [
+    plotted("processor time a transaction, us", Better::Less),
+    plotted("transactions a second", Better::More),
+    measure("average latency, us", Better::Less),
+];
+/// Commands of redis-benchmark.
+pub(crate) const COMMANDS: [Measure; 4] = [
+    plotted("processor time a command, us", Better::Less),
+    plotted("commands a second", Better::More),
+    measure("latency p50, us", Better::Less),
+    measure("latency p99, us", Better::Less),
+];
 pub(crate) const BULK: [Measure; 2] = [
     plotted("processor time a gigabyte, ms", Better::Less),
     plotted("gigabytes a second", Better::More),

@@ -1,7 +1,7 @@
 //! One proxy in front of its own upstream. All processes of both end with it.
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use crate::candidate::Candidate;
 use crate::link;
 use crate::process;
+use crate::server::Server;
 use crate::settings::{Settings, UpstreamAddress, pid_file};
 use crate::support::clients::visit;
 use crate::support::itself::Itself;
@@ -30,6 +31,8 @@ pub(crate) enum Backend {
     Unix,
     /// The upstream of the bench, through a link with a delay.
     Delayed(Itself),
+    /// A server of another project, which runs already.
+    Server(Server),
 }
 
 impl Backend {
@@ -38,6 +41,7 @@ impl Backend {
         match self {
             Self::Tcp | Self::Unix => None,
             Self::Delayed(link) => Some(link.pid()),
+            Self::Server(server) => Some(server.pid()),
         }
     }
 }
@@ -60,17 +64,20 @@ impl Proxy {
         let folder = TempDir::new().expect("create a folder");
         let socket = folder.path().join("upstream");
         let upstream = upstream::start(&socket);
-        let mut upstream_at = upstream.address();
-        if let Backend::Delayed(_) = backend {
-            upstream_at.set_ip(link::FAR.into());
-        }
+        let upstream_at = match backend {
+            Backend::Tcp | Backend::Unix => upstream.address(),
+            Backend::Delayed(_) => SocketAddr::from((link::FAR, upstream.address().port())),
+            Backend::Server(server) => server.address(),
+        };
         let listen = unused_address();
         let settings = Settings {
             folder: folder.path(),
             listen,
             upstream: match backend {
                 Backend::Unix => UpstreamAddress::Unix(socket),
-                Backend::Tcp | Backend::Delayed(_) => UpstreamAddress::Tcp(upstream_at),
+                Backend::Tcp | Backend::Delayed(_) | Backend::Server(_) => {
+                    UpstreamAddress::Tcp(upstream_at)
+                }
             },
             workers,
         };
@@ -85,7 +92,7 @@ impl Proxy {
         });
         let spared = backend.process().into_iter().chain([upstream.pid()]).collect();
         let proxy = Self { candidate, _upstream: upstream, address, root, spared, folder };
-        proxy.await_service();
+        proxy.await_service(backend);
         proxy
     }
 
@@ -117,15 +124,20 @@ impl Proxy {
         Some(Pid::from_raw(text.trim().parse().expect("parse a process id")))
     }
 
-    fn await_service(&self) {
+    fn await_service(&self, backend: &Backend) {
+        let is_echo = !matches!(backend, Backend::Server(_));
+        let attempt = || match is_echo {
+            true => visit(self.address),
+            false => TcpStream::connect(self.address).map(drop),
+        };
         let deadline = Instant::now() + PATIENCE;
-        while let Err(error) = visit(self.address) {
+        while let Err(error) = attempt() {
             assert!(Instant::now() < deadline, "{} does not serve: {error}", self.candidate.name());
             // The candidates have no common event that tells when they serve.
             #[allow(clippy::disallowed_methods)]
             std::thread::sleep(Duration::from_millis(10));
         }
-        for _ in 0..WARM {
+        for _ in 0..if is_echo { WARM } else { 0 } {
             visit(self.address).expect("read the reply");
         }
     }
@@ -138,7 +150,7 @@ impl Drop for Proxy {
 }
 
 /// Returns an unused address whose port is below the range of outgoing connections.
-fn unused_address() -> SocketAddr {
+pub(crate) fn unused_address() -> SocketAddr {
     let free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
     // Other benches at the same time start their search at other ports.
     let start = 2_000 + u16::try_from(std::process::id() % 80).expect("a small number") * 100;

@@ -13,6 +13,7 @@ use crate::measure::{self, Measure};
 use crate::network::Network;
 use crate::process;
 use crate::proxy::{Backend, Proxy};
+use crate::server::{PGBENCH_CLIENTS, REDIS_CLIENTS, Server};
 use crate::support::clients::{Past, REQUEST, idle};
 use crate::support::figures::Figures;
 
@@ -32,6 +33,8 @@ const VISITS: u32 = 1_000;
 const RELOADS: u32 = 3;
 /// The shortest time between two reloads: handoffd bakes for one second.
 const RELOAD_INTERVAL: Duration = Duration::from_millis(1300);
+/// The requests before the measurement of a server, which tell how many fit into the measurement.
+const WARM_REQUESTS: f64 = 2_000.0;
 /// How long to wait for replies. A client without a reply by then counts as lost.
 const PATIENCE: Duration = Duration::from_secs(3);
 
@@ -57,6 +60,8 @@ pub(crate) enum Scenario {
     Upload,
     Memory,
     Reload,
+    Pgbench,
+    RedisBenchmark,
 }
 
 impl ValueEnum for Scenario {
@@ -70,7 +75,7 @@ impl ValueEnum for Scenario {
 }
 
 impl Scenario {
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::Small,
         Self::Kilobyte,
         Self::SixteenKilobytes,
@@ -81,6 +86,8 @@ impl Scenario {
         Self::Upload,
         Self::Memory,
         Self::Reload,
+        Self::Pgbench,
+        Self::RedisBenchmark,
     ];
 
     /// Returns whether it is part of a quick run: one for each resource, and the largest requests.
@@ -89,6 +96,7 @@ impl Scenario {
             Self::Small | Self::SixteenKilobytes | Self::Connections | Self::Delay => true,
             Self::Download | Self::Memory | Self::Reload => true,
             Self::Kilobyte | Self::Unix | Self::Upload => false,
+            Self::Pgbench | Self::RedisBenchmark => false,
         }
     }
 
@@ -105,6 +113,8 @@ impl Scenario {
             Self::Upload => "upload",
             Self::Memory => "memory",
             Self::Reload => "reload",
+            Self::Pgbench => "pgbench",
+            Self::RedisBenchmark => "redis-benchmark",
         }
     }
 
@@ -133,6 +143,10 @@ impl Scenario {
             Self::Reload => format!(
                 "{RELOADS} reloads, {VISITS} visits a second, {CLIENTS} connections that stay"
             ),
+            Self::Pgbench => format!("pgbench -S, {PGBENCH_CLIENTS} connections that stay"),
+            Self::RedisBenchmark => {
+                format!("redis-benchmark -t set, {REDIS_CLIENTS} connections that stay")
+            }
         }
     }
 
@@ -146,6 +160,8 @@ impl Scenario {
             Self::Download | Self::Upload => &measure::BULK,
             Self::Memory => &measure::MEMORY,
             Self::Reload => &measure::RELOAD,
+            Self::Pgbench => &measure::TRANSACTIONS,
+            Self::RedisBenchmark => &measure::COMMANDS,
         }
     }
 
@@ -159,6 +175,8 @@ impl Scenario {
                 Ok(Backend::Tcp)
             }
             Self::Download | Self::Upload | Self::Memory | Self::Reload => Ok(Backend::Tcp),
+            Self::Pgbench => Server::postgresql().map(Backend::Server),
+            Self::RedisBenchmark => Server::redis().map(Backend::Server),
         }
     }
 
@@ -186,6 +204,7 @@ impl Scenario {
             Self::Upload => bulk(&proxy, Way::Upload, time),
             Self::Memory => memory(&proxy, candidate.room(IDLE)),
             Self::Reload => reload(&proxy, time),
+            Self::Pgbench | Self::RedisBenchmark => program(&proxy, backend, time),
         }
     }
 }
@@ -261,6 +280,17 @@ fn reload(proxy: &Proxy, time: Duration) -> Vec<f64> {
         p999(&during.visits),
         during.visits.max(),
     ]
+}
+
+/// Measures a server by its own benchmark program.
+fn program(proxy: &Proxy, backend: &Backend, time: Duration) -> Vec<f64> {
+    let Backend::Server(server) = backend else { unreachable!("the scenario has a server") };
+    let rate = server.measure(proxy.address(), WARM_REQUESTS).values[0];
+    let count = rate * time.as_secs_f64();
+    let (outcome, used) = processor_time(proxy, || server.measure(proxy.address(), count));
+    let mut values = vec![used / outcome.count * 1e6];
+    values.extend(outcome.values);
+    values
 }
 
 fn number(count: usize) -> f64 {
