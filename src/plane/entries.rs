@@ -53,13 +53,14 @@ pub(crate) enum RelayEnd {
     Expired(Expired),
 }
 
-/// The result of a turn.
-#[derive(Debug)]
-pub(super) struct TurnResult<T> {
-    /// The connections that have ended. They are no longer in the plane.
-    pub(super) ended: Vec<(RelayEntry<T>, RelayEnd)>,
-    /// Whether there are connections that can move more bytes without an event.
-    pub(super) has_more: bool,
+/// The connections that have ended in a turn. They are no longer in the plane.
+pub(super) type Ended<T> = Vec<(RelayEntry<T>, RelayEnd)>;
+
+/// Whether connections can move more bytes without an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TurnResult {
+    HasMore,
+    Blocked,
 }
 
 /// The connections of a plane.
@@ -70,6 +71,8 @@ pub(super) struct Entries<T> {
     timers: BTreeSet<(Instant, usize)>,
     /// The connections that may have bytes to move. Each is listed once.
     ready: Vec<usize>,
+    /// An empty list, which is the next list of ready connections. So a turn allocates no list.
+    spare: Vec<usize>,
     /// The number of the next connection.
     next_number: u32,
     is_cut: bool,
@@ -90,8 +93,9 @@ struct Row<T> {
 
 impl<T> Default for Entries<T> {
     fn default() -> Self {
-        let (all, timers, ready) = (Slab::new(), BTreeSet::new(), Vec::new());
-        Self { all, timers, ready, next_number: 0, is_cut: false }
+        let (all, timers) = (Slab::new(), BTreeSet::new());
+        let [ready, spare] = [const { Vec::new() }; 2];
+        Self { all, timers, ready, spare, next_number: 0, is_cut: false }
     }
 }
 
@@ -123,32 +127,31 @@ impl<T: RelayOwner> Entries<T> {
         self.timers.first().map(|(next, _)| *next)
     }
 
-    /// Moves the bytes of all connections that are ready, or that these events make ready.
+    /// Moves the bytes of all connections that are ready, or that these events make ready. Adds
+    /// those that end to `ended`.
     pub(super) fn turn(
         &mut self,
         epoll: &OwnedFd,
         events: &[SocketEvent],
         buffer: &mut [u8],
-    ) -> TurnResult<T> {
+        ended: &mut Ended<T>,
+    ) -> TurnResult {
         for event in events {
             self.note(event);
         }
-        let (mut ended, mut more) = (Vec::new(), Vec::new());
         let now = Instant::now();
         let has_timers = !self.timers.is_empty();
-        for index in std::mem::take(&mut self.ready) {
-            let end = match self.advance(index, buffer, has_timers.then_some(now)) {
-                RelayStep::Blocked => continue,
-                RelayStep::HasMore => {
-                    more.push(index);
-                    continue;
-                }
-                RelayStep::Ended(end) => end,
-            };
-            ended.extend(self.remove(index).map(|entry| (entry, end)));
+        let mut ready = std::mem::replace(&mut self.ready, std::mem::take(&mut self.spare));
+        for index in ready.drain(..) {
+            match self.advance(index, buffer, has_timers.then_some(now)) {
+                RelayStep::Blocked => {}
+                RelayStep::HasMore => self.ready.push(index),
+                RelayStep::Ended(end) => ended.extend(self.remove(index).map(|entry| (entry, end))),
+            }
         }
-        self.expire(now, &mut ended);
-        for (entry, end) in &ended {
+        self.spare = ready;
+        self.expire(now, ended);
+        for (entry, end) in &*ended {
             // The kernel stops watching a socket that is closed, which saves two system calls. But
             // it continues if another process holds the socket, or if the caller does not close it.
             let is_closed = matches!(end, RelayEnd::Finished) && entry.client.peer_has_finished();
@@ -156,9 +159,7 @@ impl<T: RelayOwner> Entries<T> {
                 unwatch(epoll, entry);
             }
         }
-        let has_more = !more.is_empty();
-        self.ready.extend(more);
-        TurnResult { ended, has_more }
+        if self.ready.is_empty() { TurnResult::Blocked } else { TurnResult::HasMore }
     }
 
     /// Moves the bytes of one connection. `now` is given if there are timers.
@@ -215,7 +216,7 @@ impl<T: RelayOwner> Entries<T> {
     }
 
     /// Removes the connections that have reached a limit, and sets the timers of the others again.
-    fn expire(&mut self, now: Instant, ended: &mut Vec<(RelayEntry<T>, RelayEnd)>) {
+    fn expire(&mut self, now: Instant, ended: &mut Ended<T>) {
         while let Some((due, index)) = self.timers.first().copied().filter(|(due, _)| *due <= now) {
             self.timers.remove(&(due, index));
             let Some(Row { entry, is_connecting, timer, .. }) = self.all.get_mut(index) else {

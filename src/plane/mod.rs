@@ -43,7 +43,7 @@ use tokio::io::Interest;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
-use entries::{Entries, TurnResult};
+use entries::{Ended, Entries, TurnResult};
 pub(crate) use entries::{RelayEnd, RelayEntry, RelayOwner};
 use events::SocketEvent;
 pub(crate) use limits::{Expired, Limits, Used};
@@ -108,7 +108,7 @@ impl<T: RelayOwner> Plane<T> {
     ) -> io::Result<Infallible> {
         let watch = sys::fd::watch(Arc::clone(&self.epoll), Interest::READABLE)?;
         let mut buffer = vec![0; direction::BUFFER].into_boxed_slice();
-        let mut events = Vec::with_capacity(EVENTS);
+        let (mut events, mut all_ended) = (Vec::with_capacity(EVENTS), Ended::new());
         let mut timer = pin!(sleep_until(Instant::now()));
         loop {
             let next = self.lock().next_timer();
@@ -128,7 +128,7 @@ impl<T: RelayOwner> Plane<T> {
                 () = self.changed.notified() => {}
                 () = timer.as_mut(), if next.is_some() => {}
             }
-            self.turns(&mut events, &mut buffer, &mut ended).await;
+            self.turns(&mut events, &mut buffer, &mut all_ended, &mut ended).await;
         }
     }
 
@@ -137,15 +137,16 @@ impl<T: RelayOwner> Plane<T> {
         &self,
         events: &mut Vec<SocketEvent>,
         buffer: &mut [u8],
+        all_ended: &mut Ended<T>,
         ended: &mut impl FnMut(RelayEntry<T>, RelayEnd),
     ) {
         loop {
-            let TurnResult { ended: all, has_more } = self.lock().turn(&self.epoll, events, buffer);
+            let turn = self.lock().turn(&self.epoll, events, buffer, all_ended);
             events.clear();
-            for (entry, end) in all {
+            for (entry, end) in all_ended.drain(..) {
                 ended(entry, end);
             }
-            if !has_more {
+            if turn == TurnResult::Blocked {
                 return;
             }
             tokio::task::yield_now().await;
