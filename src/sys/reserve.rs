@@ -5,6 +5,7 @@
 //! free number (see open(2)). So a number in the reserve means that all numbers below the reserve
 //! are taken, and this module need not count descriptors.
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
@@ -16,6 +17,8 @@ use nix::sys::resource::{Resource, getrlimit};
 /// The number of descriptors in the reserve. If the descriptor limit is less than four times this
 /// number, the reserve is a quarter of the limit.
 const RESERVE: RawFd = 64;
+/// How many calls use the descriptor limit before a thread reads it again.
+const READ_EVERY: u32 = 8;
 
 /// Whether the descriptor number of a connection has ever come close to the reserve. From then on,
 /// this module checks for free descriptors under a lock, because a low number no longer proves that
@@ -137,12 +140,30 @@ fn note(opened: impl AsFd) {
 }
 
 /// Returns the lowest descriptor number that a caller with this share of the reserve may not use.
-/// This function reads the descriptor limit on each call, because prlimit(1) can change the limit
-/// at any time.
 fn first_kept_from(share: Share) -> RawFd {
-    let limit = getrlimit(Resource::RLIMIT_NOFILE)
-        .map_or(RawFd::MAX, |(soft, _)| RawFd::try_from(soft).unwrap_or(RawFd::MAX));
-    first_kept_below(limit, share)
+    first_kept_below(descriptor_limit(), share)
+}
+
+/// Returns the descriptor limit of this process.
+///
+/// prlimit(1) can change the limit at any time. A thread reads it again after [`READ_EVERY`] calls,
+/// so it notices a lower limit before it has used up the reserve.
+fn descriptor_limit() -> RawFd {
+    thread_local! {
+        /// The limit at the last reading, and how many more calls may use it.
+        static LAST: Cell<(RawFd, u32)> = const { Cell::new((0, 0)) };
+    }
+    LAST.with(|last| {
+        let (limit, left) = last.get();
+        if let Some(left) = left.checked_sub(1) {
+            last.set((limit, left));
+            return limit;
+        }
+        let limit = getrlimit(Resource::RLIMIT_NOFILE)
+            .map_or(RawFd::MAX, |(soft, _)| RawFd::try_from(soft).unwrap_or(RawFd::MAX));
+        last.set((limit, READ_EVERY));
+        limit
+    })
 }
 
 fn first_kept_below(limit: RawFd, share: Share) -> RawFd {
