@@ -153,6 +153,20 @@ fn a_server_that_waits_for_a_worker_still_listens() {
     assert_eq!(line.count(Event::AloneDropped), 2);
 }
 
+/// The successor becomes active only after the task of the old generation was dropped.
+#[test]
+fn a_cut_in_the_bake_drops_a_worker_before_the_commit() {
+    let line = start("alone-long");
+    let next = bake(&line);
+    signal(line.first_pid(), Signal::SIGQUIT);
+    assert_eq!(exit_code(line.first_pid()), 0);
+    let records = line.records();
+    let first = |event| records.iter().position(|record| record.is_event(event)).unwrap();
+    assert!(first(Event::AloneDropped) < first(Event::HandoffCommitted), "{}", line.text());
+    signal(next, Signal::SIGQUIT);
+    line.wait_for_end();
+}
+
 /// The successor dies while the old generation, which was told to stop, waits for its task.
 #[test]
 fn a_stop_that_waits_for_a_worker_outlives_the_handoff() {
