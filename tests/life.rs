@@ -8,11 +8,11 @@ use std::path::Path;
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    Client, Event, Line, Record, adopt_orphans, assert_becomes, example, exit_code, freeze,
-    install, signal, thaw,
+    Client, Event, Line, Record, adopt_orphans, assert_becomes, example, exit_code, install, signal,
 };
 
-fn start(mode: &str) -> Line {
+/// Starts the example in this mode.
+pub(crate) fn start(mode: &str) -> Line {
     let line = Line::start_program(&example("life"), |command, folder| {
         command.args([mode, "127.0.0.1:0"]).current_dir(folder);
         command.env("RUNTIME_DIRECTORY", folder);
@@ -22,7 +22,7 @@ fn start(mode: &str) -> Line {
 }
 
 /// Replaces the server by a signal. Returns the new pid, or why the handoff failed.
-fn replace(line: &Line, pid: u32) -> Result<u32, Record> {
+pub(crate) fn replace(line: &Line, pid: u32) -> Result<u32, Record> {
     let mark = line.mark();
     signal(pid, Signal::SIGHUP);
     let outcome = line.wait_since(mark, "the outcome of the handoff", |record| {
@@ -35,13 +35,13 @@ fn replace(line: &Line, pid: u32) -> Result<u32, Record> {
 }
 
 /// Stops the service, and waits until all of its processes have ended.
-fn stop(line: &Line, pid: u32) {
+pub(crate) fn stop(line: &Line, pid: u32) {
     signal(pid, Signal::SIGTERM);
     line.wait_for_end();
 }
 
 /// Returns the addresses of the two listeners.
-fn addresses(line: &Line) -> (String, String) {
+pub(crate) fn addresses(line: &Line) -> (String, String) {
     let record = line.wait("accepting", |record| record.is_event(Event::GenerationAccepting));
     let listeners = record.field("listeners").unwrap().to_owned();
     let of = |name: &str| {
@@ -319,167 +319,11 @@ fn an_own_server_accepts_again_when_its_successor_dies() {
     stop(&line, pid);
 }
 
-#[test]
-fn a_listener_that_stops_last_serves_during_the_stop() {
-    let line = start("echo");
-    let (address, admin) = addresses(&line);
-    let mut held = Client::connect(&address).unwrap();
-    held.echo(b"held").unwrap();
-    signal(line.first_pid(), Signal::SIGTERM);
-    line.wait("the drain", |record| record.is_event(Event::DrainStarted));
-    let mut late = Client::connect(&admin).unwrap();
-    late.echo(b"how are you?").unwrap();
-    late.half_close().unwrap();
-    late.expect_end().unwrap();
-    assert!(!line.folder().join("admin-drains").exists());
-    held.half_close().unwrap();
-    held.expect_end().unwrap();
-    line.wait_for_end();
-    assert!(line.folder().join("admin-drains").exists());
-}
-
-/// Starts a server with one connection, and kills its successor. The server is not ready again as
-/// long as the file `hold` exists, whose path is returned.
-fn hold_the_resume() -> (Line, Client, std::path::PathBuf) {
-    let line = start("slow-again");
-    let mut held = Client::connect(&addresses(&line).0).unwrap();
-    held.echo(b"held").unwrap();
-    let next = replace(&line, line.first_pid()).unwrap();
-    let hold = line.folder().join("hold");
-    fs::write(&hold, "").unwrap();
-    signal(next, Signal::SIGKILL);
-    line.wait("the end of the successor", |record| record.is_event(Event::HandoffFailed));
-    (line, held, hold)
-}
-
-#[test]
-fn an_own_server_resumes_only_when_it_is_ready_again() {
-    let (line, held, hold) = hold_the_resume();
-    assert!(line.asked(&["status"]).well().contains("starting"));
-    assert_eq!(line.count(Event::GenerationResumed), 0);
-    let mut client = Client::connect(&addresses(&line).0).unwrap();
-    fs::remove_file(hold).unwrap();
-    line.wait_for_count(1, Event::GenerationResumed);
-    client.echo(b"served").unwrap();
-    drop((held, client));
-    stop(&line, line.first_pid());
-}
-
-#[test]
-fn an_own_server_that_is_never_ready_again_ends() {
-    let (line, held, _) = hold_the_resume();
-    assert_ne!(exit_code(line.first_pid()), 0);
-    drop(held);
-    assert_eq!(line.count(Event::GenerationResumed), 0);
-    line.wait_for_end();
-}
-
-/// The clients in the backlog are served although the service stops.
-#[test]
-fn an_own_server_serves_its_backlog_when_it_stops() {
-    let line = start("echo");
-    let (address, _) = addresses(&line);
-    freeze(line.first_pid());
-    let mut clients: Vec<_> = (0..20).map(|_| Client::connect(&address).unwrap()).collect();
-    signal(line.first_pid(), Signal::SIGTERM);
-    thaw(line.first_pid());
-    assert_served(&mut clients);
-    line.wait_for_end();
-}
-
-/// Sends bytes on each connection, and closes it after the echo.
-fn assert_served(clients: &mut [Client]) {
-    for client in clients {
-        client.echo(b"served").unwrap();
-        client.half_close().unwrap();
-        client.expect_end().unwrap();
-    }
-}
-
-/// Waits until nobody listens on `address`.
-fn assert_closes(address: &str) {
-    assert_becomes(&true, || Client::connect(address).is_err());
-}
-
 /// Starts a handoff that stays in the bake. Returns the pid of the successor.
-fn bake(line: &Line) -> u32 {
+pub(crate) fn bake(line: &Line) -> u32 {
     signal(line.first_pid(), Signal::SIGHUP);
     let ready = line.wait("the bake", |record| record.is_event(Event::SuccessorReady));
     ready.field("successor_pid").unwrap().parse().unwrap()
-}
-
-/// The old generation was told to stop in the bake, so it never resumes. It has stopped accepting
-/// when its successor dies.
-#[test]
-fn an_own_server_serves_the_backlog_of_a_dead_successor() {
-    let line = start("long-bake");
-    let (address, _) = addresses(&line);
-    let mut held = Client::connect(&address).unwrap();
-    held.echo(b"held").unwrap();
-    let next = bake(&line);
-    freeze(next);
-    // The old generation may have accepted a client in the bake, so it retires first.
-    signal(line.first_pid(), Signal::SIGTERM);
-    line.wait("the drain", |record| record.is_event(Event::DrainStarted));
-    let mut clients: Vec<_> = (0..20).map(|_| Client::connect(&address).unwrap()).collect();
-    signal(next, Signal::SIGKILL);
-    assert_served(&mut clients);
-    assert_closes(&address);
-    assert_eq!(line.count(Event::BacklogLeft), 1);
-    held.half_close().unwrap();
-    held.expect_end().unwrap();
-    line.wait_for_end();
-}
-
-/// Whichever generation acts first, one of them accepts the clients that wait.
-#[test]
-fn terminates_in_the_bake_leave_no_client_of_an_own_server() {
-    for round in 0..6 {
-        let line = start("long-bake");
-        let (address, _) = addresses(&line);
-        let both = [line.first_pid(), bake(&line)];
-        both.into_iter().for_each(freeze);
-        let mut clients: Vec<_> = (0..20).map(|_| Client::connect(&address).unwrap()).collect();
-        for number in [Signal::SIGTERM, Signal::SIGCONT] {
-            signal(both[round % 2], number);
-            signal(both[1 - round % 2], number);
-        }
-        assert_served(&mut clients);
-        line.wait_for_end();
-    }
-}
-
-#[test]
-fn an_own_server_frees_its_port_while_it_drains() {
-    let line = start("echo");
-    let (address, admin) = addresses(&line);
-    let mut held = Client::connect(&address).unwrap();
-    held.echo(b"held").unwrap();
-    signal(line.first_pid(), Signal::SIGTERM);
-    assert_closes(&address);
-    Client::connect(&admin).unwrap().echo(b"still here").unwrap();
-    held.half_close().unwrap();
-    held.expect_end().unwrap();
-    line.wait_for_end();
-}
-
-/// The old generation resumes without the listener that it has given up.
-#[test]
-fn a_removed_listener_of_an_own_server_is_closed() {
-    let line = start("echo");
-    let (address, admin) = addresses(&line);
-    let mut held = Client::connect(&address).unwrap();
-    held.echo(b"held").unwrap();
-    fs::write(line.folder().join("no-admin"), "").unwrap();
-    let next = replace(&line, line.first_pid()).unwrap();
-    assert_closes(&admin);
-    signal(next, Signal::SIGKILL);
-    line.wait("the old generation", |record| record.is_event(Event::GenerationResumed));
-    Client::connect(&address).unwrap().echo(b"again").unwrap();
-    assert!(Client::connect(&admin).is_err());
-    held.echo(b"still").unwrap();
-    drop(held);
-    stop(&line, line.first_pid());
 }
 
 #[test]

@@ -51,6 +51,7 @@ mod launch_faults;
 mod layers;
 mod leaks;
 mod life;
+mod life_listeners;
 mod listeners;
 mod log;
 mod moved_listeners;
