@@ -7,6 +7,7 @@ use std::path::Path;
 
 use nix::sys::signal::Signal;
 
+use crate::moves::counter_of;
 use crate::support::{
     Client, Event, Line, Record, adopt_orphans, assert_becomes, example, exit_code, install, signal,
 };
@@ -290,7 +291,11 @@ fn a_server_that_panics_ends_its_process() {
 #[test]
 fn connections_of_an_own_server_are_counted() {
     let line = start("echo");
-    let mut held = Client::connect(&addresses(&line).0).unwrap();
+    let (address, _) = addresses(&line);
+    // A connection that ends before the drain does not belong to it.
+    Client::once(&address, b"before").unwrap();
+    assert_becomes(&0, || counter_of(&line, "echo", "active"));
+    let mut held = Client::connect(&address).unwrap();
     held.echo(b"held").unwrap();
     let pid = replace(&line, line.first_pid()).unwrap();
     line.wait("the drain", |record| record.is_event(Event::DrainStarted.with("connections", 1)));

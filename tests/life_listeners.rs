@@ -1,5 +1,5 @@
-//! Tests of the listeners of a server of its own: they stop in order, resume when the successor dies,
-//! and leave no client in a backlog.
+//! Tests of the listeners of a server of its own: they stop in order, resume when the successor
+//! dies, and leave no client in a backlog.
 //!
 //! The server is the example `life`.
 

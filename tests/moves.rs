@@ -87,9 +87,14 @@ impl Talker {
 
 /// Returns a counter of the listener, over all generations.
 fn counter(line: &Line, name: &str) -> u64 {
+    counter_of(line, "lines", name)
+}
+
+/// Returns a counter of a listener of an embedded server, over all generations.
+pub(crate) fn counter_of(line: &Line, listener: &str, name: &str) -> u64 {
     let status: serde_json::Value =
         serde_json::from_str(&line.asked(&["status", "--json"]).well()).unwrap();
-    status["counters"]["listeners"]["lines"][name].as_u64().unwrap()
+    status["counters"]["listeners"][listener][name].as_u64().unwrap()
 }
 
 /// Idle connections, and connections whose line arrives during the handoff, move five times.
