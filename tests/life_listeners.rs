@@ -8,6 +8,7 @@ use std::fs;
 use nix::sys::signal::Signal;
 
 use crate::life::{addresses, bake, replace, start, stop};
+use crate::support::line::is_asleep;
 use crate::support::{Client, Event, Line, assert_becomes, exit_code, freeze, signal, thaw};
 
 #[test]
@@ -69,6 +70,8 @@ fn an_own_server_serves_the_backlog_of_a_dead_successor() {
     // The old generation may have accepted a client in the bake, so it retires first.
     signal(line.first_pid(), Signal::SIGTERM);
     line.wait("the drain", |record| record.is_event(Event::DrainStarted));
+    // When the old generation has nothing left to do, its acceptors have ended.
+    assert_becomes(&true, || is_asleep(line.first_pid()).unwrap());
     let mut clients: Vec<_> = (0..20).map(|_| Client::connect(&address).unwrap()).collect();
     signal(next, Signal::SIGKILL);
     assert_served(&mut clients);
