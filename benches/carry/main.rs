@@ -45,10 +45,10 @@ fn main() {
             .build()
             .expect("start a runtime");
         let upstream = runtime.block_on(clients::upstream());
-        let echoed =
-            [500, 1_000, 2_000, 5_000].map(|connections| Case::new(Service::Echo, connections));
-        let proxied = [500, 1_000, 2_000].map(|connections| Case::new(Service::Proxy, connections));
-        let mut cases: Vec<Case> = echoed.into_iter().chain(proxied).collect();
+        let of =
+            |service| [500, 1_000, 2_000, 5_000].map(|connections| Case::new(service, connections));
+        let mut cases: Vec<Case> =
+            [Service::Echo, Service::Proxy].into_iter().flat_map(of).collect();
         for _ in 0..options.turns.get() {
             for case in &mut cases {
                 case.turn(&runtime, upstream);
