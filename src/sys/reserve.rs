@@ -17,7 +17,8 @@ use nix::sys::resource::{Resource, getrlimit};
 /// The number of descriptors in the reserve. If the descriptor limit is less than four times this
 /// number, the reserve is a quarter of the limit.
 const RESERVE: RawFd = 64;
-/// How many calls use the descriptor limit before a thread reads it again.
+/// How often a thread uses the descriptor limit before it reads it again. Only threads that are far
+/// from the reserve do so, and they notice a lower limit before they have used up the reserve.
 const READ_EVERY: u32 = 8;
 
 /// Whether the descriptor number of a connection has ever come close to the reserve. From then on,
@@ -144,26 +145,42 @@ fn first_kept_from(share: Share) -> RawFd {
     first_kept_below(descriptor_limit(), share)
 }
 
-/// Returns the descriptor limit of this process.
-///
-/// prlimit(1) can change the limit at any time. A thread reads it again after [`READ_EVERY`] calls,
-/// so it notices a lower limit before it has used up the reserve.
+/// Returns the descriptor limit of this process. prlimit(1) can change it at any time.
 fn descriptor_limit() -> RawFd {
     thread_local! {
-        /// The limit at the last reading, and how many more calls may use it.
-        static LAST: Cell<(RawFd, u32)> = const { Cell::new((0, 0)) };
+        static LAST: Cell<LastLimit> = const { Cell::new(LastLimit { limit: 0, uses_left: 0 }) };
+    }
+    if IS_NEAR.load(Ordering::Relaxed) {
+        return read_limit();
     }
     LAST.with(|last| {
-        let (limit, left) = last.get();
-        if let Some(left) = left.checked_sub(1) {
-            last.set((limit, left));
-            return limit;
-        }
-        let limit = getrlimit(Resource::RLIMIT_NOFILE)
-            .map_or(RawFd::MAX, |(soft, _)| RawFd::try_from(soft).unwrap_or(RawFd::MAX));
-        last.set((limit, READ_EVERY));
-        limit
+        let used = last.get().used(read_limit);
+        last.set(used);
+        used.limit
     })
+}
+
+fn read_limit() -> RawFd {
+    getrlimit(Resource::RLIMIT_NOFILE)
+        .map_or(RawFd::MAX, |(soft, _)| RawFd::try_from(soft).unwrap_or(RawFd::MAX))
+}
+
+/// The descriptor limit as a thread has read it last.
+#[derive(Clone, Copy, Debug)]
+struct LastLimit {
+    limit: RawFd,
+    /// How often the thread may use the limit before it reads it again.
+    uses_left: u32,
+}
+
+impl LastLimit {
+    /// Uses the limit once, and reads it again if it has been used often enough.
+    fn used(self, read: impl FnOnce() -> RawFd) -> Self {
+        match self.uses_left.checked_sub(1) {
+            Some(uses_left) => Self { uses_left, ..self },
+            None => Self { limit: read(), uses_left: READ_EVERY - 1 },
+        }
+    }
 }
 
 fn first_kept_below(limit: RawFd, share: Share) -> RawFd {
@@ -189,6 +206,18 @@ mod tests {
             assert_eq!(first_kept_below(limit, Share::Half), metrics);
             assert_eq!(first_kept_below(limit, Share::All), limit);
         }
+    }
+
+    #[test]
+    fn a_changed_limit_is_noticed_after_a_few_uses() {
+        let mut last = LastLimit { limit: 0, uses_left: 0 };
+        let mut limits = Vec::new();
+        for use_number in 0..2 * RawFd::try_from(READ_EVERY).unwrap() {
+            last = last.used(|| 1000 + use_number);
+            limits.push(last.limit);
+        }
+        assert_eq!(limits[..8], [1000; 8]);
+        assert_eq!(limits[8..], [1008; 8]);
     }
 
     #[test]
