@@ -137,7 +137,8 @@ impl Proxy {
             #[allow(clippy::disallowed_methods)]
             std::thread::sleep(Duration::from_millis(10));
         }
-        for _ in 0..if is_echo { WARM } else { 0 } {
+        let visits = if is_echo { WARM } else { 0 };
+        for _ in 0..visits {
             visit(self.address).expect("read the reply");
         }
     }

@@ -81,9 +81,10 @@ impl Server {
         // The default creates files in /dev/shm, which stay if the bench is killed.
         command.args(["-c", "fsync=off", "-c", "dynamic_shared_memory_type=sysv"]);
         let child = command.spawn().expect("start PostgreSQL");
+        let mut fill = pgbench(&programs, address, &["-i", "-q"]);
         let server =
             Self { product: Product::PostgreSql(programs), child, address, _folder: folder };
-        server.await_success(|| output(&mut server.pgbench(address, &["-i", "-q"])).is_some());
+        server.await_success(|| output(&mut fill).is_some());
         Ok(server)
     }
 
@@ -116,12 +117,12 @@ impl Server {
 
     /// Runs the benchmark program at an address, for `count` transactions or commands.
     pub(crate) fn measure(&self, address: SocketAddr, count: f64) -> Outcome {
-        match self.product {
-            Product::PostgreSql(_) => {
+        match &self.product {
+            Product::PostgreSql(programs) => {
                 let each = (count / f64::from(PGBENCH_CLIENTS)).ceil().to_string();
                 let clients = PGBENCH_CLIENTS.to_string();
                 let select = ["-n", "-S", "-c", &clients, "-t", &each];
-                let report = output(&mut self.pgbench(address, &select)).expect("run pgbench");
+                let report = output(&mut pgbench(programs, address, &select)).expect("run pgbench");
                 let value = |name: &str| {
                     let rest = report.lines().find_map(|line| line.strip_prefix(name));
                     let word = rest.and_then(|rest| rest.split([' ', '/']).next());
@@ -147,21 +148,8 @@ impl Server {
         }
     }
 
-    fn pgbench(&self, address: SocketAddr, words: &[&str]) -> Command {
-        let programs = match &self.product {
-            Product::PostgreSql(programs) => programs.as_path(),
-            Product::Redis => Path::new(""),
-        };
-        let mut command = quiet(programs.join("pgbench"));
-        let (host, port) = (address.ip(), address.port());
-        command.args(words).arg(format!(
-            "host={host} port={port} user=postgres dbname=postgres sslmode=disable gssencmode=disable"
-        ));
-        command
-    }
-
     /// Repeats an attempt until it succeeds.
-    fn await_success(&self, attempt: impl Fn() -> bool) {
+    fn await_success(&self, mut attempt: impl FnMut() -> bool) {
         let deadline = Instant::now() + PATIENCE;
         while !attempt() {
             assert!(Instant::now() < deadline, "the server at {} does not serve", self.address);
@@ -192,6 +180,15 @@ fn newest_postgresql() -> Option<PathBuf> {
         .iter()
         .all(|name| programs.join(name).exists())
         .then_some(programs)
+}
+
+/// Returns a command that runs pgbench with these arguments, for a server without encryption.
+fn pgbench(programs: &Path, address: SocketAddr, arguments: &[&str]) -> Command {
+    let mut command = quiet(programs.join("pgbench"));
+    let (host, port) = (address.ip(), address.port());
+    let server = format!("host={host} port={port} user=postgres dbname=postgres");
+    command.args(arguments).arg(format!("{server} sslmode=disable gssencmode=disable"));
+    command
 }
 
 /// Returns a command that sets values of 64 bytes.
