@@ -4,7 +4,7 @@
 //! The old generation drains them with their replies and counts them; the successor serves the
 //! others. A slow successor loses none, and all its threads serve the carried connections.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 
@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use crate::config_file::{put, serve};
 use crate::support::line::is_asleep;
+use crate::support::view::watched;
 use crate::support::{
     Client, Event, Gate, Line, Stuck, Upstream, assert_becomes, freeze, holds, kinds,
     raise_descriptor_limit, thaw,
@@ -372,20 +373,6 @@ fn a_carry_to_a_slow_successor_loses_nothing() {
         ["ended", "carried", "cut"].map(|name| end.field(name).unwrap()),
         ["0", &*all.to_string(), "0"]
     );
-}
-
-/// Returns how many descriptors each epoll instance of a process watches. fdinfo shows them, see
-/// epoll(7).
-fn watched(pid: u32) -> Vec<usize> {
-    let polls = holds(pid).into_iter().filter(|(_, what)| what == "anon_inode:[eventpoll]");
-    let targets = polls.map(|(number, _)| {
-        let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{number}")).unwrap();
-        let targets =
-            info.lines().filter_map(|line| line.strip_prefix("tfd:")?.split_whitespace().next());
-        targets.map(str::to_owned).collect::<BTreeSet<_>>()
-    });
-    // Several descriptors may refer to one instance.
-    targets.collect::<BTreeSet<_>>().iter().map(BTreeSet::len).collect()
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! A process seen from outside through /proc: its descriptors, environment, threads and children.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::fs;
 use std::net::TcpListener;
@@ -37,6 +37,20 @@ pub(crate) fn kinds(pid: u32) -> BTreeMap<String, usize> {
         *kinds.entry(kind).or_default() += 1;
     }
     kinds
+}
+
+/// Returns how many descriptors each epoll instance of a process watches. fdinfo shows them, see
+/// epoll(7).
+pub(crate) fn watched(pid: u32) -> Vec<usize> {
+    let polls = holds(pid).into_iter().filter(|(_, what)| what == "anon_inode:[eventpoll]");
+    let targets = polls.map(|(number, _)| {
+        let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{number}")).unwrap();
+        let targets =
+            info.lines().filter_map(|line| line.strip_prefix("tfd:")?.split_whitespace().next());
+        targets.map(str::to_owned).collect::<BTreeSet<_>>()
+    });
+    // Several descriptors may refer to one instance.
+    targets.collect::<BTreeSet<_>>().iter().map(BTreeSet::len).collect()
 }
 
 /// Returns the environment that a process was started with, sorted.
