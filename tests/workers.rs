@@ -36,6 +36,16 @@ fn kill_worker(line: &Line, pid: u32) -> Tracer {
     tracer
 }
 
+/// Hands over, and kills the first worker of the old generation while that drains.
+fn kill_worker_in_a_drain(line: &Line) {
+    let old = line.pid_of(1);
+    line.hand_over_from(1);
+    line.wait_for(1, Event::DrainStarted);
+    let tracer = kill_worker(line, old);
+    line.wait_for(1, Event::WorkerDied.mentioning("worker-1 has died"));
+    tracer.wait();
+}
+
 #[test]
 fn a_dead_worker_ends_the_generation_with_the_reason() {
     let pid_file = |line: &Line| line.folder().join("pid");
@@ -102,12 +112,7 @@ fn a_successor_whose_worker_dies_in_the_bake_rolls_back() {
 fn a_draining_generation_survives_a_dead_worker() {
     let line = Line::serve(&[&["--workers", "2", "--bake", "0"][..], &SLOW_DRAIN].concat());
     let mut clients: Vec<Client> = (0..16).map(|_| line.hold()).collect();
-    let old = line.pid_of(1);
-    line.hand_over_from(1);
-    line.wait_for(1, Event::DrainStarted);
-    let tracer = kill_worker(&line, old);
-    line.wait_for(1, Event::WorkerDied.mentioning("worker-1 has died"));
-    tracer.wait();
+    kill_worker_in_a_drain(&line);
     clients.retain_mut(|client| client.echo(b"still here").is_ok());
     assert!((1..16).contains(&clients.len()), "{} of 16 connections are left", clients.len());
     drop(clients);
@@ -124,12 +129,7 @@ fn a_dead_worker_resets_its_proxied_connections() {
     let workers = ["--workers", "2", "--bake", "0"];
     let line = Line::proxy(&[&upstream.address()], &[&workers[..], &SLOW_DRAIN].concat());
     let pairs: Vec<_> = (0..16).map(|_| line.pair(&upstream)).collect();
-    let old = line.pid_of(1);
-    line.hand_over_from(1);
-    line.wait_for(1, Event::DrainStarted);
-    let tracer = kill_worker(&line, old);
-    line.wait_for(1, Event::WorkerDied.mentioning("worker-1 has died"));
-    tracer.wait();
+    kill_worker_in_a_drain(&line);
     let served = pairs.into_iter().filter_map(|(mut client, mut server)| {
         let _ = server.write_all(b"still here");
         match client.expect(b"still here") {

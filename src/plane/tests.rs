@@ -49,6 +49,17 @@ fn full() -> (Socket, Vec<Socket>, SocketAddr) {
     (listener, others.collect(), address.as_socket().unwrap())
 }
 
+/// Returns a connection of `client` that begins to connect to an upstream at `address`.
+fn connecting(client: UnixStream, address: SocketAddr) -> RelayEntry<Pending> {
+    RelayEntry {
+        client: RelaySocket::new(client.into(), true),
+        upstream: begin_connect(&address.to_string().parse().unwrap()).unwrap(),
+        relay: Relay::default(),
+        limits: Limits::none(),
+        owner: Pending::default(),
+    }
+}
+
 /// A client sends its request and closes its Unix socket at once, before the upstream has accepted
 /// the connection. The upstream receives the request.
 #[tokio::test]
@@ -57,14 +68,7 @@ async fn a_client_that_closes_at_once_is_heard() {
     let (client, mut peer) = UnixStream::pair().unwrap();
     client.set_nonblocking(true).unwrap();
     let plane = Plane::new().unwrap();
-    let entry = RelayEntry {
-        client: RelaySocket::new(client.into(), true),
-        upstream: begin_connect(&address.to_string().parse().unwrap()).unwrap(),
-        relay: Relay::default(),
-        limits: Limits::none(),
-        owner: Pending::default(),
-    };
-    assert!(plane.admit(entry).is_ok());
+    assert!(plane.admit(connecting(client, address)).is_ok());
     peer.write_all(b"last words").unwrap();
     drop(peer);
     let listener = TcpListener::from_std(listener.into()).unwrap();
@@ -100,14 +104,7 @@ async fn a_connection_that_is_just_established_is_taken_as_such() {
     let address = listener.local_addr().unwrap();
     let (client, _peer) = UnixStream::pair().unwrap();
     let plane = Plane::new().unwrap();
-    let entry = RelayEntry {
-        client: RelaySocket::new(client.into(), true),
-        upstream: begin_connect(&address.to_string().parse().unwrap()).unwrap(),
-        relay: Relay::default(),
-        limits: Limits::none(),
-        owner: Pending::default(),
-    };
-    assert!(plane.admit(entry).is_ok());
+    assert!(plane.admit(connecting(client, address)).is_ok());
     let _accepted = timeout(DEADLINE, listener.accept()).await.unwrap().unwrap();
     let taken = plane.take(&mut 0, |_| true).unwrap();
     assert!(taken.owner.is_connected);
