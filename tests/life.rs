@@ -7,7 +7,6 @@ use std::path::Path;
 
 use nix::sys::signal::Signal;
 
-use crate::moves::counter_of;
 use crate::support::{
     Client, Event, Line, Record, adopt_orphans, assert_becomes, example, exit_code, install, signal,
 };
@@ -294,7 +293,7 @@ fn connections_of_an_own_server_are_counted() {
     let (address, _) = addresses(&line);
     // A connection that ends before the drain does not belong to it.
     Client::once(&address, b"before").unwrap();
-    assert_becomes(&0, || counter_of(&line, "echo", "active"));
+    assert_becomes(&0, || line.counter("echo", "active"));
     let mut held = Client::connect(&address).unwrap();
     held.echo(b"held").unwrap();
     let pid = replace(&line, line.first_pid()).unwrap();

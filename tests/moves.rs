@@ -85,18 +85,6 @@ impl Talker {
     }
 }
 
-/// Returns a counter of the listener, over all generations.
-fn counter(line: &Line, name: &str) -> u64 {
-    counter_of(line, "lines", name)
-}
-
-/// Returns a counter of a listener of an embedded server, over all generations.
-pub(crate) fn counter_of(line: &Line, listener: &str, name: &str) -> u64 {
-    let status: serde_json::Value =
-        serde_json::from_str(&line.asked(&["status", "--json"]).well()).unwrap();
-    status["counters"]["listeners"][listener][name].as_u64().unwrap()
-}
-
 /// Idle connections, and connections whose line arrives during the handoff, move five times.
 #[test]
 fn connections_of_an_own_server_move_at_each_handoff() {
@@ -118,12 +106,12 @@ fn connections_of_an_own_server_move_at_each_handoff() {
         let taken = Event::CarryTakenOver.with("taken", CONNECTIONS).with("refused", 0);
         line.wait_since(mark, "the takeover", |record| record.is_event(taken.clone()));
         pid = next;
-        assert_eq!(counter(&line, "carried"), round * CONNECTIONS as u64);
-        assert_eq!(counter(&line, "accepted"), CONNECTIONS as u64);
-        assert_eq!(counter(&line, "active"), CONNECTIONS as u64);
+        assert_eq!(line.counter("lines", "carried"), round * CONNECTIONS as u64);
+        assert_eq!(line.counter("lines", "accepted"), CONNECTIONS as u64);
+        assert_eq!(line.counter("lines", "active"), CONNECTIONS as u64);
     }
     let received = CONNECTIONS * 5 * "hello\n".len() + CONNECTIONS / 2 * 5 * "in between\n".len();
-    assert_eq!(counter(&line, "received"), received as u64);
+    assert_eq!(line.counter("lines", "received"), received as u64);
     stop(&line, pid);
     clients.iter_mut().for_each(Talker::expect_end);
 }
@@ -140,7 +128,7 @@ fn a_connection_that_the_successor_refuses_ends_in_order() {
     let declined = Event::CarryConnectionDeclined.containing("reason", "the file `refuse` exists");
     assert_eq!(line.count(declined), 1);
     assert_eq!(line.count(Event::GenerationEnded.with("ended", 1).with("carried", 0)), 1);
-    assert_eq!((counter(&line, "refused"), counter(&line, "carried")), (1, 0));
+    assert_eq!((line.counter("lines", "refused"), line.counter("lines", "carried")), (1, 0));
     stop(&line, pid);
 }
 
@@ -172,7 +160,7 @@ fn connections_resume_when_the_successor_dies_before_its_answer() {
     let lost = replace(&line, line.first_pid());
     assert_becomes(&true, || line.folder().join("arrived").exists());
     // The successor's driver still answers, although the server's code blocks the takeover.
-    assert_eq!(counter(&line, "carried"), 0);
+    assert_eq!(line.counter("lines", "carried"), 0);
     // No process serves a connection that was sent, so this line waits.
     clients.iter_mut().for_each(|client| client.send("meanwhile\n"));
     fs::remove_file(line.folder().join("hang")).unwrap();
@@ -181,7 +169,7 @@ fn connections_resume_when_the_successor_dies_before_its_answer() {
     line.wait_since(mark, "the old one", |record| record.is_event(Event::GenerationResumed));
     let first = line.first_pid();
     clients.iter_mut().for_each(|client| assert_eq!(client.answer().unwrap(), first));
-    assert_eq!((counter(&line, "lost"), counter(&line, "carried")), (0, 0));
+    assert_eq!((line.counter("lines", "lost"), line.counter("lines", "carried")), (0, 0));
     let pid = replace(&line, first);
     assert_eq!(exit_code(first), 0);
     clients.iter_mut().for_each(|client| assert_eq!(client.say("moved\n"), pid));
@@ -197,14 +185,14 @@ fn connections_that_die_with_the_successor_are_counted() {
     moves.say("hello\n");
     stays.say("half a line\nand anoth");
     let lost = replace(&line, line.first_pid());
-    assert_becomes(&1, || counter(&line, "carried"));
+    assert_becomes(&1, || line.counter("lines", "carried"));
     assert_eq!(moves.say("moved\n"), lost);
     let mark = line.mark();
     signal(lost, Signal::SIGKILL);
     line.wait_since(mark, "the old one", |record| record.is_event(Event::GenerationResumed));
     assert_eq!(line.count(Event::CarryLost.with("lost", 1)), 1);
     assert_eq!(stays.say("er\n"), line.first_pid());
-    assert_eq!(counter(&line, "lost"), 1);
+    assert_eq!(line.counter("lines", "lost"), 1);
     stop(&line, line.first_pid());
 }
 
@@ -236,12 +224,12 @@ fn connections_in_the_middle_of_a_message_move_after_it() {
     let mut idle = Talker::connect(&line);
     idle.say("hello\n");
     let pid = replace(&line, first);
-    assert_becomes(&1, || counter(&line, "carried"));
+    assert_becomes(&1, || line.counter("lines", "carried"));
     assert_eq!(idle.say("moved\n"), pid);
     busy.iter_mut().for_each(|client| assert_eq!(client.say("f\n"), first));
     assert_eq!(exit_code(first), 0);
     busy.iter_mut().for_each(|client| assert_eq!(client.say("moved\n"), pid));
-    assert_eq!(counter(&line, "carried"), CONNECTIONS as u64 + 1);
+    assert_eq!(line.counter("lines", "carried"), CONNECTIONS as u64 + 1);
     stop(&line, pid);
 }
 

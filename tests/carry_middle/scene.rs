@@ -5,7 +5,6 @@ use std::path::Path;
 use std::process::Command;
 
 use nix::sys::signal::Signal;
-use serde_json::Value;
 
 use crate::support::line::is_asleep;
 use crate::support::{
@@ -142,10 +141,7 @@ impl Scene {
 
     /// Returns a counter of the daemon's listener.
     pub(super) fn counted(&self, name: &str) -> usize {
-        let status: Value =
-            serde_json::from_str(&self.line.asked(&["status", "--json"]).well()).unwrap();
-        let number = status["counters"]["listeners"]["listener-1"][name].as_u64().unwrap();
-        usize::try_from(number).unwrap()
+        usize::try_from(self.line.counter("listener-1", name)).unwrap()
     }
 
     /// Asserts that the old generation is active again, and that its next handoff carries `carries`

@@ -51,6 +51,13 @@ impl Line {
     pub(crate) fn asked(&self, words: &[&str]) -> Answered {
         self.ask(words).wait()
     }
+
+    /// Returns a counter of a listener, over all generations.
+    pub(crate) fn counter(&self, listener: &str, name: &str) -> u64 {
+        let status: serde_json::Value =
+            serde_json::from_str(&self.asked(&["status", "--json"]).well()).unwrap();
+        status["counters"]["listeners"][listener][name].as_u64().unwrap()
+    }
 }
 
 impl Operator {
