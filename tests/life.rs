@@ -160,6 +160,7 @@ fn a_cut_in_the_bake_drops_a_worker_before_the_commit() {
     let next = bake(&line);
     signal(line.first_pid(), Signal::SIGQUIT);
     assert_eq!(exit_code(line.first_pid()), 0);
+    line.wait_for_count(1, Event::GenerationEnded);
     let records = line.records();
     let first = |event| records.iter().position(|record| record.is_event(event)).unwrap();
     assert!(first(Event::AloneDropped) < first(Event::HandoffCommitted), "{}", line.text());
@@ -245,6 +246,7 @@ fn a_server_that_ignores_the_cut_is_gone() {
         held.echo(b"held").unwrap();
         let pid = replace(&line, line.first_pid()).unwrap();
         assert_eq!(exit_code(line.first_pid()), 0, "{mode}");
+        line.wait_for_count(1, Event::GenerationEnded);
         assert_eq!(line.count(Event::GenerationEnded.with("cut", 1)), 1, "{mode}");
         drop(held);
         signal(pid, Signal::SIGQUIT);
