@@ -248,6 +248,8 @@ fn a_server_that_ignores_the_cut_is_gone() {
         assert_eq!(exit_code(line.first_pid()), 0, "{mode}");
         line.wait_for_count(1, Event::GenerationEnded);
         assert_eq!(line.count(Event::GenerationEnded.with("cut", 1)), 1, "{mode}");
+        // The new generation adds the last report of the old one to its totals.
+        assert_becomes(&[1, 0], || ["cut", "drained"].map(|name| line.counter("echo", name)));
         drop(held);
         signal(pid, Signal::SIGQUIT);
         line.wait_for_end();
@@ -305,6 +307,7 @@ fn connections_of_an_own_server_are_counted() {
     line.wait("the end", |record| {
         record.is_event(Event::GenerationEnded.with("ended", 1).with("cut", 0))
     });
+    assert_becomes(&[0, 1], || ["cut", "drained"].map(|name| line.counter("echo", name)));
     stop(&line, pid);
 }
 

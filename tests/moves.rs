@@ -109,6 +109,7 @@ fn connections_of_an_own_server_move_at_each_handoff() {
         assert_eq!(line.counter("lines", "carried"), round * CONNECTIONS as u64);
         assert_eq!(line.counter("lines", "accepted"), CONNECTIONS as u64);
         assert_eq!(line.counter("lines", "active"), CONNECTIONS as u64);
+        assert_eq!(line.counter("lines", "drained"), 0);
     }
     let received = CONNECTIONS * 5 * "hello\n".len() + CONNECTIONS / 2 * 5 * "in between\n".len();
     assert_eq!(line.counter("lines", "received"), received as u64);

@@ -52,7 +52,7 @@ struct CountedByServer {
     handshake: Option<Weak<()>>,
     /// A value that is held until the stream is dropped. A drain waits for these values, so it
     /// waits for all open connections.
-    _open: Box<dyn Any + Send + Sync>,
+    open: Box<dyn Any + Send + Sync>,
 }
 
 /// A handshake that runs on a [`Stream`]. Dropping this value ends it.
@@ -172,8 +172,13 @@ impl Stream {
             peer,
             awaiting_first_byte,
             handshake: None,
-            _open: Box::new(open),
+            open: Box::new(open),
         }));
+    }
+
+    /// Takes the value that counts the stream as open, if it is of type `T`.
+    pub(crate) fn take_count<T: 'static>(&mut self) -> Option<Box<T>> {
+        self.counted.take()?.open.downcast().ok()
     }
 
     /// Marks the beginning of a handshake, such as TLS. Until the returned value is dropped, the

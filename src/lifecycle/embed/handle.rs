@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::carry::{AttentionGuard, CarriedState, CarrySlot, Departure, OutgoingConnection};
 use crate::config::OnHandoff;
-use crate::lifecycle::life::{Life, LifeState, ServedListener};
+use crate::lifecycle::life::{Life, LifeState, OpenConnection, ServedListener};
 use crate::net::{Peer, Stream};
 
 /// The handle with which a connection moves to the successor. Keep it as long as the connection is
@@ -119,7 +119,7 @@ impl CarryPermit<'_> {
     ///
     /// Not cancel safe: if the future is dropped, this process closes its descriptor of the
     /// connection. The connection then continues only if the successor has taken it.
-    pub async fn hand_over(self, stream: Stream, state: CarriedState) -> CarryOutcome {
+    pub async fn hand_over(self, mut stream: Stream, state: CarriedState) -> CarryOutcome {
         let CarryHandle { state: life, served, peer, since, .. } = self.handle;
         let outgoing = OutgoingConnection {
             listener: &served.name,
@@ -131,9 +131,8 @@ impl CarryPermit<'_> {
         };
         match life.moves.departures.send(self.slot, &outgoing).await {
             Departure::Taken(leaving) => {
-                // Count the move before the stream is dropped, because the process may exit then.
-                if let Some(all) = life.served.get() {
-                    all.carried(served);
+                if let Some(open) = stream.take_count::<OpenConnection>() {
+                    open.carried();
                 }
                 drop(stream);
                 self.slot.moved();

@@ -117,6 +117,9 @@ impl LifeLine {
 
     /// Tells the server to accept again, because the successor has died.
     pub(in crate::lifecycle) fn resume(&self) {
+        if let Some(served) = self.state.served.get() {
+            served.end_drain();
+        }
         self.state.term.send_replace(Term::default());
     }
 

@@ -5,7 +5,7 @@
 //! websocket is drained, cut and reported like any other connection.
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::time::Instant;
@@ -25,10 +25,8 @@ use crate::report::{Connections, Counters};
 #[derive(Debug)]
 pub(in crate::lifecycle) struct ServedListeners {
     all: Vec<Arc<ServedListener>>,
-    /// How many connections had come and had ended when the drain began.
-    ended_before: AtomicUsize,
-    carried: AtomicUsize,
-    cut: AtomicUsize,
+    /// How connections of earlier drains ended. A report of the current drain leaves them out.
+    before_drain: Mutex<DrainReport>,
 }
 
 /// A listener and the connections that were accepted on it.
@@ -48,8 +46,9 @@ pub(in crate::lifecycle) struct ServedListener {
     /// Whether the server accepts on a copy of the socket by itself.
     is_copied: AtomicBool,
     open: TaskTracker,
-    /// How many connections were accepted, or came from the predecessor.
-    came: AtomicUsize,
+    /// Whether a connection that ends now counts as drained. After a cut, all connections have
+    /// already been counted.
+    is_draining: AtomicBool,
     ledger: ListenerLedger,
     /// Where connections from the predecessor go. `None` if the server takes over none.
     arrivals: Mutex<Option<Arc<ArrivalQueue>>>,
@@ -58,7 +57,9 @@ pub(in crate::lifecycle) struct ServedListener {
 /// The entry of an open connection. Dropping this value removes the connection from all counts.
 #[derive(Debug)]
 pub(in crate::lifecycle) struct OpenConnection {
-    _entry: ListenerEntry,
+    /// `None` once the connection is counted as ended.
+    entry: Option<ListenerEntry>,
+    served: Arc<ServedListener>,
     // The process may exit when no token is left, so this field is the last.
     _open: TaskTrackerToken,
 }
@@ -99,13 +100,13 @@ impl ServedListeners {
                 is_given_up: AtomicBool::new(false),
                 is_copied: AtomicBool::new(false),
                 open,
-                came: AtomicUsize::new(0),
+                is_draining: AtomicBool::new(false),
                 ledger: ListenerLedger::default(),
                 arrivals: Mutex::default(),
             })
         });
-        let [ended_before, carried, cut] = [const { AtomicUsize::new(0) }; 3];
-        Ok(Self { all: all.collect(), ended_before, carried, cut })
+        let before_drain = Mutex::new(DrainReport { ended: 0, carried: 0, cut: 0 });
+        Ok(Self { all: all.collect(), before_drain })
     }
 
     /// Returns whether the server accepts on a listener by itself. If so, the library does not know
@@ -169,12 +170,6 @@ impl ServedListeners {
         self.all.iter().any(|one| one.arrivals().is_some())
     }
 
-    /// Counts a connection of `listener` as moved to the successor.
-    pub(in crate::lifecycle) fn carried(&self, listener: &ServedListener) {
-        self.carried.fetch_add(1, Ordering::Relaxed);
-        listener.ledger.count(ListenerEvents::carried);
-    }
-
     /// Records that the successor has died. Returns how many connections of this drain it had taken
     /// over. They are lost.
     pub(in crate::lifecycle) fn lost_with_successor(&self) -> u64 {
@@ -184,31 +179,44 @@ impl ServedListeners {
     /// Starts to count how the connections end.
     pub(in crate::lifecycle) fn begin_drain(&self) {
         self.ledgers().for_each(|ledger| ledger.count(ListenerEvents::begin_drain));
-        self.ended_before.store(self.came().saturating_sub(self.open()), Ordering::Relaxed);
-        self.carried.store(0, Ordering::Relaxed);
-        self.cut.store(0, Ordering::Relaxed);
+        *self.before_drain.lock().unwrap_or_else(PoisonError::into_inner) = self.ends();
+        self.all.iter().for_each(|one| one.is_draining.store(true, Ordering::Relaxed));
+    }
+
+    /// Stops to count how the connections end, because the generation serves again.
+    pub(in crate::lifecycle) fn end_drain(&self) {
+        self.all.iter().for_each(|one| one.is_draining.store(false, Ordering::Relaxed));
     }
 
     /// Counts all open connections as cut.
     pub(in crate::lifecycle) fn cut(&self) {
-        self.cut.store(self.open(), Ordering::Relaxed);
+        for one in &self.all {
+            one.is_draining.store(false, Ordering::Relaxed);
+            let open = one.open.len() as u64;
+            one.ledger.count(|events| events.counters.cut += open);
+        }
     }
 
     /// Returns how the connections of the drain have ended so far.
     pub(in crate::lifecycle) fn report(&self) -> DrainReport {
-        let [before, carried, cut] = [&self.ended_before, &self.carried, &self.cut]
-            .map(|count| count.load(Ordering::Relaxed));
-        let left = if cut == 0 { self.open() } else { 0 };
-        let ended = self.came().saturating_sub(before + carried + cut + left);
-        DrainReport { ended, carried, cut }
+        let before = *self.before_drain.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = self.ends();
+        DrainReport {
+            ended: now.ended - before.ended,
+            carried: now.carried - before.carried,
+            cut: now.cut - before.cut,
+        }
     }
 
-    fn open(&self) -> usize {
-        self.all.iter().map(|one| one.open.len()).sum()
-    }
-
-    fn came(&self) -> usize {
-        self.all.iter().map(|one| one.came.load(Ordering::Relaxed)).sum()
+    /// Returns how the connections of all drains have ended.
+    fn ends(&self) -> DrainReport {
+        let none = DrainReport { ended: 0, carried: 0, cut: 0 };
+        let count = |count: u64| usize::try_from(count).unwrap_or(usize::MAX);
+        self.ledgers().map(ListenerLedger::counters).fold(none, |sum, one| DrainReport {
+            ended: sum.ended + count(one.drained),
+            carried: sum.carried + count(one.carried),
+            cut: sum.cut + count(one.cut),
+        })
     }
 
     fn ledgers(&self) -> impl Iterator<Item = &ListenerLedger> {
@@ -268,7 +276,7 @@ impl ServedListener {
 
     /// Counts a connection that began at `since`. It is open until the returned value is dropped.
     pub(in crate::lifecycle) fn admit(
-        &self,
+        self: &Arc<Self>,
         source: Source,
         traffic: &Arc<Traffic>,
         since: Instant,
@@ -276,8 +284,8 @@ impl ServedListener {
         // Count the connection as open first. Otherwise a drain that begins now would count it as
         // ended.
         let open = self.open.token();
-        self.came.fetch_add(1, Ordering::Relaxed);
-        OpenConnection { _entry: self.ledger.enter(source, traffic, since), _open: open }
+        let entry = Some(self.ledger.enter(source, traffic, since));
+        OpenConnection { entry, served: Arc::clone(self), _open: open }
     }
 
     /// Counts a connection that the successor has refused.
@@ -295,5 +303,23 @@ impl ServedListener {
     pub(in crate::lifecycle) fn arrivals(&self) -> Option<Arc<ArrivalQueue>> {
         let arrivals = self.arrivals.lock().unwrap_or_else(PoisonError::into_inner).clone();
         arrivals.filter(|_| self.on_handoff == OnHandoff::Carry)
+    }
+}
+
+impl OpenConnection {
+    /// Counts the connection as moved to the successor.
+    pub(in crate::lifecycle) fn carried(mut self) {
+        if let Some(entry) = self.entry.take() {
+            entry.end(ListenerEvents::carried);
+        }
+    }
+}
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        let is_draining = self.served.is_draining.load(Ordering::Relaxed);
+        if let Some(entry) = self.entry.take().filter(|_| is_draining) {
+            entry.end(|events| events.counters.drained += 1);
+        }
     }
 }
