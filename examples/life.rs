@@ -1,7 +1,8 @@
 //! A server that shows the events of its life, and what a server can do about them.
 //!
 //! `cargo run --example life -- MODE ADDRESS` serves an echo. Each MODE shows one thing; see the
-//! functions below. The tests in tests/life.rs use all of them.
+//! functions below. The tests in tests/life.rs use all of them. A successor listens on the address
+//! in the file `address`, if there is one.
 
 use std::error::Error;
 use std::fs::{self, File};
@@ -28,6 +29,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
     let mode = arguments.next().ok_or("expected a mode")?;
     let address = arguments.next().unwrap_or_else(|| "127.0.0.1:7001".to_owned());
+    let address = fs::read_to_string("address").unwrap_or(address);
     let server = server.listen(&format!("echo={address}"))?;
     let server = if Path::new("no-admin").exists() {
         server.configure(hurry)
@@ -82,6 +84,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             runtime.block_on(server.serve_here(panicking))?
         }
         "echo" => server.serve_with(echo)?,
+        "threads" => server.serve_with(threads)?,
         "long-bake" => {
             server.configure(|config| config.bake = Duration::from_secs(60)).serve_with(echo)?
         }
@@ -101,6 +104,19 @@ fn hurry(config: &mut Config) {
     config.ready_timeout = Duration::from_secs(2);
     config.drain_timeout = Duration::from_secs(2);
     config.alone_timeout = Duration::from_millis(200);
+}
+
+/// Serves an echo on the first listener, with a thread for each connection.
+async fn threads(life: Life) -> Result<(), Failure> {
+    let listener = life.blocking("echo")?;
+    std::thread::spawn(move || {
+        while let Some((client, _)) = listener.accept_tcp() {
+            std::thread::spawn(move || io::copy(&mut &*client, &mut &*client));
+        }
+    });
+    life.ready();
+    life.draining().await;
+    Ok(())
 }
 
 /// Serves an echo on both listeners, or on the first one if the file `no-admin` exists.

@@ -13,8 +13,13 @@ use crate::support::{
 
 /// Starts the example in this mode.
 pub(crate) fn start(mode: &str) -> Line {
+    start_on(mode, "127.0.0.1:0")
+}
+
+/// Starts the example in this mode on this address.
+pub(crate) fn start_on(mode: &str, address: &str) -> Line {
     let line = Line::start_program(&example("life"), |command, folder| {
-        command.args([mode, "127.0.0.1:0"]).current_dir(folder);
+        command.args([mode, address]).current_dir(folder);
         command.env("RUNTIME_DIRECTORY", folder);
     });
     line.wait("the first generation", |record| record.is_event(Event::GenerationServing));

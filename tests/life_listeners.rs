@@ -7,9 +7,11 @@ use std::fs;
 
 use nix::sys::signal::Signal;
 
-use crate::life::{addresses, bake, replace, start, stop};
+use crate::life::{addresses, bake, replace, start, start_on, stop};
 use crate::support::line::is_asleep;
-use crate::support::{Client, Event, Line, assert_becomes, exit_code, freeze, signal, thaw};
+use crate::support::{
+    Client, Event, Line, assert_becomes, defer_accept, exit_code, free_port, freeze, signal, thaw,
+};
 
 #[test]
 fn a_listener_that_stops_last_serves_during_the_stop() {
@@ -131,6 +133,26 @@ fn a_removed_listener_of_an_own_server_is_closed() {
     held.echo(b"still").unwrap();
     drop(held);
     stop(&line, line.first_pid());
+}
+
+/// The kernel has begun the handshake of a client on the old socket when the successor replaces it.
+#[test]
+fn a_client_in_its_handshake_reaches_a_replaced_server() {
+    for mode in ["echo", "threads"] {
+        let port = free_port();
+        let [one, all] = ["127.0.0.1", "0.0.0.0"].map(|address| format!("{address}:{port}"));
+        let line = start_on(mode, &one);
+        defer_accept(line.first_pid(), &one);
+        let mut client = Client::connect(&one).unwrap();
+        fs::write(line.folder().join("address"), &all).unwrap();
+        let next = replace(&line, line.first_pid()).unwrap();
+        line.wait("the drain", |record| record.is_event(Event::DrainStarted));
+        assert_becomes(&true, || is_asleep(line.first_pid()).unwrap());
+        assert_served(std::slice::from_mut(&mut client));
+        Client::once(&one, b"served by the successor").unwrap();
+        assert_eq!(exit_code(line.first_pid()), 0, "{mode}");
+        stop(&line, next);
+    }
 }
 
 /// Starts a server with one connection, and kills its successor. The server is not ready again as

@@ -6,7 +6,8 @@
 use nix::sys::signal::Signal;
 
 use crate::config_file::put;
-use crate::support::{Callers, Client, Event, Line, assert_becomes, free_port};
+use crate::support::line::is_asleep;
+use crate::support::{Callers, Client, Event, Line, assert_becomes, defer_accept, free_port};
 
 fn file(address: &str, port: u16) -> String {
     format!("[listener.web]\naddress = \"{address}:{port}\"\nservice = \"echo\"\n")
@@ -48,6 +49,22 @@ fn a_listener_moves_between_one_address_and_all_of_them() {
 fn a_listener_moves_between_the_families() {
     assert_moves("127.0.0.1", &["0.0.0.0", "[::]", "127.0.0.1", "[::]", "0.0.0.0"]);
     assert_moves("[::1]", &["[::]", "tcp6:[::]", "[::1]", "tcp6:[::]", "[::]"]);
+}
+
+/// The kernel has begun the handshake of a client on the old socket when the successor replaces it.
+#[test]
+fn a_client_in_its_handshake_reaches_the_old_generation() {
+    let port = free_port();
+    let line = serve("127.0.0.1", port, "0");
+    let address = format!("127.0.0.1:{port}");
+    defer_accept(line.first_pid(), &address);
+    let mut client = Client::connect(&address).unwrap();
+    put(line.folder(), &file("0.0.0.0", port));
+    line.hand_over_from(1);
+    line.wait_for(1, Event::DrainStarted);
+    assert_becomes(&true, || is_asleep(line.first_pid()).unwrap());
+    client.echo(b"served").unwrap();
+    Client::once(&address, b"served by the successor").unwrap();
 }
 
 /// The third address overlaps the first address, but not the second. The generation that serves the

@@ -31,6 +31,11 @@ const FIRST_PAUSE: Duration = Duration::from_millis(5);
 /// The maximum delay between two retries when descriptors or memory have run out.
 const LAST_PAUSE: Duration = Duration::from_secs(1);
 
+/// How long a TCP handshake may take. The kernel resends a lost packet after one second (see
+/// tcp(7)), so this timeout allows for one lost packet. After the successor has replaced a
+/// listener, clients can arrive on the old socket for that long.
+pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
+
 /// An accept loop for one listener.
 #[derive(Debug)]
 pub(crate) struct WatchedListener {

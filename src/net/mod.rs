@@ -23,7 +23,7 @@ mod stream;
 mod traffic;
 mod wanted;
 
-pub(crate) use acceptor::{WatchedListener, pending};
+pub(crate) use acceptor::{HANDSHAKE_TIMEOUT, WatchedListener, pending};
 pub(crate) use listener::Accepted;
 pub use listener::Listener;
 pub use listener_set::ListenerSet;

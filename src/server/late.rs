@@ -5,18 +5,13 @@
 //! old socket. If this process closed the old socket at once, the kernel would reset these clients.
 
 use std::pin::pin;
-use std::time::Duration;
 
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::listener::ListenerSlot;
-use crate::net::{Listener, WatchedListener, pending};
+use crate::net::{HANDSHAKE_TIMEOUT, Listener, WatchedListener, pending};
 use crate::service::Service;
-
-/// How long a TCP handshake may take. The kernel resends a lost packet after one second (see
-/// tcp(7)), so this timeout allows for one lost packet.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The task that serves the last clients of a listener that the successor has replaced.
 pub(super) struct Latecomers<S> {

@@ -35,7 +35,8 @@ pub(crate) use storm::{Handoffs, Storm, Tally};
 pub(crate) use stuck::{Stuck, narrow};
 pub(crate) use tracer::Tracer;
 pub(crate) use view::{
-    accept, assert_becomes, children, environment, holds, holds_socket, kinds, threads,
+    accept, assert_becomes, children, defer_accept, environment, holds, holds_socket, kinds,
+    threads,
 };
 
 /// How long to wait for any event before the test fails. Far above the usual time: a deadline, not

@@ -3,11 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::fs;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::sys::socket::setsockopt;
+use nix::{libc, setsockopt_impl, sockopt_impl};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd};
+use socket2::Socket;
 
 use super::DEADLINE;
 
@@ -28,6 +32,30 @@ pub(crate) fn holds_socket(pid: u32, socket: &impl AsFd) -> bool {
     let wanted = fs::read_link(path).unwrap();
     holds(pid).values().any(|held| wanted.as_os_str() == held.as_str())
 }
+
+/// Lets the process take each client of its TCP listener on `address` only once the client has sent
+/// something. Until then, the client has connected, but its handshake is not over (see
+/// `TCP_DEFER_ACCEPT` in tcp(7)).
+pub(crate) fn defer_accept(pid: u32, address: &str) {
+    let process = i32::try_from(pid).ok().and_then(Pid::from_raw).unwrap();
+    let process = rustix::process::pidfd_open(process, PidfdFlags::empty()).unwrap();
+    let address: SocketAddr = address.parse().unwrap();
+    let sockets = holds(pid).into_iter().filter(|(_, what)| what.starts_with("socket:"));
+    let mut sockets = sockets.map(|(number, _)| {
+        Socket::from(pidfd_getfd(&process, number, PidfdGetfdFlags::empty()).unwrap())
+    });
+    let is_listener = |socket: &Socket| {
+        let own = socket.local_addr().ok().and_then(|own| own.as_socket());
+        own == Some(address) && socket.is_listener().unwrap()
+    };
+    let listener = sockets.find(is_listener).expect("the process listens");
+    setsockopt(&listener, DeferAccept, &30).unwrap();
+}
+
+sockopt_impl!(
+    /// Sets for how many seconds a listener waits for the first byte of a client.
+    DeferAccept, SetOnly, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, i32
+);
 
 /// Returns how many descriptors of each kind a process has.
 pub(crate) fn kinds(pid: u32) -> BTreeMap<String, usize> {

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::error::Error;
@@ -37,6 +37,8 @@ enum ConnectionSource {
     /// The listener, on which no generation accepts any more. Its last clients are not accepted
     /// yet.
     GivenUp,
+    /// The listener, which the successor has replaced. It is closed when no further clients arrive.
+    Replaced(net::WatchedListener),
     /// The clients that were left in the backlog. No other generation accepts them.
     Backlog(VecDeque<(Stream, Peer)>),
 }
@@ -102,7 +104,7 @@ impl Life {
             term.last_retired().await;
             term.drain_begun().await;
             let heard = term.last_awaiting().wait();
-            let _ = tokio::time::timeout(state.limits().first_request, heard).await;
+            let _ = timeout(state.limits().first_request, heard).await;
         })
     }
 
@@ -122,7 +124,7 @@ impl Life {
                 return closing.await;
             }
             draining.await;
-            let _ = tokio::time::timeout(state.limits().keep_alive, served.ended()).await;
+            let _ = timeout(state.limits().keep_alive, served.ended()).await;
         })
     }
 }
@@ -151,7 +153,25 @@ impl Acceptor {
                     };
                 }
                 ConnectionSource::GivenUp => {
-                    self.source = ConnectionSource::Backlog(self.served.take_backlog().into());
+                    let late =
+                        self.served.socket().filter(|_| self.served.late_clients().is_some());
+                    let watched = late.map(net::WatchedListener::new).and_then(Result::ok);
+                    self.source = match watched {
+                        Some(watched) => ConnectionSource::Replaced(watched),
+                        None => ConnectionSource::Backlog(self.served.take_backlog().into()),
+                    };
+                    // Do not let the drain wait for clients that may never arrive.
+                    self.accepting = None;
+                }
+                ConnectionSource::Replaced(watched) => {
+                    let left = self.served.late_clients().unwrap_or_default();
+                    match timeout(left, watched.accept_here()).await {
+                        Ok(accepted) => return Some(self.admit(accepted)),
+                        Err(_) => {
+                            self.source =
+                                ConnectionSource::Backlog(self.served.take_backlog().into());
+                        }
+                    }
                 }
                 ConnectionSource::Backlog(clients) => {
                     if let Some(client) = clients.pop_front() {

@@ -115,6 +115,10 @@ impl BlockingListener {
             match socket.accept_blocking() {
                 Ok(accepted) => return Some(accepted),
                 Err(_) if is_retired => {
+                    if let Some(left) = self.served.late_clients() {
+                        wait_for_client(&socket, left);
+                        continue;
+                    }
                     self.served.close();
                     return None;
                 }
@@ -142,6 +146,12 @@ impl BlockingListener {
         let _ = poll(&mut watched, PollTimeout::NONE);
         watched[0].any().unwrap_or(false)
     }
+}
+
+/// Waits until a client waits on `socket`, at most for `limit`.
+fn wait_for_client(socket: &Listener, limit: Duration) {
+    let limit = PollTimeout::try_from(limit).unwrap_or(PollTimeout::ZERO);
+    let _ = poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], limit);
 }
 
 impl<S> Tracked<S> {

@@ -109,7 +109,8 @@ impl DataPlane for Embedded {
         }
     }
 
-    /// Does nothing, because the server itself accepts its last clients.
+    /// Does nothing, because [`DataPlane::accept_backlog`] has already told the acceptors that
+    /// these listeners are replaced. They accept the late clients too.
     fn accept_late(&mut self, _replaced: Vec<Listener>) {}
 
     /// Asks the connections that can move to the successor to do so. The driver begins the drain of

@@ -6,7 +6,8 @@
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
@@ -18,7 +19,7 @@ use crate::drain::DrainReport;
 use crate::error::Error;
 use crate::ledger::{ListenerEntry, ListenerEvents, ListenerLedger, Source, open_connections};
 use crate::lifecycle::embed::ArrivalQueue;
-use crate::net::{Listener, ListenerSet, Peer, Stream, Traffic, pending};
+use crate::net::{HANDSHAKE_TIMEOUT, Listener, ListenerSet, Peer, Stream, Traffic, pending};
 use crate::report::{Connections, Counters};
 
 /// The listeners of a server that accepts connections itself.
@@ -43,6 +44,9 @@ pub(in crate::lifecycle) struct ServedListener {
     /// Whether no generation will accept on this listener again. The server then accepts the
     /// clients that are left in the backlog, and closes the socket.
     is_given_up: AtomicBool,
+    /// Until when clients may still arrive, which were in the middle of their TCP handshake when
+    /// the successor replaced this listener.
+    late_until: OnceLock<Instant>,
     /// Whether the server accepts on a copy of the socket by itself.
     is_copied: AtomicBool,
     open: TaskTracker,
@@ -98,6 +102,7 @@ impl ServedListeners {
                 on_handoff: on_handoff(listener.name()),
                 socket: Mutex::new(Some(listener.clone())),
                 is_given_up: AtomicBool::new(false),
+                late_until: OnceLock::new(),
                 is_copied: AtomicBool::new(false),
                 open,
                 is_draining: AtomicBool::new(false),
@@ -123,10 +128,15 @@ impl ServedListeners {
     /// Records that no generation will accept on `listeners` again. Returns those of them in whose
     /// backlog clients wait.
     pub(in crate::lifecycle) fn give_up(&self, listeners: &[Listener]) -> Vec<Arc<ServedListener>> {
-        let ours = |listener: &Listener| self.get(listener.name()).ok();
-        let given_up: Vec<_> = listeners.iter().filter_map(ours).collect();
-        given_up.iter().for_each(|one| one.is_given_up.store(true, Ordering::Release));
-        given_up.into_iter().filter(|one| one.has_clients()).collect()
+        let give_up = |listener: &Listener| {
+            let one = self.get(listener.name()).ok()?;
+            if listener.is_replaced() {
+                one.late_until.get_or_init(|| Instant::now() + HANDSHAKE_TIMEOUT);
+            }
+            one.is_given_up.store(true, Ordering::Release);
+            Some(one).filter(|one| one.has_clients())
+        };
+        listeners.iter().filter_map(give_up).collect()
     }
 
     /// Closes the listeners on which no generation will accept again and no client waits.
@@ -233,6 +243,12 @@ impl ServedListener {
     /// Returns whether no generation will accept on this listener again.
     pub(in crate::lifecycle) fn is_given_up(&self) -> bool {
         self.is_given_up.load(Ordering::Acquire)
+    }
+
+    /// Returns how long clients of a listener that the successor has replaced may still arrive.
+    /// Returns `None` if no further clients arrive.
+    pub(in crate::lifecycle) fn late_clients(&self) -> Option<Duration> {
+        self.late_until.get()?.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
     }
 
     /// Records that the server accepts on a copy of the socket by itself.
