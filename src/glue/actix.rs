@@ -6,15 +6,22 @@
 use std::future::{Future, Ready, ready};
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
-use actix_web::dev::{Server, Service, ServiceRequest, ServiceResponse, Transform};
+use actix_web::dev::{Server, ServerHandle, Service, ServiceRequest, ServiceResponse, Transform};
 use actix_web::http::{ConnectionType, StatusCode};
+use tokio::time::sleep;
 
 use crate::embed::Life;
 use crate::error::Error;
 
+/// How long the thread of actix-web that accepts connections gets to accept the last clients before
+/// this module looks whether clients are left.
+const ACCEPT_TIME: Duration = Duration::from_millis(5);
+
 /// Runs a server that listens on [`Life::tcp_listener`] or [`Life::unix_listener`]. Reports that
 /// the server is ready, and returns when the generation has retired and the connections have ended.
+/// If no other generation accepts on a listener, the server still accepts the clients that wait.
 ///
 /// Call `disable_signals` on the server, because the library handles the signals.
 ///
@@ -26,7 +33,10 @@ pub async fn serve(life: &Life, server: Server) -> Result<(), Error> {
     let stop = async {
         life.retired().await;
         handle.pause().await;
-        life.closing().await;
+        tokio::select! {
+            () = life.closing() => {}
+            () = serve_last_clients(life, &handle) => {}
+        }
         handle.stop(true).await;
     };
     tokio::pin!(server);
@@ -35,6 +45,20 @@ pub async fn serve(life: &Life, server: Server) -> Result<(), Error> {
         () = stop => server.await,
     };
     served.map_err(|error| Error::Server { reason: error.to_string() })
+}
+
+/// Lets the server accept the clients on listeners on which no other generation accepts. Never
+/// returns, because clients can arrive until actix-web closes its copies of the sockets, which it
+/// does only when it stops.
+async fn serve_last_clients(life: &Life, handle: &ServerHandle) {
+    loop {
+        life.client_left().await;
+        handle.resume().await;
+        while life.has_client_left() {
+            sleep(ACCEPT_TIME).await;
+        }
+        handle.pause().await;
+    }
 }
 
 /// A middleware that announces the end of the connection in each reply, once the generation has

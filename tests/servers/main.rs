@@ -26,8 +26,9 @@ mod support;
 use std::fs;
 
 use http::{Kept, Load};
+use nix::sys::signal::Signal;
 use server::{Clients, Server};
-use support::{assert_becomes, exit_code};
+use support::{assert_becomes, exit_code, signal};
 
 /// Replaces a server of HTTP under load: short connections, and connections that are kept.
 fn loses_no_request(name: &str, expected: &'static str, end: KeptConnections) {
@@ -140,6 +141,20 @@ fn websockets_move_and_their_clients_do_not_notice() {
 #[test]
 fn axum_with_server_sent_events() {
     loses_nothing("axum_sse", "http", &["sse"]);
+}
+
+/// actix-web closes its listener only when it stops, so clients can arrive until then. No other
+/// process will accept them.
+#[test]
+fn actix_serves_the_clients_that_arrive_while_it_drains() {
+    let server = Server::start("actix", &["http"]);
+    let (pid, address) = (server.pid(), server.address("http"));
+    signal(pid, Signal::SIGTERM);
+    assert_becomes(&true, || server.handoffd(&["status"]).1.contains("stopping"));
+    for _ in 0..20 {
+        assert!(Kept::connect(&address).is_last_reply());
+    }
+    assert_eq!(exit_code(pid), 0, "{}", server.errors());
 }
 
 /// The recipes install no logger: a handoff that fails writes one line, and nothing else does.

@@ -4,14 +4,22 @@
 //! The library does not see the connections of such a server. The server itself waits for them, and
 //! drops them at a cut.
 
+#[cfg(feature = "actix")]
+use std::future::poll_fn;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
+#[cfg(feature = "actix")]
+use std::task::Poll;
 
 use socket2::{Domain, SockRef};
 
 use crate::error::Error;
 use crate::lifecycle::life::Life;
+#[cfg(feature = "actix")]
+use crate::lifecycle::life::ServedListeners;
+#[cfg(feature = "actix")]
+use crate::net::Listener;
 
 impl Life {
     /// Returns the address on which the listener called `name` listens. If port 0 is configured,
@@ -41,6 +49,40 @@ impl Life {
     /// if no descriptor is free.
     pub fn unix_listener(&self, name: &str) -> Result<UnixListener, Error> {
         self.copy_of(name, |domain| domain == Domain::UNIX).map(Into::into)
+    }
+
+    /// Waits until the drain has begun, and a client waits on a listener of which the server has a
+    /// copy and on which no other generation accepts. Must be called in a tokio runtime. Cancel
+    /// safe.
+    #[cfg(feature = "actix")]
+    pub(crate) async fn client_left(&self) {
+        self.term().drain_begun().await;
+        let left = self.left_to_server();
+        let watched: Vec<_> = left.iter().map(Listener::watch).filter_map(Result::ok).collect();
+        poll_fn(|cx| {
+            for watch in &watched {
+                while let Poll::Ready(Ok(mut ready)) = watch.poll_read_ready(cx) {
+                    if self.has_client_left() {
+                        return Poll::Ready(());
+                    }
+                    ready.clear_ready();
+                }
+            }
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// Returns whether a client waits as in [`Life::client_left`].
+    #[cfg(feature = "actix")]
+    pub(crate) fn has_client_left(&self) -> bool {
+        self.left_to_server().iter().any(Listener::has_clients)
+    }
+
+    #[cfg(feature = "actix")]
+    fn left_to_server(&self) -> Vec<Listener> {
+        let served = self.state.served.get();
+        served.map(ServedListeners::left_to_server).unwrap_or_default()
     }
 
     fn copy_of(&self, name: &str, is_wanted: impl Fn(Domain) -> bool) -> Result<OwnedFd, Error> {

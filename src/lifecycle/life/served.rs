@@ -120,6 +120,15 @@ impl ServedListeners {
         self.all.iter().any(|one| one.is_copied.load(Ordering::Relaxed))
     }
 
+    /// Returns the listeners of which the server has a copy, and on which no other generation
+    /// accepts.
+    #[cfg(feature = "actix")]
+    pub(in crate::lifecycle) fn left_to_server(&self) -> Vec<Listener> {
+        let is_copied = |one: &&Arc<ServedListener>| one.is_copied.load(Ordering::Relaxed);
+        let left = self.all.iter().filter(is_copied).filter(|one| one.is_given_up());
+        left.filter_map(|one| one.socket()).collect()
+    }
+
     pub(in crate::lifecycle) fn get(&self, name: &str) -> Result<Arc<ServedListener>, Error> {
         let found = self.all.iter().find(|one| &*one.name == name);
         found.cloned().ok_or_else(|| Error::NoSuchListener { name: name.to_owned() })
