@@ -241,3 +241,55 @@ fn a_client_that_cannot_be_watched_is_reset() {
     server.write_all(b"welcome").unwrap();
     client.expect(b"welcome").unwrap();
 }
+
+/// Starts two generations, lets the first one register no socket for events, and kills the second
+/// one. Returns when the first one has tried in vain to accept again, with a connection that it
+/// serves.
+fn fail_to_resume() -> (Line, Tracer, Client) {
+    let line = Line::serve(&["--bake", "0", "--drain-timeout", "60s"]);
+    let held = line.hold();
+    line.hand_over_from(1);
+    line.wait_for(1, Event::DrainStarted);
+    let inject = "inject=epoll_ctl:error=ENOMEM";
+    let tracer = Tracer::attach(&line, line.first_pid(), &["-f", "-e", inject]);
+    line.signal(2, Signal::SIGKILL);
+    line.wait_for(1, Event::AcceptResumeFailed);
+    (line, tracer, held)
+}
+
+/// The clients wait in the backlog.
+#[test]
+fn a_generation_resumes_as_soon_as_there_is_memory() {
+    let (line, tracer, mut held) = fail_to_resume();
+    let mut client = Client::connect(&line.address()).unwrap();
+    tracer.detach();
+    line.wait_for(1, Event::GenerationResumed);
+    client.echo(b"waited").unwrap();
+    held.echo(b"still here").unwrap();
+    assert_eq!(line.count(Event::AcceptResumeFailed), 1);
+    drop((client, held));
+    stop(&line);
+}
+
+/// The driver is not blocked by the attempts.
+#[test]
+fn a_generation_that_cannot_resume_still_obeys() {
+    let (line, tracer, mut held) = fail_to_resume();
+    line.signal(1, Signal::SIGTERM);
+    line.wait_for(1, Event::DrainStarted.with("why", "stopping"));
+    tracer.detach();
+    held.half_close().unwrap();
+    held.expect_end().unwrap();
+    assert_eq!(line.exit_code(1), 0);
+    line.wait_for_end();
+    assert_eq!(line.count(Event::GenerationResumed), 0);
+}
+
+#[test]
+fn a_generation_that_cannot_resume_ends_with_the_reason() {
+    let (line, tracer, held) = fail_to_resume();
+    assert_eq!(line.exit_code(1), 71);
+    drop((tracer, held));
+    let ended = line.wait_for_end();
+    assert!(ended.iter().any(|record| record.text.contains("Cannot allocate memory")));
+}

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use super::driver::{Driver, Occurrence};
 use super::machine::{Birth, Event};
@@ -95,38 +95,38 @@ impl<P: DataPlane> Driver<P> {
     }
 
     /// Begins to accept connections again after the successor has died. This process ends with an
-    /// error if it does not accept within the ready timeout. If memory or file descriptors are
-    /// short, this function retries for [`RESUME_TIMEOUT`], because no other generation accepts.
+    /// error if it does not accept within the ready timeout.
     ///
     /// # Errors
-    /// Returns the error of the last attempt.
+    /// Returns the same errors as [`Driver::accept_again`].
     pub(super) async fn resume(&mut self) -> Result<(), Error> {
         self.drain = None;
         self.life.resume();
         drop(self.liveness.take_death());
-        let until = Instant::now() + RESUME_TIMEOUT;
-        let mut has_failed = false;
-        loop {
-            match self.plane.start(self.listeners.set.as_slice()) {
-                Err(error @ Error::System { .. }) if Instant::now() < until => {
-                    if !has_failed {
-                        tracing::error!(
-                            event = "accept.resume_failed", reason = %error,
-                            "the successor died, but this generation cannot accept connections \
-                            again yet, retrying: {error}"
-                        );
-                    }
-                    has_failed = true;
-                    self.plane.stop_accepting().await;
-                    sleep(RESUME_PAUSE).await;
+        self.accept_again(Instant::now() + RESUME_TIMEOUT).await
+    }
+
+    /// Makes an attempt to accept connections again. If memory or file descriptors are short, there
+    /// will be further attempts, the last one at `until`, because no other generation accepts.
+    ///
+    /// # Errors
+    /// Returns the error of the last attempt.
+    pub(super) async fn accept_again(&mut self, until: Instant) -> Result<(), Error> {
+        match self.plane.start(self.listeners.set.as_slice()) {
+            Ok(()) => self.liveness.begin(self.config.ready_timeout, Birth::First),
+            Err(error @ Error::System { .. }) if Instant::now() < until => {
+                if self.liveness.retry(RESUME_PAUSE, until) {
+                    tracing::error!(
+                        event = "accept.resume_failed", reason = %error,
+                        "the successor died, but this generation cannot accept connections again \
+                        yet, retrying: {error}"
+                    );
                 }
-                accepted => {
-                    accepted?;
-                    self.liveness.begin(self.config.ready_timeout, Birth::First);
-                    return Ok(());
-                }
+                self.plane.stop_accepting().await;
             }
+            Err(error) => self.part_died(error)?,
         }
+        Ok(())
     }
 
     /// Cuts the connections of this generation. If it is the active generation, it also tells all

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::driver::{Driver, Occurrence};
 use super::machine::{Birth, Event, State};
-use super::timers::deadline;
+use super::timers::{Timer, deadline};
 use crate::data_plane::DataPlane;
 use crate::error::Error;
 use crate::handoff::Message;
@@ -23,18 +23,23 @@ pub(super) const REPORT_TIME: Duration = Duration::from_millis(500);
 /// a part of it has died.
 #[derive(Debug, Default)]
 pub(super) struct Liveness {
-    /// The start of the data plane, with its deadline. `None` once the data plane accepts
-    /// connections.
-    starting: Option<StartDeadline>,
+    start: Start,
     /// The error of a worker or an accept loop that has died during a drain. The generation returns
     /// it when its connections have ended.
     death: Option<Error>,
 }
 
-/// A start of the data plane that is in progress.
-#[derive(Debug)]
-struct StartDeadline {
-    until: Option<Instant>,
+/// The start of the data plane.
+#[derive(Clone, Copy, Debug, Default)]
+enum Start {
+    /// The data plane accepts connections, or is not told to.
+    #[default]
+    Over,
+    /// The accept loops have not run yet. The generation ends at the deadline, if there is one.
+    Awaited { until: Option<Instant> },
+    /// Memory or descriptors were short when the successor had died. The next attempt is at
+    /// `next`, and the last one at `until`.
+    Failed { next: Instant, until: Instant },
 }
 
 impl Liveness {
@@ -47,30 +52,46 @@ impl Liveness {
             Birth::Successor => limit - REPORT_TIME.min(limit / 10),
             Birth::First | Birth::Orphan => limit,
         };
-        self.starting = Some(StartDeadline { until: deadline(limit) });
+        self.start = Start::Awaited { until: deadline(limit) };
     }
 
     /// Gives the data plane at least `time` from now until it must accept connections.
     pub(super) fn extend(&mut self, time: Duration) {
-        if let Some(StartDeadline { until: Some(until) }) = &mut self.starting {
+        if let Start::Awaited { until: Some(until) } = &mut self.start {
             *until = deadline(time).map_or(*until, |later| later.max(*until));
         }
     }
 
+    /// Records that the data plane could not accept connections again. There will be another
+    /// attempt after `pause`, and none after `until`. Returns whether this was the first attempt.
+    pub(super) fn retry(&mut self, pause: Duration, until: Instant) -> bool {
+        let is_first = !matches!(self.start, Start::Failed { .. });
+        self.start = Start::Failed { next: Instant::now() + pause, until };
+        is_first
+    }
+
     /// Stops to wait for the data plane, because it is told to stop.
     pub(super) fn stop_waiting(&mut self) {
-        self.starting = None;
+        self.start = Start::Over;
     }
 
-    /// Returns whether the data plane is starting.
+    /// Returns whether the data plane does not accept connections yet.
     pub(super) const fn is_starting(&self) -> bool {
-        self.starting.is_some()
+        !matches!(self.start, Start::Over)
     }
 
-    /// Returns the deadline for the start of the data plane, or `None` if it is not starting or has
-    /// no deadline.
-    pub(super) fn until(&self) -> Option<Instant> {
-        self.starting.as_ref().and_then(|starting| starting.until)
+    /// Returns whether the accept loops have begun, but have not run yet.
+    pub(super) const fn is_awaited(&self) -> bool {
+        matches!(self.start, Start::Awaited { .. })
+    }
+
+    /// Returns the next deadline of the start, or `None` if there is none.
+    pub(super) fn timer(&self) -> Option<(Instant, Timer)> {
+        match self.start {
+            Start::Over => None,
+            Start::Awaited { until } => until.map(|until| (until, Timer::Startup)),
+            Start::Failed { next, until } => Some((next, Timer::Resume { until })),
+        }
     }
 
     /// Returns whether no part of the data plane is known to have died.
@@ -88,7 +109,7 @@ impl<P: DataPlane> Driver<P> {
     /// Completes the start of the data plane, at the beginning of the generation or after its
     /// successor has died. Called when every accept loop has run.
     pub(super) fn started(&mut self) -> Option<Occurrence> {
-        self.liveness.starting = None;
+        self.liveness.start = Start::Over;
         if !matches!(self.state, State::Starting { .. }) {
             tracing::warn!(
                 event = "generation.resumed",
@@ -119,8 +140,8 @@ impl<P: DataPlane> Driver<P> {
     /// # Errors
     /// Returns the given error if the generation ends because of it.
     pub(super) fn part_died(&mut self, error: Error) -> Result<(), Error> {
-        if let Some(starting) = &mut self.liveness.starting {
-            starting.until = None;
+        if let Start::Awaited { until } = &mut self.liveness.start {
+            *until = None;
         }
         match self.state {
             State::Starting { .. } | State::Probation { .. } => {

@@ -13,6 +13,9 @@ use tokio::time::{Instant, sleep_until};
 pub(super) enum Timer {
     /// If the accept loops have not run by this deadline, the generation fails to start.
     Startup,
+    /// The next attempt to accept connections again after the successor has died. The generation
+    /// ends if an attempt after `until` fails.
+    Resume { until: Instant },
     /// A successor is started only when no more connections are moving here from an older
     /// generation. If that takes until this deadline, the handoff fails.
     Delay,

@@ -73,7 +73,7 @@ impl<P: DataPlane> Driver<P> {
             Wakeup::Successor(event) => self.heard_successor(event).await,
             Wakeup::Signal(event) => Some(event.into()),
             Wakeup::Plane(event) => self.plane_said(event)?,
-            Wakeup::Due(timer) => self.expired(timer)?,
+            Wakeup::Due(timer) => self.expired(timer).await?,
             Wakeup::Asked(request, answer) => self.asked(request, answer),
             Wakeup::Server(request) => self.server_requested(request)?,
             Wakeup::Yielded => Some(self.duties_ended()),
@@ -99,11 +99,15 @@ impl<P: DataPlane> Driver<P> {
 
     /// Handles a deadline that has passed. Returns an event for the state machine, or `None` if no
     /// event follows.
-    fn expired(&mut self, timer: Timer) -> Result<Option<Occurrence>, Error> {
+    async fn expired(&mut self, timer: Timer) -> Result<Option<Occurrence>, Error> {
         let limit = self.config.ready_timeout;
         Ok(Some(match timer {
             Timer::Startup => {
                 self.part_died(self.plane.not_started(limit))?;
+                return Ok(None);
+            }
+            Timer::Resume { until } => {
+                self.accept_again(until).await?;
                 return Ok(None);
             }
             Timer::Delay => HandoffFailure::NotStarted { limit: self.config.drain_timeout }.into(),
@@ -135,7 +139,7 @@ impl<P: DataPlane> Driver<P> {
     fn next_timer(&self) -> Option<(tokio::time::Instant, Timer)> {
         let (handoff, drain) = (self.handoff.as_ref(), self.drain.as_ref());
         let timers = [
-            self.liveness.until().map(|at| (at, Timer::Startup)),
+            self.liveness.timer(),
             handoff
                 .and_then(|handoff| handoff.stage.timer())
                 .filter(|_| self.life.duty_wait.is_none()),
@@ -156,7 +160,7 @@ impl<P: DataPlane> Driver<P> {
     fn awaited(&self) -> Awaited {
         let is_retiring = matches!(self.state, State::Retiring { .. });
         Awaited {
-            start: self.liveness.is_starting(),
+            start: self.liveness.is_awaited(),
             death: self.liveness.is_whole(),
             carry_end: is_retiring && self.drain.as_ref().is_some_and(|drain| drain.carries),
             taken_over: self.handoff.as_ref().is_some_and(|handoff| handoff.stage.is_delayed()),
