@@ -220,8 +220,8 @@ pub enum Error {
     /// it blocks its thread. The process must end before the successor may run the task.
     #[error("a task that runs in only one generation blocks its thread and cannot be ended")]
     AloneBlocks,
-    /// [`Builder::serve_with`](crate::Builder::serve_with) was called inside a tokio runtime. It
-    /// creates a runtime itself, after the inherited sockets were taken.
+    /// [`Builder::serve_with`](crate::Builder::serve_with) was called inside a tokio runtime. That
+    /// function creates a runtime itself, after the inherited sockets were taken.
     #[error(
         "the server was started inside a tokio runtime: call it in a plain fn main, without \
         #[tokio::main]"

@@ -98,7 +98,8 @@ impl Notifier {
         self.is_supervised() && self.main_process == MainProcess::ActiveGeneration
     }
 
-    /// Reports that this process serves and is now the main process.
+    /// Reports that this process, the main process, serves. This also ends a reload that was
+    /// reported.
     pub(crate) fn ready(&self, status: &str) {
         self.send(Delivery::Reliable, &[NotifyState::Ready, NotifyState::Status(status)], &[]);
     }

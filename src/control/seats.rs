@@ -55,7 +55,7 @@ pub(super) struct Seats {
     strangers: Class,
 }
 
-/// The place of one client that has sent no request yet. It counts towards a limit.
+/// The place of one client that has sent no request yet. Each place counts towards a limit.
 #[derive(Debug)]
 pub(super) struct Seat {
     /// A receiver that resolves when another client has taken the place. Then the server must
@@ -156,7 +156,7 @@ impl Class {
     /// the task of this client ends later.
     fn evict_oldest(&mut self) -> Option<OwnedSemaphorePermit> {
         while let Some(oldest) = self.silent.pop_front() {
-            // Without a permit, the client has sent its request in the meantime.
+            // If the place has no permit, its client has sent a request in the meantime.
             if let Some(permit) = oldest.place.take() {
                 // Ignore an error, because the client may have disconnected in the meantime.
                 let _ = oldest.evict.send(());

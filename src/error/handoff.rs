@@ -51,8 +51,8 @@ pub(crate) enum HandoffFailure {
         /// The time limit that the operator has requested.
         limit: Duration,
     },
-    /// No successor was started, because the maximum number of generations was already running. The
-    /// oldest generation still had connections at the end of the time limit.
+    /// No successor was started, because the maximum number of generations was already running. An
+    /// older generation was still moving connections to this process at the end of the time limit.
     #[error(
         "no successor was started: an older generation did not finish moving its connections \
         within {}",

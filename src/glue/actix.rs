@@ -1,7 +1,7 @@
 //! Servers of actix-web.
 //!
-//! actix-web accepts connections itself, so the library does not count them. A reply tells its
-//! client that the connection ends only if the app has the middleware [`CloseMiddleware`].
+//! actix-web accepts connections itself, so the library does not count them. Its replies announce
+//! the end of a connection only if the app has the middleware [`CloseMiddleware`].
 
 use std::future::{Future, Ready, ready};
 use std::pin::Pin;
@@ -15,8 +15,7 @@ use tokio::time::sleep;
 use crate::embed::Life;
 use crate::error::Error;
 
-/// How long the thread of actix-web that accepts connections gets to accept the last clients before
-/// this module looks whether clients are left.
+/// The pause between two checks whether actix-web has accepted the last clients.
 const ACCEPT_TIME: Duration = Duration::from_millis(5);
 
 /// Runs a server that listens on [`Life::tcp_listener`] or [`Life::unix_listener`]. Reports that
@@ -47,9 +46,8 @@ pub async fn serve(life: &Life, server: Server) -> Result<(), Error> {
     served.map_err(|error| Error::Server { reason: error.to_string() })
 }
 
-/// Lets the server accept the clients on listeners on which no other generation accepts. Never
-/// returns, because clients can arrive until actix-web closes its copies of the sockets, which it
-/// does only when it stops.
+/// Lets the server accept the last clients of listeners on which no other generation accepts. Never
+/// returns, because clients can arrive until actix-web stops and closes its copies of the sockets.
 async fn serve_last_clients(life: &Life, handle: &ServerHandle) {
     loop {
         life.client_left().await;
@@ -62,7 +60,8 @@ async fn serve_last_clients(life: &Life, handle: &ServerHandle) {
 }
 
 /// A middleware that announces the end of the connection in each reply, once the generation has
-/// retired. Without it, a request that crosses the close of an idle connection is lost.
+/// retired. Without it, a request is lost if the client sends it just before the server closes an
+/// idle connection.
 #[derive(Clone, Debug)]
 pub struct CloseMiddleware {
     life: Life,
@@ -116,7 +115,8 @@ where
         let (reply, life) = (self.inner.call(request), self.life.clone());
         Box::pin(async move {
             let mut reply = reply.await?;
-            // A connection that changes its protocol is not reused for another request.
+            // Do not change a reply that switches the protocol, because no request follows on its
+            // connection.
             if life.has_retired() && reply.status() != StatusCode::SWITCHING_PROTOCOLS {
                 reply.response_mut().head_mut().set_connection_type(ConnectionType::Close);
             }

@@ -1,5 +1,5 @@
-//! A service that announces the end of its connection in each reply, once the generation has
-//! retired.
+//! An HTTP service that announces the end of the connection in each reply, once the generation has
+//! retired, that is, stopped accepting.
 //!
 //! An HTTP/1.1 client reuses its connection for the next request, unless a reply contains
 //! `Connection: close` (RFC 9112, section 9.6). If the server closes the connection without this
@@ -15,7 +15,7 @@ use pin_project_lite::pin_project;
 
 use crate::embed::Life;
 
-/// A service whose replies announce the end of their connection once the generation has retired.
+/// An HTTP service whose replies contain `Connection: close` once the generation has retired.
 #[derive(Clone, Debug)]
 #[cfg_attr(not(feature = "tower"), expect(unreachable_pub, reason = "only tower shows it"))]
 pub struct Announcing<S> {
@@ -53,7 +53,8 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let mut reply = ready!(this.reply.poll(cx))?;
-        // A connection that changes its protocol is not reused for another request.
+        // Do not change a reply that switches the protocol, because no request follows on its
+        // connection.
         let may_be_reused =
             *this.version <= Version::HTTP_11 && reply.status() != StatusCode::SWITCHING_PROTOCOLS;
         if may_be_reused && this.life.has_retired() {

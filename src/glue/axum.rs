@@ -1,8 +1,8 @@
 //! Servers of axum.
 //!
-//! A handler gets the address of its client from
-//! [`ConnectInfo<Peer>`](axum::extract::ConnectInfo). A handler of a websocket or of another long
-//! reply waits for [`Life::draining`] to end it, and gets the [`Life`] as a state or by a clone.
+//! A handler gets the address of its client from [`ConnectInfo<Peer>`](axum::extract::ConnectInfo).
+//! A handler of a websocket or of another long reply must end it when [`Life::draining`] resolves.
+//! The handler gets the [`Life`] from the state of the app, or holds a clone.
 
 use std::future::pending;
 use std::io;
@@ -22,9 +22,8 @@ use crate::listen::{Peer, Stream};
 /// Serves the listener called `name` with an axum app. Reports that the server is ready, and
 /// returns when the generation has retired and the connections have ended.
 ///
-/// From the retirement on, each reply in HTTP/1.1 announces the end of its connection. Connections
-/// without a request are closed after
-/// [`Config::keep_alive_grace`](crate::Config::keep_alive_grace).
+/// Once the generation has retired, each reply in HTTP/1.1 announces the end of its connection.
+/// Idle connections are closed after [`Config::keep_alive_grace`](crate::Config::keep_alive_grace).
 ///
 /// ```no_run
 /// use axum::Router;
@@ -70,7 +69,8 @@ impl Listener for Acceptor {
     type Addr = Peer;
 
     /// Waits for the next connection. Never resolves once the generation has stopped accepting,
-    /// because axum then waits for its connections.
+    /// because this function cannot report an end. Axum then waits until its connections have
+    /// ended.
     async fn accept(&mut self) -> (Stream, Peer) {
         match Self::accept(self).await {
             Some(accepted) => accepted,

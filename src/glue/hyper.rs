@@ -18,11 +18,10 @@ use crate::error::Error;
 /// Serves the listener called `name` with a hyper service. Reports that the server is ready, and
 /// returns when the generation has retired and the connections have ended.
 ///
-/// From the retirement on, each reply in HTTP/1.1 announces the end of its connection. Connections
-/// without a request are closed after
-/// [`Config::keep_alive_grace`](crate::Config::keep_alive_grace). In HTTP/2, GOAWAY tells the
-/// clients at once to open another connection. No request is lost, because the server still handles
-/// the requests that the client sends before it receives GOAWAY.
+/// Once the generation has retired, each reply in HTTP/1.1 announces the end of its connection.
+/// Idle connections are closed after [`Config::keep_alive_grace`](crate::Config::keep_alive_grace).
+/// In HTTP/2, GOAWAY tells the clients at once to open another connection. No request is lost,
+/// because the server still handles the requests that the client sends before it receives GOAWAY.
 ///
 /// # Errors
 /// Returns [`Error::NoSuchListener`] if the name is unknown, or the kernel's error if the socket
@@ -78,7 +77,7 @@ where
     Ok(())
 }
 
-/// When the connections of a server must end.
+/// The signals that tell the connections of a server to end.
 #[derive(Clone, Default)]
 struct ConnectionEnds {
     /// Cancelled when connections of HTTP/2 must end.
@@ -88,8 +87,8 @@ struct ConnectionEnds {
 }
 
 impl ConnectionEnds {
-    /// Waits until a connection must end. `speaks_http2` is cancelled when its client has sent a
-    /// request of HTTP/2.
+    /// Waits until a connection must end. `speaks_http2` is cancelled when the client has sent an
+    /// HTTP/2 request.
     async fn of(&self, speaks_http2: &CancellationToken) {
         let both = async { tokio::join!(self.http2.cancelled(), speaks_http2.cancelled()) };
         tokio::select! {

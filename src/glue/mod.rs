@@ -1,5 +1,5 @@
-//! Glue between this library and other server libraries. Each file belongs to a feature of the same
-//! name, and uses only the public interface of [`crate::embed`].
+//! Glue between this library and other server libraries. Each public module belongs to the Cargo
+//! feature of the same name, and uses only the public interface of [`crate::embed`].
 
 #[cfg(any(feature = "hyper", feature = "tower"))]
 mod announce;

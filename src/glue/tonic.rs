@@ -21,8 +21,8 @@ type NextConnection = Pin<Box<dyn Future<Output = (Acceptor, Option<Stream>)> + 
 /// Returns the connections of the listener called `name`, and reports that the server is ready.
 ///
 /// The stream does not end when the generation retires, because tonic would then drop its
-/// connections. Pass [`Life::draining_of`] as the signal, with which tonic asks its connections to
-/// end by GOAWAY:
+/// connections. Pass [`Life::draining_of`] as the shutdown signal. When it resolves, tonic sends
+/// GOAWAY, which asks the clients to end their connections:
 ///
 /// ```ignore
 /// let incoming = handoffd::tonic::incoming(&life, "grpc")?;
@@ -30,7 +30,7 @@ type NextConnection = Pin<Box<dyn Future<Output = (Acceptor, Option<Stream>)> + 
 ///     .serve_with_incoming_shutdown(incoming, life.draining_of("grpc")?).await
 /// ```
 ///
-/// A method that streams its reply for long waits for [`Life::closing`] to end it. By then, GOAWAY
+/// A method that streams a long reply must end it when [`Life::closing`] resolves. By then, GOAWAY
 /// has told the client to send its next request on another connection.
 ///
 /// # Errors
@@ -74,7 +74,7 @@ impl fmt::Debug for IncomingConnections {
     }
 }
 
-/// A method gets the address of its client from the extensions of the request, as a [`Peer`].
+/// A gRPC method gets the address of its client from the request's extensions, as a [`Peer`].
 impl Connected for Stream {
     type ConnectInfo = Peer;
 

@@ -1,6 +1,7 @@
-//! A tower layer that makes keep-alive lossless for any server of HTTP/1.1.
+//! A tower layer for any HTTP/1.1 server. It prevents the loss of requests on keep-alive
+//! connections.
 //!
-//! [`crate::axum::serve`] and [`crate::hyper::serve`] already contain it.
+//! [`crate::axum::serve`] and [`crate::hyper::serve`] already contain this layer.
 
 use tower_layer::Layer;
 

@@ -81,7 +81,7 @@ fn read(environment: &Environment, hello: &Hello) -> Result<Program, Error> {
     let identities = identities(environment, birth.count, hello)?;
     assert_eq!(identities.len(), birth.count);
 
-    // Leave the inherited channel out of `count`, because `count` is the number of passed sockets.
+    // Pass the channel separately, because `count` is the number of the passed sockets only.
     let (count, channel) =
         (birth.count, birth.channel.filter(|channel| *channel > 2).unwrap_or(RawFd::MAX));
     let variables = program.environment_for(birth.generation, count, channel);

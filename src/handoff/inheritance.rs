@@ -61,9 +61,9 @@ pub struct Inheritance {
 /// What a generation does with the signals of its process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SignalUse {
-    /// It handles them.
+    /// The generation handles its signals.
     Handled,
-    /// It leaves them as they are, because it runs in a test beside other tests.
+    /// The generation leaves all signals as they are, because it runs in a test beside other tests.
     LeftAlone,
 }
 

@@ -105,8 +105,8 @@ impl Program {
         self.numbers
     }
 
-    /// Returns the interval at which the main process must notify the watchdog of the service
-    /// manager. Returns `None` if no watchdog is configured.
+    /// Returns the timeout of the service manager's watchdog, within which the main process must
+    /// notify it again. Returns `None` if no watchdog is configured.
     pub(crate) const fn watchdog(&self) -> Option<Duration> {
         self.watchdog
     }
@@ -130,9 +130,8 @@ impl Program {
     }
 }
 
-/// Returns the interval at which the main process must notify the watchdog of the service manager
-/// (see sd_watchdog_enabled(3)). The interval also applies to a successor, although `WATCHDOG_PID`
-/// holds the pid of the first generation.
+/// Returns the timeout of the service manager's watchdog (see sd_watchdog_enabled(3)). The timeout
+/// also applies to a successor, although `WATCHDOG_PID` holds the pid of the first generation.
 fn watchdog(environment: &Environment) -> Result<Option<Duration>, Error> {
     let is_ours = environment.get(CHANNEL).is_some()
         || environment

@@ -49,7 +49,7 @@ pub(crate) struct Successor {
 enum SuccessorStage {
     Starting,
     Ready,
-    /// The successor has taken over and is now the active generation.
+    /// The successor has taken over, and the whole service now stops.
     Released,
 }
 
@@ -77,7 +77,8 @@ pub(crate) enum SuccessorEvent {
     Asked,
     /// The successor has answered a status request with its status report.
     Reported,
-    /// The successor has ended after it had taken over. No more events follow.
+    /// The successor has ended, after it had taken over and the whole service had begun to stop. No
+    /// more events follow.
     Ended,
 }
 
@@ -133,8 +134,8 @@ impl Successor {
         self.stage != SuccessorStage::Starting
     }
 
-    /// Marks the successor as the new active generation. From then on, this process ignores any
-    /// message that says the successor is ready or has failed.
+    /// Records that the whole service stops, although the successor has taken over. From then on,
+    /// this process ignores any message that says the successor is ready or has failed.
     pub(crate) fn release(&mut self) {
         self.stage = SuccessorStage::Released;
     }
@@ -341,8 +342,8 @@ impl Successor {
         }
     }
 
-    /// Handles a packet from a successor that has taken over. Such a successor can no longer report
-    /// that it is ready or has failed.
+    /// Handles a packet from a successor that has taken over, while the whole service stops.
+    /// Ignores messages that say the successor is ready or has failed.
     fn take_after_release(received: Received) -> Option<SuccessorEvent> {
         match received {
             Received::Message(Message::Ask) => Some(SuccessorEvent::Asked),

@@ -27,7 +27,7 @@ pub(super) const GENERATION: &str = "HANDOFFD_GENERATION";
 /// The variable that names the socket for notifications to the service manager (see sd_notify(3)).
 /// Child programs do not see this variable, but a successor does.
 pub(super) const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
-/// The variable that holds the watchdog interval of the service manager in microseconds (see
+/// The variable that holds the timeout of the service manager's watchdog in microseconds (see
 /// sd_watchdog_enabled(3)). Child programs do not see this variable, but a successor does.
 pub(super) const WATCHDOG_USEC: &str = "WATCHDOG_USEC";
 /// The variable that holds the pid of the process that the watchdog of the service manager watches.

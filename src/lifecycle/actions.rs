@@ -58,13 +58,14 @@ impl<P: DataPlane> Driver<P> {
     }
 
     fn tell_rollback(&mut self) {
-        // Send a last status report, so that the predecessor can add its counters to the totals.
+        // Send a last status report, so that the predecessor can add the counters of this process
+        // to the totals of the service.
         self.predecessors.tell_predecessor(&Message::Report(Box::new(self.report())));
         self.predecessors.tell_predecessor(&Message::Rollback {
             reason: self.life.rollback.take().unwrap_or_default(),
         });
-        // Close only the listeners that this generation has bound, because the predecessor keeps
-        // serving on all others.
+        // Close only the listeners that this generation has bound itself, because the predecessor
+        // keeps serving on all others.
         self.listeners.given_up = self.listeners.set.bound_here().to_vec();
     }
 
@@ -116,9 +117,9 @@ impl<P: DataPlane> Driver<P> {
         self.plane.committed();
         self.life.become_active();
         if !self.plane.is_taking_over() {
-            // Release the permits that are reserved for the predecessor's connections, because no
-            // connection will arrive. A predecessor offers its connections before it commits the
-            // handoff, or not at all.
+            // Release the permits that the connection limits reserve for the predecessor's
+            // connections, because none will arrive. A predecessor offers its connections before it
+            // commits the handoff, or not at all.
             self.plane.expect_no_more();
         }
         if generation != Generation::FIRST {

@@ -20,7 +20,8 @@ use crate::report::Connections;
 /// otherwise.
 const SOON: Duration = Duration::from_secs(1);
 const LATER: Duration = Duration::from_secs(10);
-/// How much more time to request from the service manager whenever a stop has made progress.
+/// How much more time to request from the service manager each time the stop of the service has
+/// made progress.
 const EXTENSION: Duration = Duration::from_secs(15);
 
 /// The active generation's connection to the service manager, and the last status that it sent.
@@ -117,7 +118,7 @@ impl ActiveRole {
         }
     }
 
-    /// Sets the heartbeat that must complete before the watchdog is notified.
+    /// Sets the heartbeat that must complete before the service manager's watchdog is notified.
     pub(super) fn beat(&mut self, beat: TaskTracker) {
         if let Some(watchdog) = &mut self.watchdog {
             watchdog.beat = Some(beat);

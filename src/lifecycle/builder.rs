@@ -19,9 +19,10 @@ use crate::server::{Server, Workers};
 use crate::service::Echo;
 use crate::service::Service;
 
-/// The settings of a generation that has not started yet.
+/// The settings of a generation, that is, of one process of the service, before it starts.
 ///
-/// If a step fails, the predecessor receives the reason and keeps serving.
+/// If the start fails, the predecessor (the process that serves now) receives the reason and keeps
+/// serving.
 ///
 /// ```no_run
 /// use handoffd::{Builder, Echo, Inheritance};
@@ -43,7 +44,7 @@ pub struct Builder {
     pub(super) inheritance: Inheritance,
     pub(super) config: Config,
     pub(super) workers: Option<Workers>,
-    /// The names of the listeners that stop last.
+    /// The names of the listeners that stop last when the service stops; see [`Builder::last`].
     pub(super) last: HashSet<String>,
     pub(super) life: Life,
     pub(super) line: LifeLine,
@@ -59,8 +60,8 @@ impl Builder {
         Self { inheritance, config, workers, last, life, line }
     }
 
-    /// Takes the inheritance, as [`Inheritance::take`] does, and creates a builder with it. Call
-    /// this function first in `main`, before any thread exists.
+    /// Takes what this process inherits, such as listening sockets, as [`Inheritance::take`] does,
+    /// and creates a builder with it. Call this function first in `main`, before any thread exists.
     ///
     /// If the service manager has created a runtime directory (`RuntimeDirectory=` in the unit),
     /// the control socket is `control` in this directory. Then `handoffd reload --control PATH`
@@ -103,7 +104,7 @@ impl Builder {
     /// Lets the listener called `name` stop last when the service stops: it accepts until the
     /// connections of all other listeners have ended. Use it for a listener that reports the state
     /// of the server. At a handoff, all listeners stop together, because the successor accepts on
-    /// them. Applies to [`Builder::serve_with`].
+    /// them. Has an effect only with [`Builder::serve_with`] and [`Builder::serve_here`].
     #[must_use]
     pub fn last(mut self, name: &str) -> Self {
         self.last.insert(name.to_owned());
@@ -111,13 +112,14 @@ impl Builder {
     }
 
     /// Returns a handle to the life of this generation, for a service that is run with
-    /// [`Builder::run`]. With it, the service learns when the generation becomes active or retires.
+    /// [`Builder::run`]. From the handle, the service learns when the generation becomes active or
+    /// retires.
     #[must_use]
     pub fn life(&self) -> Life {
         self.life.clone()
     }
 
-    /// Returns what this process has inherited.
+    /// Returns what this process has inherited, such as its generation number.
     #[must_use]
     pub const fn inheritance(&self) -> &Inheritance {
         &self.inheritance

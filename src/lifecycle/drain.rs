@@ -56,8 +56,8 @@ impl<P: DataPlane> Driver<P> {
         });
         self.life.drain();
         self.plane.drain(channel);
-        // Log this only now, because the data plane has just begun to count how connections end. So
-        // the report of the drain includes each connection that ends after this record.
+        // Write this record only after the data plane has begun to count how connections end. So
+        // the report of the drain includes every connection that ends after this record.
         tracing::info!(
             event = "drain.started",
             why = self.state.name(),
@@ -94,8 +94,8 @@ impl<P: DataPlane> Driver<P> {
         self.plane.drain_uncarried();
     }
 
-    /// Begins to accept connections again after the successor has died. This process ends with an
-    /// error if it does not accept within the ready timeout.
+    /// Begins to accept connections again after the successor has died. If that fails, this process
+    /// ends with an error.
     ///
     /// # Errors
     /// Returns the same errors as [`Driver::accept_again`].
@@ -106,8 +106,9 @@ impl<P: DataPlane> Driver<P> {
         self.accept_again(Instant::now() + RESUME_TIMEOUT).await
     }
 
-    /// Makes an attempt to accept connections again. If memory or file descriptors are short, there
-    /// will be further attempts, the last one at `until`, because no other generation accepts.
+    /// Tries to accept connections again after the successor has died. If memory or file
+    /// descriptors are short, the driver tries again until the instant `until`, because no other
+    /// generation accepts.
     ///
     /// # Errors
     /// Returns the error of the last attempt.

@@ -47,14 +47,15 @@ pub(super) struct Driver<P> {
     pub(super) listeners: OwnListeners,
     pub(super) plane: P,
     pub(super) liveness: Liveness,
-    /// The connection to the server's [`Life`](super::life::Life) handles.
+    /// The connection to the [`Life`](super::life::Life) handles, with which the server follows
+    /// this generation.
     pub(super) life: LifeLine,
     /// The duties of the active generation. `None` if another generation is active.
     pub(super) active: Option<ActiveRole>,
     pub(super) pid_file: Option<PidFile>,
     pub(super) predecessors: Predecessors,
     /// The latest handoff that this generation has started. `None` before the first handoff, and
-    /// once the handoff's successor is gone.
+    /// after a failed handoff.
     pub(super) handoff: Option<Handoff>,
     /// The deadlines of the drain. `None` when this generation does not drain.
     pub(super) drain: Option<DrainPhase>,

@@ -1,5 +1,5 @@
-//! The part of the driver that waits until the tasks which run in only one generation have ended,
-//! before a handoff is committed and before this process ends.
+//! The part of the driver that waits for the end of the tasks which run in only one generation. It
+//! waits before a handoff is committed and before this process ends.
 //!
 //! The driver handles all other events meanwhile: signals, messages, deadlines and status requests.
 
@@ -16,19 +16,19 @@ use super::timers::deadline;
 use crate::data_plane::DataPlane;
 use crate::error::Error;
 
-/// The wait for the tasks that run in only one generation, after an event that ends their time.
+/// An event that is delayed until the tasks that run in only one generation have ended.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct DutyWait {
     /// The event to handle once the tasks have ended.
     event: Event,
     pub(super) until: Option<Instant>,
-    /// Whether the tasks have had their time and were dropped.
+    /// Whether the tasks were dropped, because they did not end in time.
     is_dropped: bool,
 }
 
 impl<P: DataPlane> Driver<P> {
-    /// Ends the tasks that run in only one generation, because the probation of the successor has
-    /// ended. The handoff is committed when they have ended.
+    /// Tells the tasks that run in only one generation to end, because the probation of the
+    /// successor has ended. The handoff is committed when these tasks have ended.
     pub(super) fn yield_duties(&mut self) {
         self.life.yield_duties();
         if let Some(handoff) = &mut self.handoff {
@@ -36,9 +36,10 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Returns `event` if it can be handled now, or delays it until the tasks that run in only one
-    /// generation have ended. A stop or a cut during the bake commits the handoff, so the successor
-    /// could start a task that still runs here. The end of this process waits for the tasks too.
+    /// Returns `occurrence` if it can be handled now. Otherwise delays its event until the tasks
+    /// that run in only one generation have ended. A stop or a cut during the bake is delayed,
+    /// because it commits the handoff, and the successor could start a task that still runs here.
+    /// The end of a drain is delayed too, because it ends this process.
     pub(super) fn after_duties(&mut self, occurrence: Occurrence) -> Option<Occurrence> {
         let event = occurrence.event;
         let limit = match (self.state, event) {
@@ -55,7 +56,8 @@ impl<P: DataPlane> Driver<P> {
             return Some(occurrence);
         }
         if event == Event::Drained {
-            // The drain is over, and its deadline must not shorten the time of the tasks.
+            // Clear the deadline of the drain, because the drain is over, and the tasks may need
+            // more time.
             self.drain.iter_mut().for_each(|drain| drain.until = None);
         }
         let is_later = |wait: &DutyWait| wait.event != Event::CutNow && event == Event::CutNow;
@@ -67,16 +69,16 @@ impl<P: DataPlane> Driver<P> {
     }
 
     /// Handles the end of the last task that runs in only one generation. Returns the event that
-    /// has waited for it.
+    /// has waited for the tasks.
     pub(super) fn duties_ended(&mut self) -> Occurrence {
         self.life.duty_wait.take().map_or(Event::BakeOver, |wait| wait.event).into()
     }
 
-    /// Drops the tasks that run in only one generation, because their time is over.
+    /// Drops the tasks that run in only one generation, because they did not end in time.
     ///
     /// # Errors
-    /// Returns [`Error::AloneBlocks`] if they were dropped before and still run. This process must
-    /// then end before a successor may start them.
+    /// Returns [`Error::AloneBlocks`] if the tasks were dropped before and still run. This process
+    /// must then end before a successor may start them.
     pub(super) fn duties_expired(&mut self) -> Result<(), Error> {
         let Some(wait) = &mut self.life.duty_wait else { return Ok(()) };
         if wait.is_dropped {
@@ -90,8 +92,9 @@ impl<P: DataPlane> Driver<P> {
         Ok(())
     }
 
-    /// Forgets an event that waits for the tasks, because the handoff has failed. Raises the event
-    /// again, so that it is handled in the new state.
+    /// Called when a handoff has failed. If an event waits for the tasks that run in only one
+    /// generation, raises it again, so that it is handled in the new state. Otherwise lets the
+    /// tasks start again.
     pub(super) fn release_waiting_event(&mut self) {
         match self.life.duty_wait.take() {
             Some(wait) => self.raised.push_back(wait.event.into()),
@@ -99,9 +102,9 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Ends the tasks that run in only one generation at the end of this generation. Returns
-    /// `lived`, the result of the generation. The tasks usually have ended, unless the generation
-    /// ends with an error or was cut.
+    /// Ends the tasks that run in only one generation, because this generation ends. Returns
+    /// `lived`, the result of the generation. Tasks are left only if the generation ends with an
+    /// error or was cut.
     ///
     /// If a task blocks its thread, ends the process at once. Otherwise this generation would close
     /// its channels first, and a successor would start the task while it still runs here.

@@ -2,8 +2,9 @@
 //! library's server.
 //!
 //! [`Builder::serve_with`] calls the program's `async fn`, and calls it again if the successor dies
-//! during the drain. It ends when the generation has ended. The program's function accepts
-//! connections from an [`Acceptor`], or from a listener of another kind (`embed/listener.rs`).
+//! during the drain. `serve_with` returns when the generation has ended. The program's function
+//! accepts connections from an [`Acceptor`], or from a listener of another kind
+//! (`embed/listener.rs`).
 
 mod acceptor;
 mod blocking;
@@ -41,21 +42,21 @@ pub use carry::{CarryAcceptor, CarryClient};
 pub use handle::{CarryHandle, CarryOutcome, CarryPermit};
 pub use handshake::Handshakes;
 
-/// How long the rest of the process may take after the generation has ended. Then the process is
-/// ended, because a server that ignores the end would live on forever.
+/// How long the process may live on after the generation has ended. Then a thread ends the process,
+/// because a server could ignore the end and live on forever.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The exit code of a Rust program that has panicked.
 const PANIC_CODE: i32 = 101;
 
-/// How long the tasks of the server may take after the generation has ended.
+/// How long to wait for threads of the server's runtime after the generation has ended.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Builder {
     /// Runs the generation with a server of your own, and returns when the generation has ended.
     /// This function creates a tokio runtime with one worker thread per core. The library handles
-    /// signals and deadlines on a thread of its own, so they are kept even if `serve` and its tasks
-    /// block every worker thread.
+    /// signals and deadlines on a thread of its own, so it handles them even if `serve` and its
+    /// tasks block every worker thread.
     ///
     /// `serve` accepts connections until [`Life::retired`], and returns when its connections have
     /// ended. If it returns earlier, the service stops. If the successor dies during the drain,
@@ -91,21 +92,22 @@ impl Builder {
             }
         };
         let ended = catch_unwind(AssertUnwindSafe(|| runtime.block_on(self.serve_here(serve))));
-        // After a panic too, do not wait for threads that block forever.
+        // Do not wait for threads that block forever, even after a panic.
         runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
         ended.unwrap_or_else(|panic| resume_unwind(panic))
     }
 
     /// Runs the generation as [`Builder::serve_with`] does, but in the caller's runtime. Use it if
-    /// the runtime needs settings of its own. Take the inheritance before you create the runtime.
+    /// the runtime needs settings of its own. Call [`Builder::from_env`] or
+    /// [`Inheritance::take`](crate::Inheritance::take) before you create the runtime.
     ///
     /// # Errors
     /// Returns the same errors as [`Builder::serve_with`].
     ///
     /// # Panics
-    /// Panics if `serve` panics, or outside of a tokio runtime with I/O and time enabled. A process
-    /// that has not ended two seconds after such a panic is ended. For example, a runtime waits
-    /// forever for threads that block.
+    /// Panics if `serve` panics, or outside of a tokio runtime with I/O and time enabled. If the
+    /// process has not ended two seconds after a panic, a thread ends it, because a runtime would
+    /// wait forever for threads that block.
     pub async fn serve_here<T, E: Display>(
         self,
         serve: impl AsyncFn(Life) -> Result<T, E>,
@@ -113,7 +115,7 @@ impl Builder {
         let Self { inheritance, config, line, life, last, .. } = self;
         let (server, calls) = watch::channel(ServerState::Running);
         let plane = Embedded::new(life.clone(), calls, Handle::current());
-        // In a test, the process does not belong to the server.
+        // In a test, the server must not end the process, because other tests run in it.
         let owns_process = inheritance.signal_use == SignalUse::Handled;
         let _guard = PanicGuard { owns_process };
         let runtime = match DriverRuntime::new() {
@@ -158,7 +160,8 @@ impl Builder {
     }
 }
 
-/// Returns a function that returns whether the connections of a listener may move at a handoff.
+/// Returns a function that takes the name of a listener, and returns whether the connections of the
+/// listener may move to the successor at a handoff.
 fn on_handoff(config: &Config) -> impl Fn(&str) -> OnHandoff + use<> {
     let (by_name, default) = (config.listeners.on_handoff(), config.on_handoff);
     move |name| by_name.get(name).copied().unwrap_or(default)
@@ -185,7 +188,8 @@ impl Drop for PanicGuard {
     }
 }
 
-/// Ends the process if `returned` is still connected after [`EXIT_TIMEOUT`].
+/// Ends the process with `code` if `returned` is still connected after [`EXIT_TIMEOUT`], because
+/// the server has not returned then.
 #[expect(clippy::disallowed_methods, reason = "the server prevents a return from main")]
 fn end_process_later(returned: Receiver<()>, code: i32) {
     std::thread::spawn(move || {

@@ -87,7 +87,7 @@ impl Stage {
         }
     }
 
-    /// Returns whether the handoff waits for the tasks that run in only one generation.
+    /// Returns whether the handoff waits for the end of the tasks that run in only one generation.
     pub(super) const fn is_yielding(self) -> bool {
         matches!(self, Self::Yielding(_))
     }
@@ -284,7 +284,8 @@ impl<P: DataPlane> Driver<P> {
         }
         if !is_well {
             if matches!(failure, HandoffFailure::Refused { .. }) {
-                // It ends by itself, and first removes its files and stops its program.
+                // Wait until the successor has ended. It ends by itself, and first removes its
+                // files and stops its program.
                 successor.ended(SETTLE_TIMEOUT).await;
             }
             successor.end(StopMode::Kill);
@@ -295,7 +296,8 @@ impl<P: DataPlane> Driver<P> {
     /// Logs how many connections may have been lost because they had moved to a successor that
     /// failed.
     pub(super) async fn log_lost_connections(&mut self) {
-        // First wait for the answers that the successor sent before it failed.
+        // First wait for the answers that the successor sent before it failed, because they say
+        // which connections it took over.
         let _ = tokio::time::timeout(SETTLE_TIMEOUT, self.plane.settled()).await;
         let (successor, lost) = (self.process.generation.next(), self.plane.lost_with_successor());
         if lost > 0 {
@@ -324,8 +326,8 @@ impl<P: DataPlane> Driver<P> {
     }
 }
 
-/// Writes one line to standard error if the program has installed no subscriber. Otherwise the
-/// outcome of the handoff would be lost.
+/// Writes one line to standard error if the program has installed no `tracing` subscriber.
+/// Otherwise the outcome of the handoff would be lost.
 fn report_without_subscriber(when: &str, failure: &HandoffFailure) {
     if tracing::dispatcher::get_default(|subscriber| subscriber.is::<NoSubscriber>()) {
         let _ = writeln!(io::stderr(), "handoffd: the handoff {when}: {failure}");

@@ -30,7 +30,8 @@ pub(super) use served::{OpenConnection, ServedListener, ServedListeners, StopOrd
 pub(super) use state::LifeState;
 pub(super) use term::Term;
 
-/// A handle to the life of this generation. Clones refer to the same generation.
+/// A handle with which a server follows its generation, that is, this process of the service.
+/// Clones refer to the same generation.
 ///
 /// ```no_run
 /// use handoffd::{Builder, Error};
@@ -51,7 +52,8 @@ pub(super) use term::Term;
 #[derive(Clone, Debug)]
 pub struct Life {
     pub(super) state: Arc<LifeState>,
-    /// The term to which this handle is bound. `None` if the handle follows the current term.
+    /// The term (period of accepting connections) to which this handle is bound. `None` if the
+    /// handle follows the current term.
     term: Option<Term>,
 }
 
@@ -62,7 +64,7 @@ impl Life {
         (Self { state, term: None }, line)
     }
 
-    /// Returns a handle that follows the current term.
+    /// Returns a handle that is bound to no term, and always follows the current one.
     pub(super) const fn of(state: Arc<LifeState>) -> Self {
         Self { state, term: None }
     }
@@ -76,7 +78,8 @@ impl Life {
         self.term.clone().unwrap_or_else(|| self.state.term.borrow().clone())
     }
 
-    /// Returns whether no later term has begun than the one to which this handle is bound.
+    /// Returns whether this handle's term is the current one. A handle that is bound to no term is
+    /// always current.
     pub(super) fn is_current(&self) -> bool {
         self.term.as_ref().is_none_or(|term| term.is(&self.state.term.borrow()))
     }
@@ -123,7 +126,8 @@ impl Life {
 
     /// Returns whether the server must stop accepting connections. From then on, the next reply on
     /// each connection must be the last. In HTTP/1.1, such a reply has the header `Connection:
-    /// close`. Otherwise a request that crosses the close is lost.
+    /// close`. Otherwise a request is lost if the client sends it just before the server closes the
+    /// connection.
     #[must_use]
     pub fn has_retired(&self) -> bool {
         match &self.term {
@@ -203,8 +207,9 @@ impl Life {
         self.state.request(LifeRequest::Reload);
     }
 
-    /// Does what SIGTERM does: the active generation drains and ends the service. During the bake,
-    /// the handoff is committed at once, and the successor serves on.
+    /// Stops this generation, as SIGTERM does. The active generation drains its connections, and
+    /// the service ends. During the bake, the handoff is committed at once, and the successor
+    /// serves on.
     pub fn stop(&self) {
         self.state.request(LifeRequest::Stop);
     }
@@ -219,8 +224,8 @@ impl Life {
     /// handoff is rolled back and the task starts again. If the handoff fails for another reason,
     /// `task` is called again too. A task that returns without a request to stop has finished.
     ///
-    /// When the service stops, the process waits as long for the task, and then drops it. A task
-    /// must not leave work behind in a thread when it is dropped.
+    /// When the service stops, the process waits for the task equally long, and then drops it. A
+    /// task must not leave work behind in a thread when it is dropped.
     pub fn alone<T, F>(&self, task: T)
     where
         T: FnMut(Stop) -> F + Send + 'static,

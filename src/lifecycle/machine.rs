@@ -220,8 +220,8 @@ fn serving(event: Event) -> (State, Vec<Action>) {
         }
         Event::Terminate => (State::Stopping, vec![TellStopping, CloseListeners, Drain]),
         Event::CutNow => (State::Stopped, vec![TellStopping, CloseListeners, Drain, Cut, Exit]),
-        // Ignore these events. Late messages from a failed successor or from older generations
-        // cause them.
+        // Ignore these events, which are caused by late messages from a failed successor or from
+        // older generations.
         Event::Live
         | Event::Committed(_)
         | Event::PredecessorLost

@@ -193,7 +193,7 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Records which listeners the successor does not use.
+    /// Records which listeners the successor does not use, because it is ready now.
     fn successor_is_ready(&mut self, pid: Option<u32>, given_up: Vec<usize>, replaced: &[usize]) {
         tracing::info!(event = "successor.ready", successor_pid = pid, "the successor is ready");
         self.listeners.set.mark_replaced(replaced);

@@ -42,9 +42,10 @@ pub use embed::{
 };
 pub use life::{Life, Stop};
 
-/// Runs a generation that serves clients with `service`, and returns when the generation ends. It
-/// adopts or binds the listeners, takes over from a predecessor, hands over to a successor, and
-/// drains its connections. Must be called in a tokio runtime with I/O and time enabled.
+/// Runs a generation, that is, one process of the service, and returns when the generation ends.
+/// The generation serves clients with `service`. It adopts or binds the listeners, takes over from
+/// a predecessor, hands over to a successor, and drains its connections. Must be called in a tokio
+/// runtime with I/O and time enabled.
 ///
 /// This function handles SIGHUP, SIGUSR2, SIGTERM, SIGINT and SIGQUIT for the whole process, as the
 /// table in the README describes. It logs and ignores every other signal that would end the

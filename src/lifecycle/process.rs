@@ -16,6 +16,7 @@ pub(super) struct Process {
     /// The channel to the init process. `None` if the service runs without an init process.
     pub(super) init: Option<Init>,
     pub(super) notifier: Notifier,
-    /// The signals of the process. `None` if the server runs in a test, which keeps them.
+    /// The signals that this process handles. `None` in a test, because the test process handles
+    /// its signals itself.
     pub(super) signals: Option<Signals>,
 }

@@ -32,7 +32,8 @@ impl<P: DataPlane> Driver<P> {
             LifeRequest::Failed(term, _) | LifeRequest::Returned(term)
                 if !term.is(&self.life.state.term.borrow()) =>
             {
-                // The server has been called again in the meantime.
+                // Ignore the request, because the server function has been called again in the
+                // meantime.
                 None
             }
             LifeRequest::Failed(_, reason) => {
@@ -65,7 +66,8 @@ impl<P: DataPlane> Driver<P> {
         })
     }
 
-    /// Gives the server more time to become ready, and tells everyone who waits for it.
+    /// Gives the server more time to become ready, and tells the predecessor or the service
+    /// manager, which waits for it.
     fn extend_own_start(&mut self, time: Duration) {
         self.liveness.extend(time);
         if !matches!(self.state, State::Starting { .. }) {
@@ -114,7 +116,7 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Stores the state that the predecessor's server has offered to this one.
+    /// Stores the state that the predecessor's server has offered to the server of this process.
     pub(super) fn receive_state(&mut self, format: String, file: OwnedFd) {
         match sys::memory_file::read(file, Life::OFFER_MAX as u64) {
             Ok(bytes) => {

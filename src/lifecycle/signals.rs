@@ -31,8 +31,7 @@ pub(super) struct Signals {
     interrupt: Signal,
     quit: Signal,
     interrupted: Interrupted,
-    /// The signals that are only logged. Signals for which the program has its own handler are left
-    /// out.
+    /// The signals that are only logged, except those for which the program has its own handler.
     stray: Vec<(c_int, Signal)>,
 }
 
@@ -43,7 +42,8 @@ enum Interrupted {
 }
 
 impl Signals {
-    /// Installs the signal handlers, unless the process keeps its signals.
+    /// Installs the signal handlers. Returns `None` if the generation runs in a test and leaves the
+    /// signals of the process alone.
     ///
     /// # Errors
     /// Fails when the kernel refuses to install a handler.

@@ -16,7 +16,7 @@ use crate::data_plane::DataPlane;
 use crate::error::Error;
 use crate::handoff::Message;
 
-/// How much earlier than its predecessor expects a successor gives up its start.
+/// How long before the predecessor's deadline a successor gives up its start, to report the reason.
 pub(super) const REPORT_TIME: Duration = Duration::from_millis(500);
 
 /// The health of the data plane, the part that serves clients: whether it has started, and whether
@@ -25,20 +25,21 @@ pub(super) const REPORT_TIME: Duration = Duration::from_millis(500);
 pub(super) struct Liveness {
     start: Start,
     /// The error of a worker or an accept loop that has died during a drain. The generation returns
-    /// it when its connections have ended.
+    /// this error when its connections have ended.
     death: Option<Error>,
 }
 
 /// The start of the data plane.
 #[derive(Clone, Copy, Debug, Default)]
 enum Start {
-    /// The data plane accepts connections, or is not told to.
+    /// The data plane accepts connections, or was not told to accept any.
     #[default]
     Over,
     /// The accept loops have not run yet. The generation ends at the deadline, if there is one.
     Awaited { until: Option<Instant> },
-    /// Memory or descriptors were short when the successor had died. The next attempt is at
-    /// `next`, and the last one at `until`.
+    /// The successor has died, and an attempt to accept again has failed for lack of memory or
+    /// descriptors. The next attempt is at `next`. If an attempt fails after `until`, the
+    /// generation ends.
     Failed { next: Instant, until: Instant },
 }
 
@@ -70,7 +71,7 @@ impl Liveness {
         is_first
     }
 
-    /// Stops to wait for the data plane, because it is told to stop.
+    /// Stops waiting for the start of the data plane, because the data plane is told to stop.
     pub(super) fn stop_waiting(&mut self) {
         self.start = Start::Over;
     }
@@ -106,8 +107,8 @@ impl Liveness {
 }
 
 impl<P: DataPlane> Driver<P> {
-    /// Completes the start of the data plane, at the beginning of the generation or after its
-    /// successor has died. Called when every accept loop has run.
+    /// Called when every accept loop has run. Completes the start of the data plane, at the
+    /// beginning of the generation or after its successor has died.
     pub(super) fn started(&mut self) -> Option<Occurrence> {
         self.liveness.start = Start::Over;
         if !matches!(self.state, State::Starting { .. }) {

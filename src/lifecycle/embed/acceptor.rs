@@ -32,14 +32,17 @@ pub struct Acceptor {
 enum ConnectionSource {
     /// The listener, which is registered with the runtime.
     Listener(net::WatchedListener),
-    /// Nowhere. The generation has stopped accepting, and does not know yet which clients are left.
+    /// No source. The generation has stopped accepting, and does not know yet whether it must
+    /// accept the clients that are left in the backlog.
     Retired,
-    /// The listener, on which no generation accepts any more. Its last clients are not accepted
-    /// yet.
+    /// The listener, whose last clients this process must still accept, because no other generation
+    /// accepts on it.
     GivenUp,
-    /// The listener, which the successor has replaced. It is closed when no further clients arrive.
+    /// The listener, which the successor has replaced with a new socket. It is closed when no
+    /// further clients arrive.
     Replaced(net::WatchedListener),
-    /// The clients that were left in the backlog. No other generation accepts them.
+    /// The clients that were left in the backlog, or none if another generation accepts these
+    /// clients.
     Backlog(VecDeque<(Stream, Peer)>),
 }
 
@@ -177,8 +180,8 @@ impl Acceptor {
                     if let Some(client) = clients.pop_front() {
                         return Some(self.admit(client));
                     }
-                    // The generation still serves other listeners if it resumed after it had given
-                    // up this one.
+                    // Wait until the generation retires. It may still serve other listeners, if it
+                    // has resumed after it had given up this listener.
                     (&mut self.retired.0).await;
                     self.accepting = None;
                     return None;
@@ -206,7 +209,7 @@ impl Acceptor {
         self.served.socket().ok_or_else(closed)?.local_address()
     }
 
-    /// Counts a connection as open.
+    /// Counts an accepted connection as open until its stream is dropped.
     fn admit(&self, (mut stream, peer): (Stream, Peer)) -> (Stream, Peer) {
         drop(stream.take_earmark());
         let awaiting = self.served.awaiting(&self.term);

@@ -1,4 +1,4 @@
-//! A listener for servers of plain threads, whose calls block.
+//! A listener with blocking calls, for a server that uses threads instead of a tokio runtime.
 //!
 //! The listening socket itself must stay non-blocking, because other generations share it. So this
 //! module waits with poll(2) and then accepts without blocking.
@@ -41,9 +41,11 @@ const PAUSE: Duration = Duration::from_millis(10);
 #[derive(Debug)]
 pub struct BlockingListener {
     served: Arc<ServedListener>,
-    /// A socket that ends when the generation has stopped accepting and the drain has begun.
+    /// A socket that becomes readable when the generation has stopped accepting and the drain has
+    /// begun.
     retired: UnixStream,
-    /// Lets [`Life::draining`] wait until this listener accepts no more.
+    /// A token that is held until this listener accepts no more, because [`Life::draining`] waits
+    /// for that.
     _accepting: Option<TaskTrackerToken>,
 }
 
@@ -55,7 +57,8 @@ pub struct Tracked<S> {
 }
 
 impl Life {
-    /// Returns a listener for a server of plain threads. Must be called in a tokio runtime.
+    /// Returns a listener with blocking calls for the listener called `name`. Must be called in a
+    /// tokio runtime.
     ///
     /// # Errors
     /// Returns [`Error::NoSuchListener`] if the name is unknown, or the kernel's error if no
@@ -70,7 +73,8 @@ impl Life {
             StopOrder::Last => None,
         };
         let order = served.order;
-        // The task ends at the end of the term, or with the runtime.
+        // Do not keep a handle to this task: it ends when the generation drains, or with the
+        // runtime.
         drop(tokio::spawn(async move {
             match order {
                 StopOrder::First => term.retired().await,
@@ -107,8 +111,8 @@ impl BlockingListener {
         loop {
             let socket = self.served.socket();
             let is_retired = self.wait(socket.as_ref());
-            // Another generation accepts the clients that wait now, unless it has given up the
-            // listener too.
+            // After the generation has retired, leave the clients in the backlog to another
+            // generation, unless no generation accepts on this listener any more.
             let Some(socket) = socket.filter(|_| !is_retired || self.served.is_given_up()) else {
                 if is_retired { return None } else { continue }
             };
@@ -128,8 +132,8 @@ impl BlockingListener {
         }
     }
 
-    /// Waits a moment after an error, such as a lack of descriptors. The kernel does not report
-    /// when it is over.
+    /// Waits a moment after an error such as a lack of descriptors, because the kernel does not
+    /// report when a descriptor is free again.
     #[expect(clippy::disallowed_methods, reason = "a thread of the server's own waits")]
     fn pause_after(&self, error: &io::Error) {
         tracing::debug!(
@@ -139,7 +143,8 @@ impl BlockingListener {
         std::thread::sleep(PAUSE);
     }
 
-    /// Waits until a client waits or the generation has stopped accepting. Returns whether it has.
+    /// Waits until a client is in the backlog or the generation has stopped accepting. Returns
+    /// whether the generation has stopped accepting.
     fn wait(&self, socket: Option<&Listener>) -> bool {
         let mut watched = vec![PollFd::new(self.retired.as_fd(), PollFlags::POLLIN)];
         watched.extend(socket.map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)));
@@ -148,7 +153,7 @@ impl BlockingListener {
     }
 }
 
-/// Waits until a client waits on `socket`, at most for `limit`.
+/// Waits until a client is in the backlog of `socket`, but at most for `limit`.
 fn wait_for_client(socket: &Listener, limit: Duration) {
     let limit = PollTimeout::try_from(limit).unwrap_or(PollTimeout::ZERO);
     let _ = poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], limit);

@@ -88,17 +88,18 @@ pub struct CarryClient {
     /// The state with which the predecessor has handed this connection over. `None` for a new
     /// client.
     pub state: Option<CarriedState>,
-    /// The handle with which the connection moves.
+    /// The handle with which the server moves the connection to the successor.
     pub carry: CarryHandle,
 }
 
-/// Where the connections of one listener go when they arrive from the predecessor.
+/// The queue for the connections of one listener that arrive from the predecessor.
 pub(in crate::lifecycle) struct ArrivalQueue {
     accepts: Box<Accepts>,
     sender: UnboundedSender<CarryClient>,
 }
 
-/// Returns the reason if the server cannot continue a connection with this state.
+/// A function that returns `Ok` if the server can continue a connection with this state, or the
+/// reason why it cannot.
 type Accepts = dyn Fn(&CarriedState) -> Result<(), Declined> + Send + Sync;
 
 impl std::fmt::Debug for ArrivalQueue {
@@ -108,9 +109,10 @@ impl std::fmt::Debug for ArrivalQueue {
 }
 
 impl Acceptor {
-    /// Lets the connections of this listener move to the successor at a handoff, and takes over
-    /// those of the predecessor. Call it before [`Life::ready`](crate::embed::Life::ready).
-    /// Otherwise connections may arrive too early, and stay in the predecessor.
+    /// Lets the connections of this listener move to the successor at a handoff, and takes over the
+    /// predecessor's connections of this listener. Call it before
+    /// [`Life::ready`](crate::embed::Life::ready). Otherwise connections may arrive too early, and
+    /// stay in the predecessor.
     ///
     /// `accepts` checks whether this server can continue a connection with the given state. It must
     /// be quick, and must not block. If it returns a reason against it, the predecessor keeps the
@@ -148,7 +150,7 @@ impl CarryAcceptor {
                     }
                     None => *is_accepting = false,
                 },
-                // A connection that was taken over last may still be in the queue.
+                // Look into the queue again, because the last connection may have arrived just now.
                 () = arriving.wait(), if !*is_accepting => return arrivals.try_recv().ok(),
             }
         }
@@ -167,11 +169,12 @@ impl CarryAcceptor {
     }
 }
 
-/// The takeover of connections from the predecessor.
+/// Takes over connections from the predecessor, for a server that accepts connections itself.
 pub(super) struct Arrivals(pub(super) Life);
 
 impl Arrivals {
-    /// Returns the listener with this name and its queue, if it takes over connections.
+    /// Returns the listener called `listener`, and the queue for its connections from the
+    /// predecessor. Returns `None` if the listener takes over no connections.
     fn queue(&self, listener: &str) -> Option<(Arc<ServedListener>, Arc<ArrivalQueue>)> {
         let served = self.0.served(listener).ok()?;
         let queue = served.arrivals().filter(|queue| !queue.sender.is_closed())?;
@@ -196,7 +199,7 @@ impl TakesOver for Arrivals {
     }
 
     fn start(&self, (queue, client): Self::Prepared) {
-        // Ignore a failure: the server has dropped its acceptor, so it drops its connections.
+        // Ignore a failure: the server has dropped its acceptor, so it wants no more connections.
         let _ = queue.sender.send(client);
     }
 }

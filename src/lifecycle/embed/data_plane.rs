@@ -24,7 +24,7 @@ use crate::report::{CarryForecast, Connections, Counters};
 pub(super) struct Embedded {
     life: Life,
     server: watch::Receiver<ServerState>,
-    /// The runtime of the server. The driver has another one.
+    /// The runtime of the server. The driver runs in another runtime.
     runtime: Handle,
     /// The connections that move to the successor.
     departing: DepartureTasks,
@@ -32,12 +32,13 @@ pub(super) struct Embedded {
     taking: Takeovers,
 }
 
-/// Whether a call of the server function runs.
+/// Whether a call of the program's server function is running.
 #[derive(Clone, Debug)]
 pub(super) enum ServerState {
     /// A call has not returned yet.
     Running,
-    /// All calls have returned, or were dropped. The last one was that of this term.
+    /// All calls have returned, or were dropped. The last call belonged to this term, a period in
+    /// which the generation accepted connections.
     Ended(Term),
 }
 
@@ -52,7 +53,8 @@ impl Embedded {
 }
 
 impl DataPlane for Embedded {
-    /// Lets connections move again. The server itself is called at the beginning of each term.
+    /// Lets connections move to a successor again. Does not start the server, because `Turns` calls
+    /// the server function whenever the generation begins to accept.
     fn start(&mut self, _listeners: &[Listener]) -> Result<(), Error> {
         self.departing.end();
         self.taking.resume();
@@ -77,8 +79,8 @@ impl DataPlane for Embedded {
         beat
     }
 
-    /// Never resolves, because the server reports its failure with a request of its
-    /// [`Life`].
+    /// Never resolves, because the driver learns of a failure of the server from the request
+    /// `LifeRequest::Failed`.
     async fn died(&self) -> Error {
         std::future::pending().await
     }
@@ -87,9 +89,9 @@ impl DataPlane for Embedded {
     /// that it accepts in the meantime.
     async fn stop_accepting(&mut self) {}
 
-    /// Leaves the clients in the backlog to the server's acceptors, which have stopped to wait for
-    /// new clients. If the drain has already begun, the acceptors may have ended. Then the server
-    /// is called again, in a term in which it accepts only these clients.
+    /// Leaves the clients in the backlogs to the server's acceptors, which accept them before they
+    /// end. If the drain has already begun, the acceptors may have ended. Then the server function
+    /// is called again, only to accept these clients.
     fn accept_backlog(&mut self, listeners: &[Listener]) {
         let Some(served) = self.life.state.served.get() else { return };
         let waiting = served.give_up(listeners);
@@ -113,8 +115,8 @@ impl DataPlane for Embedded {
     /// these listeners are replaced. They accept the late clients too.
     fn accept_late(&mut self, _replaced: Vec<Listener>) {}
 
-    /// Asks the connections that can move to the successor to do so. The driver begins the drain of
-    /// all other connections, which is that of the term.
+    /// Asks the connections that can move to the successor to do so. All other connections learn
+    /// from their [`Life`] that the drain has begun.
     fn drain(&mut self, successor: Option<OwnedFd>) {
         let arriving = self.taking.tracker().clone();
         if !successor.is_some_and(|channel| self.departing.begin(channel, arriving, AllRegistered))
@@ -126,11 +128,11 @@ impl DataPlane for Embedded {
     /// Waits until the server function has returned and all connections are closed. After a cut,
     /// does not wait for the connections, because they end with the process.
     async fn drained(&self) {
-        // An error means that nobody waits for the server any more.
         let has_ended = |server: &ServerState| match server {
             ServerState::Ended(term) => term.is(&self.life.term()),
             ServerState::Running => false,
         };
+        // Ignore an error, which means that no caller waits for the server any more.
         let _ = self.server.clone().wait_for(has_ended).await;
         self.taking.tracker().wait().await;
         if let Some(served) = self.life.state.served.get() {
@@ -141,7 +143,8 @@ impl DataPlane for Embedded {
         }
     }
 
-    /// Stops the moves. The driver tells the server to cut its connections.
+    /// Stops moving connections. Does not close connections, because the server learns from its
+    /// [`Life`] that it must drop them.
     fn cut(&mut self) {
         self.taking.stop();
         self.departing.end();
@@ -163,13 +166,14 @@ impl DataPlane for Embedded {
 
 impl CarryPlane for Embedded {
     /// Returns an empty forecast if connections can move, because the library does not limit the
-    /// connections of such a server.
+    /// connections of a server that accepts them itself.
     fn forecast(&self) -> Option<CarryForecast> {
         let served = self.life.state.served.get()?;
         served.carries().then(CarryForecast::default)
     }
 
-    /// Takes over connections in the runtime of the server, which then handles their events.
+    /// Takes over connections of the predecessor in the runtime of the server, which then handles
+    /// the events of their sockets.
     fn take_over(&mut self, channel: OwnedFd) -> Result<(), Error> {
         let _inside = self.runtime.enter();
         self.taking
@@ -189,8 +193,8 @@ impl CarryPlane for Embedded {
         self.departing.ended().await
     }
 
-    /// Asks the connections that have not moved to end. As in the built-in server, this comes
-    /// before the request to move is withdrawn, so that no connection begins another message.
+    /// Asks the connections that have not moved to the successor to end, and then withdraws the
+    /// request to move. In the reverse order, a connection could begin another message in between.
     fn drain_uncarried(&mut self) {
         self.taking.stop();
         self.life.state.moves.drain_uncarried();

@@ -33,7 +33,8 @@ impl DriverRuntime {
         Ok(Self(Some(runtime)))
     }
 
-    /// Calls `create` inside of the runtime, which then handles the events of its result.
+    /// Calls `create` inside the runtime, so that the runtime handles the events of the created
+    /// value.
     pub(super) fn within<T>(&self, create: impl FnOnce() -> T) -> T {
         let _inside = self.0.as_ref().map(Runtime::enter);
         create()
@@ -60,7 +61,7 @@ impl DriverRuntime {
             };
             let ended = catch_unwind(AssertUnwindSafe(|| runtime.block_on(until_unwanted)));
             if let Some(ended) = ended.transpose() {
-                // Ignore a failure, because then the caller does not wait any more.
+                // Ignore a failure, which means that the caller no longer waits for the result.
                 let _ = tell.send(ended);
             }
         };
@@ -87,7 +88,7 @@ impl<T> DriverThread<T> {
         match (&mut self.ended).await {
             Ok(Ok(ended)) => ended,
             Ok(Err(panic)) => resume_unwind(panic),
-            // The thread always sends a result while this value lives.
+            // This case cannot happen, because the thread sends a result while this value exists.
             Err(_) => std::future::pending().await,
         }
     }

@@ -1,4 +1,4 @@
-//! The handle with which a connection of a server of your own moves to the successor.
+//! The handle with which your own server moves a connection to the successor.
 //!
 //! The server waits in [`CarryHandle::asked`] while the connection is between two messages. When
 //! the lifecycle asks the connection to move, the server takes the stream back from its protocol
@@ -23,8 +23,8 @@ pub struct CarryHandle {
     peer: Peer,
     /// When the connection began, maybe in another process.
     since: Instant,
-    /// The registration of the connection. `None` if the configuration lets no connection of the
-    /// listener move.
+    /// The registration through which the connection is asked to move. `None` if the configuration
+    /// lets no connection of the listener move.
     slot: Option<CarrySlot>,
 }
 
@@ -37,18 +37,18 @@ pub struct CarryPermit<'a> {
     _attention: AttentionGuard<'a>,
 }
 
-/// What became of a connection that was handed over.
+/// The outcome of an attempt to hand a connection over to the successor.
 #[derive(Debug)]
 #[must_use = "a connection that has stayed must be served"]
 pub enum CarryOutcome {
     /// The connection belongs to the successor.
     Moved,
-    /// The connection belongs to this process, as before. The successor has refused it or has died,
-    /// or the handoff is over.
+    /// The connection still belongs to this process, because the successor has refused it or has
+    /// died, or because the handoff is over.
     Stayed {
         /// The byte stream to and from the client, unchanged.
         stream: Stream,
-        /// The state that was to move, unchanged.
+        /// The state that was to move with the connection, unchanged.
         state: CarriedState,
     },
 }
@@ -62,7 +62,8 @@ impl CarryHandle {
     ) -> Self {
         let slot = (served.on_handoff == OnHandoff::Carry).then(|| {
             let slot = state.moves.departures.register();
-            // The server has not called `asked` yet.
+            // Let other connections move first, until the server has called `asked` for this
+            // connection.
             slot.ignore();
             slot
         });

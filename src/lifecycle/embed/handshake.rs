@@ -1,8 +1,8 @@
 //! Connections that begin with a handshake, such as TLS.
 //!
 //! Handshakes run at the same time, so that a slow client does not hold up the others. The bytes of
-//! a handshake do not count as the first request: a client that has just completed it still gets
-//! the grace for its first request.
+//! a handshake do not count as the first request: after the handshake, a drain still waits for the
+//! client's first request.
 
 use std::future::Future;
 use std::io;
@@ -39,8 +39,8 @@ impl<T> std::fmt::Debug for Handshakes<T> {
 }
 
 impl Acceptor {
-    /// Performs a handshake on each accepted connection. Connections on which it fails, or
-    /// takes longer than 30 s, are closed.
+    /// Performs a handshake on each accepted connection. A connection is closed if its handshake
+    /// fails or takes longer than 30 s.
     ///
     /// ```ignore
     /// let tls = tokio_rustls::TlsAcceptor::from(config);

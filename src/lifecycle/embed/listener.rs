@@ -1,8 +1,8 @@
 //! The addresses of the listeners, and listeners of the standard library for servers that accept
 //! connections themselves, such as actix-web.
 //!
-//! The library does not see the connections of such a server. The server itself waits for them, and
-//! drops them at a cut.
+//! The library does not see the connections of such a server. The server itself must wait until
+//! they end, and drop them when [`Life::cut`] resolves.
 
 #[cfg(feature = "actix")]
 use std::future::poll_fn;
@@ -31,9 +31,9 @@ impl Life {
         self.served(name).map(|served| served.address.to_string())
     }
 
-    /// Returns a new descriptor of the TCP listener called `name`. It is non-blocking, and stays so
-    /// because other generations share the socket. Stop accepting on it when [`Life::retired`]
-    /// resolves.
+    /// Returns a new descriptor of the TCP listener called `name`. The socket is non-blocking and
+    /// must stay so, because other generations share it. Stop accepting on it when
+    /// [`Life::retired`] resolves.
     ///
     /// # Errors
     /// Returns [`Error::NoSuchListener`] if no TCP listener has this name, or the kernel's error if
@@ -51,9 +51,9 @@ impl Life {
         self.copy_of(name, |domain| domain == Domain::UNIX).map(Into::into)
     }
 
-    /// Waits until the drain has begun, and a client waits on a listener of which the server has a
-    /// copy and on which no other generation accepts. Must be called in a tokio runtime. Cancel
-    /// safe.
+    /// Waits until the drain has begun and a client is left that only this server can accept. Such
+    /// a client waits on a listener that the server has copied and on which no other generation
+    /// accepts. Must be called in a tokio runtime. Cancel safe.
     #[cfg(feature = "actix")]
     pub(crate) async fn client_left(&self) {
         self.term().drain_begun().await;
@@ -73,7 +73,8 @@ impl Life {
         .await;
     }
 
-    /// Returns whether a client waits as in [`Life::client_left`].
+    /// Returns whether a client is left that only this server can accept; see
+    /// [`Life::client_left`].
     #[cfg(feature = "actix")]
     pub(crate) fn has_client_left(&self) -> bool {
         self.left_to_server().iter().any(Listener::has_clients)

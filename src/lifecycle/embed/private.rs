@@ -2,9 +2,10 @@
 //! tiny_http.
 //!
 //! The listening socket of the service must stay non-blocking, because other generations share it.
-//! So the library accepts the connections, and copies their bytes to and from a socket on which the
-//! server listens alone. This costs some processor time for each byte. The library knows when the
-//! connections have ended, whatever the server does with them.
+//! So the library accepts the connections, and connects each of them to a second socket, on which
+//! only the server listens. The library copies the bytes in both directions. This costs some
+//! processor time for each byte. The library knows when the connections have ended, whatever the
+//! server does with them.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -37,7 +38,7 @@ impl Life {
     pub fn private_listener(&self, name: &str) -> Result<UnixListener, Error> {
         let acceptor = self.acceptor(name)?;
         let (listener, file) = listen().map_err(Error::system("listen on a private socket"))?;
-        // The task ends with the last connection, which the drain waits for, or with the runtime.
+        // Do not keep a handle to this task: it ends with its last connection, or with the runtime.
         drop(tokio::spawn(forward(acceptor, file)));
         Ok(listener)
     }
@@ -73,7 +74,8 @@ async fn forward(mut acceptor: Acceptor, file: File) {
 async fn connect(file: &File) -> io::Result<UnixStream> {
     let path = path_to(file);
     match UnixStream::connect(&path).await {
-        // The kernel reports no event when there is room again, so a thread waits for it.
+        // The kernel reports no event when the backlog has room again, so a thread waits in a
+        // blocking connect(2).
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
             let connect = move || BlockingStream::connect(path);
             let server = tokio::task::spawn_blocking(connect).await.map_err(io::Error::other)??;
@@ -103,7 +105,7 @@ mod tests {
 
     use super::*;
 
-    /// More clients connect than fit into the backlog.
+    /// Two clients connect to a listener whose backlog has room for only one.
     #[tokio::test]
     async fn every_client_reaches_a_listener_without_a_path() {
         let (listener, file) = listen().unwrap();

@@ -1,7 +1,7 @@
-//! The running calls of the program's server function. There is one call for each term of the
-//! generation.
+//! The running calls of the program's server function. There is one call for each term, a period in
+//! which the generation accepts connections.
 //!
-//! A call may still wait for the end of its connections when the next one begins. So several calls
+//! A call may still wait for the end of its connections when the next call begins. So several calls
 //! can run at the same time, in one task.
 
 use std::fmt::Display;
@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use super::data_plane::ServerState;
 use crate::lifecycle::life::{Life, Term};
 
-/// The running calls of `serve`.
+/// The running calls of the server function `serve`.
 pub(super) struct Turns<'a, S> {
     life: Life,
     serve: &'a S,
@@ -24,7 +24,7 @@ pub(super) struct Turns<'a, S> {
     begun: Term,
 }
 
-/// A running call, with the text of the server's error as its result.
+/// A running call of the server function. If the call fails, its result has the text of the error.
 type Call<'a> = Pin<Box<dyn Future<Output = Result<(), String>> + 'a>>;
 
 impl<'a, S, T, E> Turns<'a, S>
@@ -49,7 +49,7 @@ where
         self.running.push((life, Box::pin(call)));
     }
 
-    /// Returns whether a call runs.
+    /// Returns whether a call of the server function is running.
     pub(super) fn state(&self) -> ServerState {
         if self.running.is_empty() {
             ServerState::Ended(self.begun.clone())
@@ -58,16 +58,17 @@ where
         }
     }
 
-    /// Closes the listeners that no generation needs any more, once no call accepts on them. A
-    /// server need not call its acceptors until they return `None`.
+    /// Closes the listeners that no generation needs any more, unless a call of the server function
+    /// is still running. A server may stop calling its acceptors before they close these listeners.
     fn close_unused(&self) {
         if let Some(served) = self.life.state.served.get().filter(|_| self.running.is_empty()) {
             served.close_unused();
         }
     }
 
-    /// Waits until a call has returned, and returns how. Meanwhile begins a new call for each new
-    /// term, lets the listeners that stop last stop, and drops all calls at a cut. Cancel safe.
+    /// Waits until a call of the server function has returned, and returns how it has ended.
+    /// Meanwhile begins a call for each new term, stops the listeners that stop last, and drops all
+    /// calls at a cut. Cancel safe.
     pub(super) async fn next(&mut self) -> TurnEnd {
         loop {
             let is_cut = self.life.state.cut.is_cancelled();
@@ -119,14 +120,14 @@ pub(super) enum TurnEnd {
     AsTold,
     /// Another call has begun.
     Begun,
-    /// The call has returned although nothing told it to.
+    /// The call of this term has returned although nothing told it to stop.
     Early(Term),
-    /// The call of the current term has failed.
+    /// The call of this term, the current one, has failed. The text is the reason.
     Failed(Term, String),
 }
 
-/// A future that resolves when one of the calls has returned. The call is then removed. Never
-/// resolves if no call runs.
+/// A future that resolves when one of the running calls has returned, and removes that call. Never
+/// resolves if no call is running.
 struct Finished<'a, 'b>(&'a mut Vec<(Life, Call<'b>)>);
 
 impl Future for Finished<'_, '_> {

@@ -24,7 +24,7 @@ pub(super) struct Reload {
     pub(super) answer: Answer,
     began: Instant,
     limit: Duration,
-    /// Whether the operator has set the limit.
+    /// Whether the operator has set the time limit in the request.
     is_limited: bool,
     waits_for_drain: bool,
     /// When the operator stops waiting. The handoff fails at that time. `None` if there is no such
@@ -39,7 +39,7 @@ fn time_to_answer(limit: Duration) -> Duration {
 }
 
 impl<P: DataPlane> Driver<P> {
-    /// Handles a reload request. Refuses it at once if it cannot be fulfilled.
+    /// Handles an operator's reload request. Refuses a request that cannot be fulfilled at once.
     pub(in crate::lifecycle) fn asked_to_reload(
         &mut self,
         options: &ReloadOptions,
@@ -88,7 +88,7 @@ impl<P: DataPlane> Driver<P> {
         Some(Event::ReloadRequested.into())
     }
 
-    /// Returns how long a handoff that begins now may take.
+    /// Returns the longest time that a handoff may take if it begins now.
     fn longest_handoff(&self) -> Duration {
         let config = &self.config;
         let carry = if self.is_start_delayed() { config.drain_timeout } else { Duration::ZERO };

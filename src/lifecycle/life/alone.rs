@@ -2,8 +2,8 @@
 //!
 //! A handoff is committed only after these tasks have ended in the old generation, and they begin
 //! in the new one only after the commit. A generation that becomes active because another has died
-//! begins them when the kernel has reported the death. So two generations never run them at the
-//! same time.
+//! begins the tasks when the kernel has reported the death. So two generations never run the tasks
+//! at the same time.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -18,14 +18,15 @@ use super::Life;
 use super::state::Standing;
 use super::term::Term;
 
-/// How long a dropped task may take. A second is enough, because the runtime only has to drop it.
+/// How long to wait until a dropped task is gone. A second is enough, unless the task blocks its
+/// thread.
 pub(in crate::lifecycle) const DROP_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The running tasks of a generation.
+/// The running tasks of this generation that must run in only one generation.
 #[derive(Debug)]
 pub(super) struct AloneTasks {
     running: TaskTracker,
-    /// Cancelled when the tasks have had enough time, so they are dropped.
+    /// Cancelled when the tasks must be dropped, because they did not end in time.
     dropped: CancellationToken,
 }
 
@@ -49,7 +50,7 @@ impl AloneTasks {
         self.running.wait().await;
     }
 
-    /// Drops the tasks, which did not end within `limit`. They are gone when
+    /// Drops the running tasks, because they did not end within `limit`. The tasks are gone when
     /// [`AloneTasks::ended`] resolves. A task that blocks its thread cannot be dropped.
     pub(super) fn drop_all(&self, limit: Duration) {
         if self.are_running() && !self.dropped.is_cancelled() {
@@ -80,21 +81,24 @@ impl Stop {
     }
 }
 
-/// Runs `task` whenever this generation is active, until it returns by itself.
+/// Runs `task` whenever this generation is active, until the task returns without a request to
+/// stop.
 pub(super) fn run<T, F>(life: &Life, mut task: T)
 where
     T: FnMut(Stop) -> F + Send + 'static,
     F: Future<Output = ()> + Send + 'static,
 {
     let state = Arc::clone(&life.state);
-    // A server that is called again in another term also starts its tasks again.
+    // Bind the task to the term, because a server that is called in another term starts its tasks
+    // again.
     let term = life.term.clone();
-    // The task ends at the end of the term, or with the runtime.
+    // Do not keep a handle to this task: it ends with the term, or with the runtime.
     drop(tokio::spawn(async move {
         let mut standing = state.standing.subscribe();
         while becomes_active(&mut standing, term.as_ref()).await {
-            // Count the task before the last look at the standing. The driver changes the standing
-            // before it looks at the count, so one of the two sees the other.
+            // Count the task before the check whether this generation is still active. The driver
+            // first changes the standing and then reads the count. So either the driver or this
+            // task sees the change.
             let running = state.alone.running.token();
             if *standing.borrow() != Standing::Active {
                 continue;
@@ -136,7 +140,7 @@ enum RunEnd {
 }
 
 /// Waits until a run of a task has ended, and tells it to stop when this generation hands over. The
-/// request to stop stays made even if the handoff fails before the task has ended.
+/// request to stop is not withdrawn if the handoff fails before the task has ended.
 async fn run_once(
     mut work: JoinHandle<()>,
     stop: Stop,
@@ -163,7 +167,7 @@ async fn run_once(
             Ok(()) | Err(_) => RunEnd::ForGood,
         },
         () = dropped.cancelled() => {
-            // Count the task until it is dropped.
+            // Wait until the task is dropped, because it counts as running until then.
             work.abort();
             let _ = work.await;
             RunEnd::ForGood

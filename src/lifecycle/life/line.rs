@@ -18,7 +18,8 @@ use crate::lifecycle::duties::DutyWait;
 pub(in crate::lifecycle) struct LifeLine {
     pub(in crate::lifecycle) state: Arc<LifeState>,
     requests: mpsc::UnboundedReceiver<LifeRequest>,
-    /// Why the server has given the handoff back. `None` if it has not.
+    /// The reason why the server has given the handoff back to the predecessor. `None` if it has
+    /// not.
     pub(in crate::lifecycle) rollback: Option<String>,
     /// The event that waits for the tasks which run in only one generation. `None` if none waits.
     pub(in crate::lifecycle) duty_wait: Option<DutyWait>,
@@ -29,7 +30,7 @@ pub(in crate::lifecycle) struct LifeLine {
 pub(in crate::lifecycle) enum LifeRequest {
     /// Give the server at least this much time, from now on, until it is ready.
     ExtendStart(Duration),
-    /// Give the handoff back for this reason.
+    /// Give the handoff back to the predecessor, for this reason.
     RollBack(String),
     /// The server has failed in this term, for this reason.
     Failed(Term, String),
@@ -94,7 +95,7 @@ impl LifeLine {
         self.state.alone.drop_all(limit);
     }
 
-    /// Tells the server to stop accepting, because another generation accepts.
+    /// Tells the server to stop accepting on all listeners, because another generation accepts.
     pub(in crate::lifecycle) fn retire(&self) {
         self.retire_for_good();
         self.state.term.borrow().retire_last();

@@ -1,5 +1,5 @@
-//! The moves of connections between this process and its neighbours, for a server that accepts
-//! connections itself: what its connections need to leave, and whether some still arrive.
+//! The state of connections that move to the successor or arrive from the predecessor, for a server
+//! that accepts connections itself.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -11,7 +11,7 @@ use crate::carry::Departures;
 /// The state of the moves. The driver changes it, and the connections read it.
 #[derive(Debug, Default)]
 pub(in crate::lifecycle) struct Moves {
-    /// The means by which connections move to the successor.
+    /// The scheduler and the channel through which connections move to the successor.
     pub(in crate::lifecycle) departures: Arc<Departures>,
     /// Tracks the tasks that take over connections from the predecessor.
     pub(in crate::lifecycle) arriving: TaskTracker,

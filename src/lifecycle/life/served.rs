@@ -44,8 +44,8 @@ pub(in crate::lifecycle) struct ServedListener {
     /// Whether no generation will accept on this listener again. The server then accepts the
     /// clients that are left in the backlog, and closes the socket.
     is_given_up: AtomicBool,
-    /// Until when clients may still arrive, which were in the middle of their TCP handshake when
-    /// the successor replaced this listener.
+    /// The time until which late clients may arrive. The successor replaced this listener with a
+    /// new socket during the TCP handshakes of these clients.
     late_until: OnceLock<Instant>,
     /// Whether the server accepts on a copy of the socket by itself.
     is_copied: AtomicBool,
@@ -64,11 +64,12 @@ pub(in crate::lifecycle) struct OpenConnection {
     /// `None` once the connection is counted as ended.
     entry: Option<ListenerEntry>,
     served: Arc<ServedListener>,
-    // The process may exit when no token is left, so this field is the last.
+    // This field is the last, so that it is dropped last: the process may exit when no token is
+    // left.
     _open: TaskTrackerToken,
 }
 
-/// When a listener stops to accept while the service stops.
+/// When a listener stops accepting while the service stops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::lifecycle) enum StopOrder {
     /// The listener stops at once.
@@ -78,11 +79,11 @@ pub(in crate::lifecycle) enum StopOrder {
 }
 
 impl ServedListeners {
-    /// Prepares to count the connections of `listeners`. `last` are the names of those that stop
-    /// last. `on_handoff` returns whether the connections of a listener may move at a handoff.
+    /// Prepares to count the connections of `listeners`. `last` has the names of the listeners that
+    /// stop last. `on_handoff` returns whether the connections of a listener may move at a handoff.
     ///
     /// # Errors
-    /// Returns [`Error::NoSuchListener`] if one of these names is unknown.
+    /// Returns [`Error::NoSuchListener`] if a name in `last` is unknown.
     pub(in crate::lifecycle) fn new(
         listeners: &ListenerSet,
         last: &HashSet<String>,
@@ -115,7 +116,7 @@ impl ServedListeners {
     }
 
     /// Returns whether the server accepts on a listener by itself. If so, the library does not know
-    /// when its connections have ended, or whether they have sent anything.
+    /// when the listener's connections have ended, or whether their clients have sent anything.
     pub(in crate::lifecycle) fn has_unknown(&self) -> bool {
         self.all.iter().any(|one| one.is_copied.load(Ordering::Relaxed))
     }
@@ -134,7 +135,7 @@ impl ServedListeners {
         found.cloned().ok_or_else(|| Error::NoSuchListener { name: name.to_owned() })
     }
 
-    /// Records that no generation will accept on `listeners` again. Returns those of them in whose
+    /// Records that no generation will accept on `listeners` again. Returns the listeners in whose
     /// backlog clients wait.
     pub(in crate::lifecycle) fn give_up(&self, listeners: &[Listener]) -> Vec<Arc<ServedListener>> {
         let give_up = |listener: &Listener| {
@@ -189,20 +190,20 @@ impl ServedListeners {
         self.all.iter().any(|one| one.arrivals().is_some())
     }
 
-    /// Records that the successor has died. Returns how many connections of this drain it had taken
-    /// over. They are lost.
+    /// Records that the successor has died. Returns how many connections it had taken over in this
+    /// drain. These connections are lost.
     pub(in crate::lifecycle) fn lost_with_successor(&self) -> u64 {
         self.ledgers().map(|ledger| ledger.count(ListenerEvents::successor_lost)).sum()
     }
 
-    /// Starts to count how the connections end.
+    /// Starts counting how connections end, because the drain begins.
     pub(in crate::lifecycle) fn begin_drain(&self) {
         self.ledgers().for_each(|ledger| ledger.count(ListenerEvents::begin_drain));
         *self.before_drain.lock().unwrap_or_else(PoisonError::into_inner) = self.ends();
         self.all.iter().for_each(|one| one.is_draining.store(true, Ordering::Relaxed));
     }
 
-    /// Stops to count how the connections end, because the generation serves again.
+    /// Stops counting how connections end, because the generation serves again.
     pub(in crate::lifecycle) fn end_drain(&self) {
         self.all.iter().for_each(|one| one.is_draining.store(false, Ordering::Relaxed));
     }
@@ -254,8 +255,8 @@ impl ServedListener {
         self.is_given_up.load(Ordering::Acquire)
     }
 
-    /// Returns how long clients of a listener that the successor has replaced may still arrive.
-    /// Returns `None` if no further clients arrive.
+    /// Returns how much longer clients may arrive on this listener, which the successor has
+    /// replaced. Returns `None` if no further clients arrive.
     pub(in crate::lifecycle) fn late_clients(&self) -> Option<Duration> {
         self.late_until.get()?.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
     }
@@ -291,7 +292,8 @@ impl ServedListener {
         self.open.wait().await;
     }
 
-    /// Returns a token that makes the drain of `term` wait for a first byte.
+    /// Returns a token for which the drain of `term` waits. It belongs to an acceptor that accepts,
+    /// or to a connection on which the client has not sent anything yet.
     pub(in crate::lifecycle) fn awaiting(&self, term: &Term) -> TaskTrackerToken {
         match self.order {
             StopOrder::First => term.awaiting_first_byte().token(),
@@ -299,7 +301,8 @@ impl ServedListener {
         }
     }
 
-    /// Counts a connection that began at `since`. It is open until the returned value is dropped.
+    /// Counts a connection that began at `since`. It counts as open until the returned value is
+    /// dropped.
     pub(in crate::lifecycle) fn admit(
         self: &Arc<Self>,
         source: Source,
@@ -318,7 +321,8 @@ impl ServedListener {
         self.ledger.count(|events| events.counters.refused += 1);
     }
 
-    /// Lets connections from the predecessor go to `queue`. An earlier queue gets no more.
+    /// Sends connections from the predecessor to `queue` from now on, instead of to an earlier
+    /// queue.
     pub(in crate::lifecycle) fn queue_arrivals(&self, queue: ArrivalQueue) {
         *self.arrivals.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(queue));
     }

@@ -26,19 +26,20 @@ pub(in crate::lifecycle) struct LifeState {
     pub(in crate::lifecycle) cut: CancellationToken,
     pub(super) alone: super::alone::AloneTasks,
     requests: mpsc::UnboundedSender<LifeRequest>,
-    /// The state for the successor.
+    /// The state that this server offers to the successor.
     offered: Mutex<Option<CarriedState>>,
-    /// The state from the predecessor.
+    /// The state that the predecessor has offered, until the server takes it.
     received: Mutex<Option<CarriedState>>,
     limits: OnceLock<ServerLimits>,
-    /// The moves of connections between this process and its neighbours.
+    /// The connections that move to the successor or arrive from the predecessor.
     pub(in crate::lifecycle) moves: Moves,
-    /// The listeners of a server that accepts connections itself. Empty while the built-in server
+    /// The listeners of a server that accepts connections itself. Empty if the built-in server
     /// accepts them.
     pub(in crate::lifecycle) served: OnceLock<ServedListeners>,
 }
 
-/// Whether this generation is the one that may run the tasks of [`super::Life::alone`].
+/// Whether this generation may run the tasks of [`super::Life::alone`], which run in only one
+/// generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Standing {
     /// The generation is not active yet.
@@ -102,7 +103,8 @@ impl LifeState {
         *self.offered.lock().unwrap_or_else(PoisonError::into_inner) = Some(state);
     }
 
-    /// Returns the offered state. It stays offered, because the successor may die.
+    /// Returns a copy of the state that this server offers to the successor. The state stays
+    /// offered, because the successor may die and another one may follow.
     pub(super) fn offered(&self) -> Option<CarriedState> {
         let offered = self.offered.lock().unwrap_or_else(PoisonError::into_inner);
         offered.as_ref().map(|state| CarriedState::new(&state.format, state.bytes.clone()))
@@ -126,7 +128,7 @@ impl ServerLimits {
     fn of(config: &Config) -> Self {
         Self {
             first_request: config.first_request_grace,
-            // Leave the connections half of the drain to end after the grace.
+            // Leave the connections at least half of the drain timeout to end after this grace.
             keep_alive: config.keep_alive_grace.min(config.drain_timeout / 2),
         }
     }

@@ -1,8 +1,8 @@
 //! A term of a generation: the time from when it begins to accept connections until it has drained.
 //!
 //! A generation whose successor dies during its drain accepts connections again. That begins
-//! another term. A server that still ends the connections of the earlier term must not be confused
-//! by it, so each term has its own events, and an event that has happened stays so.
+//! another term. A server may still end the connections of the earlier term, and must not see
+//! events of the later one. So each term has its own events, which are never reset.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -11,14 +11,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// The events of one term.
+/// The events of one term, a period in which the generation accepts and drains connections.
 #[derive(Clone, Debug, Default)]
 pub(in crate::lifecycle) struct Term(Arc<TermEvents>);
 
 #[derive(Debug, Default)]
 struct TermEvents {
-    /// The same as `retired.is_cancelled()`, but without a lock, because a server looks at it for
-    /// each request.
+    /// The value of `retired.is_cancelled()`, which a server can read for each request without a
+    /// lock.
     has_retired: AtomicBool,
     /// Cancelled when the server has reported in this term that it is ready.
     ready: CancellationToken,
@@ -31,7 +31,8 @@ struct TermEvents {
     /// Tracks the acceptors that still accept, and the accepted connections on which the client has
     /// not sent anything yet.
     awaiting_first_byte: TaskTracker,
-    /// The same for the listeners that stop last.
+    /// Tracks the acceptors of listeners that stop last, and their connections on which the client
+    /// has not sent anything yet.
     last_awaiting: TaskTracker,
 }
 
@@ -113,7 +114,7 @@ impl Term {
         self.0.last_retired.cancel();
     }
 
-    /// Begins the drain.
+    /// Records that the drain has begun.
     pub(in crate::lifecycle) fn drain(&self) {
         self.0.awaiting_first_byte.close();
         self.0.draining.cancel();

@@ -65,8 +65,8 @@ fn the_promise_holds_under_a_service_manager() {
     explore(Setting { supervised: true, generations: 3, fates: FATES });
 }
 
-/// Explores sequences of four reload requests, with and without a service manager. The test above
-/// explores three.
+/// Explores sequences of four reload requests, with and without a service manager. The other tests
+/// explore three requests.
 #[test]
 fn the_promise_holds_for_longer() {
     for supervised in [false, true] {
@@ -268,7 +268,7 @@ impl ModelLineage {
         process.outcome.is_some() || under_way || parent.told || !parent.alive
     }
 
-    /// Returns whether `id` accepts again because its successor was lost, and has since started
+    /// Returns whether process `id` has lost a successor after the commit, and has since started
     /// another handoff.
     fn has_recalled(&self, id: Id) -> bool {
         let taken_back = |heir: &ModelProcess| {

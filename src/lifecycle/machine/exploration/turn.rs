@@ -160,8 +160,8 @@ impl ModelLineage {
             .collect()
     }
 
-    /// Passes the event `cause` to the state machine of process `of`. Sets the new state, and
-    /// returns the actions to perform.
+    /// Passes the event `cause` to the state machine of process `of`. Sets the new state of the
+    /// process, and returns the actions to perform.
     fn meet(&mut self, setting: &Setting, of: Id, cause: Cause) -> Vec<Action> {
         let event = match cause {
             Cause::Crash | Cause::Fails => None,
