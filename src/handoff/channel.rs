@@ -103,9 +103,9 @@ impl Channel {
         let held = match process {
             SenderProcess::Held(process) => Ok(process),
             SenderProcess::Ended => Err(io::Error::from(Errno::ESRCH)),
-            // The sender may have ended, and another process may have reused the pid. So check that
-            // the pid still belongs to the sender. It does if the channel is still open or the
-            // process is in our process group.
+            // The sender may have ended, and another process may have reused the pid. The pid still
+            // belongs to the sender if the channel is still open or the process is in our process
+            // group.
             SenderProcess::Unknown => {
                 let Some(pid) = pid else { return };
                 PidFd::open(pid).and_then(|process| {

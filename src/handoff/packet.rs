@@ -56,8 +56,8 @@ pub(super) fn take_packet(
             (Ok(message), Rights::All(mut descriptors)) if descriptors.len() == 1 => {
                 Received::Passed(message, descriptors.remove(0))
             }
-            // The attached file descriptors are closed when they are dropped here. No valid message
-            // has more than one.
+            // No valid message has more than one file descriptor. Dropping the attached descriptors
+            // closes them.
             (Ok(message), Rights::All(_) | Rights::Truncated) => Received::Message(message),
             (Err(why), _) => Received::Garbage(why.to_string()),
         },

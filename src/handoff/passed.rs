@@ -49,7 +49,7 @@ pub(super) fn announced(environment: &Environment) -> Result<usize, Error> {
 }
 
 /// Returns whether the passed sockets are meant for this process. A child of the intended process
-/// inherits the same environment variables, but these name its parent and not the child.
+/// inherits the same environment variables, but these variables name the parent.
 fn is_meant_for_us(environment: &Environment) -> Result<bool, Error> {
     let ours = std::process::id();
     // Compare `LISTEN_PID` with our own pid. If they differ, the sockets are meant for another

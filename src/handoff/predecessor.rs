@@ -272,8 +272,8 @@ mod tests {
         assert_eq!(last.state, GenerationState::Stopped);
     }
 
-    /// If a generation ends while another process is the active one, its last state is unknown
-    /// here. It may have reported its end to that other process.
+    /// If a generation ends while another process is active, this process does not know its last
+    /// state. The generation may have reported its end to the active process.
     #[tokio::test]
     async fn a_generation_that_may_have_reported_elsewhere_is_unknown() {
         let (oldest, to_oldest) = channel_pair().unwrap();

@@ -60,10 +60,10 @@ impl Builder {
     ///
     /// `serve` accepts connections until [`Life::retired`], and returns when its connections have
     /// ended. If it returns earlier, the service stops. If the successor dies during the drain,
-    /// `serve` is called again, even if the earlier call has not returned yet. It is also called
-    /// again if clients are left that no other generation accepts. At the drain
-    /// deadline, a call that has not returned is dropped. If that does not end the process either,
-    /// a thread ends it two seconds later.
+    /// `serve` is called again, even if the earlier call has not returned yet. `serve` is also
+    /// called again if clients are left that no other generation accepts. At the drain deadline, a
+    /// call that has not returned is dropped. If that does not end the process either, a thread
+    /// ends it two seconds later.
     ///
     /// # Errors
     /// Fails if this generation cannot start, or if `serve` returns an error. A predecessor that

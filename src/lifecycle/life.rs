@@ -58,7 +58,7 @@ pub struct Life {
 }
 
 impl Life {
-    /// Creates the handle of a generation, and the driver's end of it.
+    /// Creates a handle to a generation for the server, and the driver's end of the connection.
     pub(super) fn new(generation: Generation) -> (Self, LifeLine) {
         let (state, line) = LifeLine::new(generation);
         (Self { state, term: None }, line)
@@ -258,7 +258,7 @@ impl Life {
         Ok(())
     }
 
-    /// The maximum size of a state for the successor, in bytes.
+    /// The maximum size in bytes of a state that [`Life::offer`] passes to the successor.
     pub const OFFER_MAX: usize = 16 * 1024 * 1024;
 
     /// Waits until this generation is active, and returns the state that the predecessor has

@@ -29,13 +29,14 @@ pub(super) struct Liveness {
     death: Option<Error>,
 }
 
-/// The start of the data plane.
+/// The progress of starting the data plane, the part of the process that serves clients.
 #[derive(Clone, Copy, Debug, Default)]
 enum Start {
     /// The data plane accepts connections, or was not told to accept any.
     #[default]
     Over,
-    /// The accept loops have not run yet. The generation ends at the deadline, if there is one.
+    /// The accept loops were started, but have not run yet. The generation ends at the deadline, if
+    /// there is one.
     Awaited { until: Option<Instant> },
     /// The successor has died, and an attempt to accept again has failed for lack of memory or
     /// descriptors. The next attempt is at `next`. If an attempt fails after `until`, the
@@ -81,7 +82,7 @@ impl Liveness {
         !matches!(self.start, Start::Over)
     }
 
-    /// Returns whether the accept loops have begun, but have not run yet.
+    /// Returns whether the accept loops were started, but have not run yet.
     pub(super) const fn is_awaited(&self) -> bool {
         matches!(self.start, Start::Awaited { .. })
     }
@@ -95,12 +96,12 @@ impl Liveness {
         }
     }
 
-    /// Returns whether no part of the data plane is known to have died.
+    /// Returns whether no worker and no accept loop is known to have died.
     pub(super) const fn is_whole(&self) -> bool {
         self.death.is_none()
     }
 
-    /// Takes the error if a part of the data plane has died.
+    /// Takes the error of a worker or an accept loop that has died, if any.
     pub(super) const fn take_death(&mut self) -> Option<Error> {
         self.death.take()
     }

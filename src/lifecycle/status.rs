@@ -175,7 +175,8 @@ impl<P: DataPlane> Driver<P> {
             generation: self.process.generation,
             pid: Some(std::process::id()),
             identity: self.config.identity.clone(),
-            // After its successor has died, a generation may not accept connections again yet.
+            // A generation whose successor has died is `Starting` until it accepts connections
+            // again.
             state: if self.liveness.is_starting() {
                 GenerationState::Starting
             } else {

@@ -27,7 +27,7 @@ pub struct Acceptor {
     accepting: Option<TaskTrackerToken>,
 }
 
-/// Where the next connection comes from.
+/// The source of an acceptor's next connection.
 #[derive(Debug)]
 enum ConnectionSource {
     /// The listener, which is registered with the runtime.

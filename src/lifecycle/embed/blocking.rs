@@ -89,14 +89,15 @@ impl Life {
 
 impl BlockingListener {
     /// Waits for the next TCP connection. Returns `None` once the generation has stopped accepting,
-    /// and for a Unix listener. Several threads may call this function at the same time.
+    /// or if the client came over a Unix socket. Several threads may call this function at the same
+    /// time.
     pub fn accept_tcp(&self) -> Option<(Tracked<TcpStream>, SocketAddr)> {
         let (socket, peer) = self.accept()?;
         peer.address().map(|address| (self.track(socket.into()), address))
     }
 
     /// Waits for the next connection to a Unix listener. Returns `None` once the generation has
-    /// stopped accepting, and for a TCP listener.
+    /// stopped accepting, or if the client came over TCP.
     pub fn accept_unix(&self) -> Option<Tracked<UnixStream>> {
         let (socket, peer) = self.accept()?;
         (peer == Peer::Unix).then(|| self.track(socket.into()))

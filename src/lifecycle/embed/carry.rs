@@ -115,9 +115,9 @@ impl Acceptor {
     /// stay in the predecessor.
     ///
     /// `accepts` checks whether this server can continue a connection with the given state. It must
-    /// be quick, and must not block. If it returns a reason against it, the predecessor keeps the
-    /// connection. If several acceptors of a listener call this function, the last one gets the
-    /// connections of the predecessor.
+    /// be quick, and must not block. If it returns an error, the predecessor keeps the connection.
+    /// If several acceptors of a listener call this function, the last one gets the connections of
+    /// the predecessor.
     ///
     /// If [`Config::on_handoff`](crate::Config::on_handoff) or the setting of the listener is
     /// [`OnHandoff::Drain`](crate::listen::OnHandoff), no connection moves.

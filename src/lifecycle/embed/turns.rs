@@ -20,7 +20,7 @@ pub(super) struct Turns<'a, S> {
     serve: &'a S,
     terms: watch::Receiver<Term>,
     running: Vec<(Life, Call<'a>)>,
-    /// The term of the latest call.
+    /// The term (period of accepting connections) of the latest call.
     begun: Term,
 }
 
@@ -32,7 +32,7 @@ where
     S: AsyncFn(Life) -> Result<T, E>,
     E: Display,
 {
-    /// Begins the first call.
+    /// Begins the first call of the server function `serve`.
     pub(super) fn new(life: &Life, serve: &'a S) -> Self {
         let terms = life.state.term.subscribe();
         let (running, begun) = (Vec::new(), life.term());
@@ -114,7 +114,7 @@ where
     }
 }
 
-/// How a call has ended.
+/// What [`Turns::next`] reports about the calls of the server function.
 pub(super) enum TurnEnd {
     /// The call has returned at the end of its term, or was dropped.
     AsTold,

@@ -39,7 +39,7 @@ fn time_to_answer(limit: Duration) -> Duration {
 }
 
 impl<P: DataPlane> Driver<P> {
-    /// Handles an operator's reload request. Refuses a request that cannot be fulfilled at once.
+    /// Handles an operator's reload request. Refuses it at once if it cannot be fulfilled.
     pub(in crate::lifecycle) fn asked_to_reload(
         &mut self,
         options: &ReloadOptions,

@@ -33,19 +33,20 @@ pub(super) struct AloneTasks {
 impl Default for AloneTasks {
     fn default() -> Self {
         let running = TaskTracker::new();
-        // `wait` resolves only on a closed tracker. A closed tracker still gives out tokens.
+        // Close the tracker, because `wait` resolves only on a closed one, which still gives out
+        // tokens.
         running.close();
         Self { running, dropped: CancellationToken::new() }
     }
 }
 
 impl AloneTasks {
-    /// Returns whether a task runs.
+    /// Returns whether a task that must run in only one generation is running.
     pub(super) fn are_running(&self) -> bool {
         !self.running.is_empty()
     }
 
-    /// Waits until no task runs. Cancel safe.
+    /// Waits until no task that must run in only one generation is running. Cancel safe.
     pub(super) async fn ended(&self) {
         self.running.wait().await;
     }
@@ -133,7 +134,7 @@ async fn becomes_active(standing: &mut watch::Receiver<Standing>, term: Option<&
 /// How one run of a task has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum RunEnd {
-    /// The task has ended as it was told to. It runs again if this generation stays active.
+    /// The task has ended because it was told to. It runs again if this generation stays active.
     AsTold,
     /// The task has finished its work, has panicked, or was dropped.
     ForGood,

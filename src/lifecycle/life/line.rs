@@ -49,7 +49,7 @@ impl LifeLine {
         (Arc::clone(&state), Self { state, requests, rollback: None, duty_wait: None })
     }
 
-    /// Sets the time limits that concern the server.
+    /// Sets the time limits for the server during a drain.
     pub(in crate::lifecycle) fn configure(&self, config: &Config) {
         self.state.configure(config);
     }

@@ -26,7 +26,8 @@ use crate::report::{Connections, Counters};
 #[derive(Debug)]
 pub(in crate::lifecycle) struct ServedListeners {
     all: Vec<Arc<ServedListener>>,
-    /// How connections of earlier drains ended. A report of the current drain leaves them out.
+    /// How connections of earlier drains ended. A report of the current drain leaves these
+    /// connections out.
     before_drain: Mutex<DrainReport>,
 }
 
@@ -47,18 +48,19 @@ pub(in crate::lifecycle) struct ServedListener {
     /// The time until which late clients may arrive. The successor replaced this listener with a
     /// new socket during the TCP handshakes of these clients.
     late_until: OnceLock<Instant>,
-    /// Whether the server accepts on a copy of the socket by itself.
+    /// Whether the server has a copy of the socket, on which it accepts by itself.
     is_copied: AtomicBool,
     open: TaskTracker,
     /// Whether a connection that ends now counts as drained. After a cut, all connections have
     /// already been counted.
     is_draining: AtomicBool,
     ledger: ListenerLedger,
-    /// Where connections from the predecessor go. `None` if the server takes over none.
+    /// The queue for connections from the predecessor. `None` if the server takes over none.
     arrivals: Mutex<Option<Arc<ArrivalQueue>>>,
 }
 
-/// The entry of an open connection. Dropping this value removes the connection from all counts.
+/// The entry of an open connection in the counters of its listener. Dropping this value removes the
+/// connection from all counts.
 #[derive(Debug)]
 pub(in crate::lifecycle) struct OpenConnection {
     /// `None` once the connection is counted as ended.
@@ -72,7 +74,7 @@ pub(in crate::lifecycle) struct OpenConnection {
 /// When a listener stops accepting while the service stops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::lifecycle) enum StopOrder {
-    /// The listener stops at once.
+    /// The listener stops accepting at once.
     First,
     /// The listener stops after the connections of all other listeners have ended.
     Last,
@@ -92,7 +94,8 @@ impl ServedListeners {
         last.iter().try_for_each(|name| listeners.get(name).map(drop))?;
         let all = listeners.as_slice().iter().map(|listener| {
             let open = TaskTracker::new();
-            // `wait` resolves only on a closed tracker. A closed tracker still gives out tokens.
+            // Close the tracker, because `wait` resolves only on a closed one, which still gives
+            // out tokens.
             open.close();
             let is_last = last.contains(&**listener.name());
             let order = if is_last { StopOrder::Last } else { StopOrder::First };
@@ -185,7 +188,7 @@ impl ServedListeners {
         counters
     }
 
-    /// Returns whether connections of any listener may move at a handoff.
+    /// Returns whether connections of at least one listener may move at a handoff.
     pub(in crate::lifecycle) fn carries(&self) -> bool {
         self.all.iter().any(|one| one.arrivals().is_some())
     }
@@ -208,7 +211,7 @@ impl ServedListeners {
         self.all.iter().for_each(|one| one.is_draining.store(false, Ordering::Relaxed));
     }
 
-    /// Counts all open connections as cut.
+    /// Counts all open connections as cut, because the server must now drop them.
     pub(in crate::lifecycle) fn cut(&self) {
         for one in &self.all {
             one.is_draining.store(false, Ordering::Relaxed);
@@ -261,7 +264,7 @@ impl ServedListener {
         self.late_until.get()?.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
     }
 
-    /// Records that the server accepts on a copy of the socket by itself.
+    /// Records that the server has a copy of the socket, on which it accepts by itself.
     pub(in crate::lifecycle) fn set_copied(&self) {
         self.is_copied.store(true, Ordering::Relaxed);
     }

@@ -52,7 +52,7 @@ pub(super) enum Standing {
     Retired,
 }
 
-/// The time limits that concern the server.
+/// The time limits for a server during a drain.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::lifecycle) struct ServerLimits {
     pub(in crate::lifecycle) first_request: Duration,

@@ -1,6 +1,6 @@
 //! A term of a generation: the time from when it begins to accept connections until it has drained.
 //!
-//! A generation whose successor dies during its drain accepts connections again. That begins
+//! A generation accepts connections again if its successor dies during the drain. That begins
 //! another term. A server may still end the connections of the earlier term, and must not see
 //! events of the later one. So each term has its own events, which are never reset.
 
@@ -91,7 +91,8 @@ impl Term {
 
     /// Returns the tracker of connections on which the client has not sent anything yet.
     pub(in crate::lifecycle) fn awaiting_first_byte(&self) -> &TaskTracker {
-        // `wait` resolves only on a closed tracker. A closed tracker still gives out tokens.
+        // Close the tracker, because `wait` resolves only on a closed one, which still gives out
+        // tokens.
         self.0.awaiting_first_byte.close();
         &self.0.awaiting_first_byte
     }
