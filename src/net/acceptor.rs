@@ -32,8 +32,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LAST_PAUSE: Duration = Duration::from_secs(1);
 
 /// How long a TCP handshake may take. The kernel resends a lost packet after one second (see
-/// tcp(7)), so this timeout allows for one lost packet. After the successor has replaced a
-/// listener, clients can arrive on the old socket for that long.
+/// tcp(7)), so this timeout allows for one lost packet. After another socket has replaced a
+/// listening socket, clients whose handshake has begun still arrive on the old socket for this
+/// long.
 pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// An accept loop for one listener.
@@ -46,7 +47,7 @@ pub(crate) struct WatchedListener {
     /// only free descriptor. The log would then report a new shortage for every accepted
     /// connection. The shortage ends when the backlog is empty.
     shortage: Option<Duration>,
-    /// How many of the reserved file descriptors this listener may use.
+    /// How many of the file descriptors that clients may not use this listener may use.
     share: Share,
 }
 

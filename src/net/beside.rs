@@ -37,8 +37,8 @@ impl<'a> OldSockets<'a> {
     }
 
     /// Returns all old sockets on the same port as `address`, even those that do not overlap with
-    /// it. Such a socket may have replaced an overlapping socket that an older generation still
-    /// holds.
+    /// it. A socket that does not overlap may have replaced a socket that does, and an older
+    /// generation may still hold the replaced socket.
     pub(super) fn beside(&self, address: &Address) -> &[&'a Passed] {
         let port = match address {
             Address::Tcp(socket) => socket.port(),

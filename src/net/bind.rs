@@ -27,8 +27,8 @@ pub(crate) const BACKLOG: i32 = 65_535;
 /// Which users may connect to the path of a Unix socket.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Access {
-    /// The configured mode and owner of the file decide. If no mode is configured, the umask
-    /// decides.
+    /// The configured mode and owner of the socket file decide which users may connect. If no mode
+    /// is configured, the umask decides.
     Configured(FileAccess),
     /// Only the user of this process may connect.
     Owner,

@@ -76,7 +76,7 @@ impl Accepted {
         Some((self.peer.address()?, destination))
     }
 
-    /// Takes the connection without registering it with a tokio runtime.
+    /// Converts the connection into a [`RelaySocket`], which no tokio runtime watches.
     #[cfg(feature = "proxy")]
     pub(crate) fn into_relay_socket(self) -> RelaySocket {
         RelaySocket::new(self.socket, self.peer == Peer::Unix)
@@ -187,7 +187,7 @@ impl Listener {
         }
     }
 
-    /// Accepts one connection without waiting, and makes it blocking.
+    /// Accepts one connection without waiting, and makes the accepted socket blocking.
     ///
     /// # Errors
     /// `WouldBlock` when the backlog is empty. After any other error, the caller may try again.

@@ -1,5 +1,5 @@
-//! The listeners of one generation. The lifecycle passes them to a successor, closes them, or
-//! stores them with the service manager.
+//! The listeners of one generation, which is one process of the service. The lifecycle passes them
+//! to a successor, closes them, or stores them with the service manager.
 //!
 //! The set also contains the control socket, on which an operator sends requests. Each process
 //! passes this socket to the next one, but the socket does not serve clients.
@@ -19,7 +19,8 @@ use crate::error::Error;
 #[derive(Clone, Debug)]
 pub struct ListenerSet {
     listeners: Vec<Listener>,
-    /// The control socket. Its index is one higher than that of the last listener.
+    /// The control socket. In lists of indices, its index is one higher than that of the last
+    /// listener.
     control: Option<Listener>,
     /// The numbers of passed file descriptors that this process has closed, because they matched no
     /// configured listener.

@@ -32,18 +32,20 @@ pub struct Stream {
     /// the peer does not notice when this process closes the socket.
     pub(super) is_shared: bool,
     pub(super) delay: Delay,
-    /// How a server of its own counts this connection. `None` if the built-in server serves it.
+    /// The counters of a server that embeds this library. `None` if the built-in server serves this
+    /// connection.
     counted: Option<Box<CountedByServer>>,
     /// A claim to one file descriptor, which this process will need to connect to an upstream for
     /// this client.
     pub(super) earmark: Option<Earmark>,
 }
 
-/// How a server of its own counts a connection.
+/// How a server that embeds this library counts a connection.
 #[derive(Debug)]
 #[cfg_attr(not(feature = "tonic"), expect(dead_code, reason = "tonic asks for the peer"))]
 struct CountedByServer {
-    /// The address of the client. The kernel forgets it when the client resets the connection.
+    /// The address of the client. The kernel forgets the address when the client resets the
+    /// connection.
     peer: Peer,
     /// A token that is held until the client has sent its first byte, after a handshake if there is
     /// one. A drain waits for these tokens, so it waits for the first request of each client.
@@ -55,7 +57,7 @@ struct CountedByServer {
     open: Box<dyn Any + Send + Sync>,
 }
 
-/// A handshake that runs on a [`Stream`]. Dropping this value ends it.
+/// A handshake that runs on a [`Stream`]. Dropping this value ends the handshake.
 #[derive(Debug)]
 pub struct Handshake {
     _runs: Arc<()>,
@@ -205,7 +207,8 @@ impl Stream {
         self.earmark.take()
     }
 
-    /// Returns the address of the client, for a server of its own.
+    /// Returns the address of the client, if a server that embeds this library serves the
+    /// connection.
     #[cfg(feature = "tonic")]
     pub(crate) fn peer(&self) -> Option<Peer> {
         self.counted.as_ref().map(|counted| counted.peer)

@@ -64,7 +64,7 @@ impl Grant {
     }
 }
 
-/// If a passed socket blocks the address `want`, names that socket in the bind error.
+/// If a passed socket blocks the address `want`, adds the name of that socket to the bind error.
 pub(super) fn name_obstacle(error: Error, want: &Address, unclaimed: &[Passed]) -> Error {
     let Error::Bind { name, address, source } = error else { return error };
     let in_the_way =

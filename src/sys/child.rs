@@ -42,7 +42,7 @@ pub(crate) struct ChildProgram<'a> {
     pub(crate) arguments: &'a [CString],
     /// The complete environment, without `LISTEN_PID`.
     pub(crate) environment: &'a [CString],
-    /// Whether to add `LISTEN_PID`.
+    /// Whether to add `LISTEN_PID`, with the pid of the program, to the environment.
     pub(crate) listen_pid: bool,
     /// The descriptors to pass to the program, each with the number that it gets in the program.
     pub(crate) descriptors: &'a [(BorrowedFd<'a>, RawFd)],
@@ -52,7 +52,7 @@ pub(crate) struct ChildProgram<'a> {
     pub(crate) on_our_death: Signal,
 }
 
-/// A child process and its process group. Dropping this value neither stops nor reaps it.
+/// A child process and its process group. Dropping this value neither stops nor reaps the child.
 #[derive(Debug)]
 pub(crate) struct Child {
     pid: Pid,
@@ -157,7 +157,7 @@ pub(crate) fn start(child: &ChildProgram<'_>) -> io::Result<Child> {
     Ok(Child { pid, pidfd: watch(pidfd, Interest::READABLE)? })
 }
 
-/// Waits until the child has executed its program, and returns the error if it could not.
+/// Waits until the child has executed its program. Returns the error if the child could not.
 fn exec_error(mut failures: File) -> io::Result<Option<io::Error>> {
     let mut errno = Vec::new();
     failures.read_to_end(&mut errno)?;
@@ -165,7 +165,7 @@ fn exec_error(mut failures: File) -> io::Result<Option<io::Error>> {
     Ok(errno.map(io::Error::from_raw_os_error))
 }
 
-/// The data that the child needs. It is allocated before the fork.
+/// The data that the child needs before its exec. The parent allocates the data before the fork.
 struct PreparedChild {
     program: *const libc::c_char,
     arguments: Vec<*const libc::c_char>,

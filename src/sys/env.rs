@@ -48,8 +48,8 @@ impl Environment {
         Self { taken, rest: rest.collect() }
     }
 
-    /// Returns the value of a variable that was requested by name. Returns `None` if it was not
-    /// set.
+    /// Returns the value of a variable that was requested by name. Returns `None` if the variable
+    /// was not set.
     pub(crate) fn get(&self, name: &str) -> Option<&OsStr> {
         self.taken.iter().find(|(taken, _)| *taken == name).map(|(_, value)| value.as_os_str())
     }

@@ -112,8 +112,8 @@ pub(crate) fn path_to(descriptor: impl AsFd) -> PathBuf {
     format!("/proc/self/fd/{}", descriptor.as_fd().as_raw_fd()).into()
 }
 
-/// Returns the device and the inode of a descriptor as `DEVICE:INODE`. The variable
-/// `JOURNAL_STREAM` identifies a stream in this form.
+/// Returns the device and the inode of a descriptor as `DEVICE:INODE`. The environment variable
+/// `JOURNAL_STREAM` has this form (see systemd.exec(5)).
 pub(crate) fn device_and_inode(descriptor: impl AsFd) -> Option<String> {
     fstat(descriptor).ok().map(|status| format!("{}:{}", status.st_dev, status.st_ino))
 }
@@ -126,7 +126,7 @@ pub(crate) fn device_and_inode(descriptor: impl AsFd) -> Option<String> {
 #[derive(Debug)]
 pub(crate) struct ReservedFd {
     slot: OwnedFd,
-    /// The descriptor of an unused socket. It occupies the reserved number while no other
+    /// The descriptor of an unused socket. A copy of it occupies the reserved number while no other
     /// descriptor does.
     blank: OwnedFd,
 }
@@ -163,7 +163,7 @@ pub(crate) unsafe trait StableFd: AsRawFd {}
 // SAFETY: an `OwnedFd` owns the same descriptor for its whole life.
 unsafe impl StableFd for OwnedFd {}
 
-// SAFETY: as for `OwnedFd`, and a descriptor in an `Arc` cannot be replaced.
+// SAFETY: an `OwnedFd` keeps its descriptor, and a value in an `Arc` cannot be replaced.
 unsafe impl StableFd for Arc<OwnedFd> {}
 
 // SAFETY: a socket owns the same descriptor for its whole life, and a socket in an `Arc` cannot be

@@ -1,6 +1,6 @@
-//! This module identifies processes by a pidfd instead of a pid. A signal through a pidfd never
-//! reaches an unrelated process that has reused the pid (see pidfd_open(2) and
-//! pidfd_send_signal(2)).
+//! This module identifies a process by a pidfd, which is a descriptor of the process, instead of a
+//! pid. A signal through a pidfd never reaches an unrelated process that has reused the pid (see
+//! pidfd_open(2) and pidfd_send_signal(2)).
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};

@@ -17,8 +17,9 @@ use nix::sys::resource::{Resource, getrlimit};
 /// The number of descriptors in the reserve. If the descriptor limit is less than four times this
 /// number, the reserve is a quarter of the limit.
 const RESERVE: RawFd = 64;
-/// How often a thread uses the descriptor limit before it reads it again. Only threads that are far
-/// from the reserve do so, and they notice a lower limit before they have used up the reserve.
+/// How often a thread uses the descriptor limit before it reads the limit again. A thread reuses
+/// the limit only while descriptor numbers are far from the reserve. So it notices a lower limit
+/// before the reserve is used up.
 const READ_EVERY: u32 = 8;
 
 /// Whether the descriptor number of a connection has ever come close to the reserve. From then on,
@@ -165,11 +166,11 @@ fn read_limit() -> RawFd {
         .map_or(RawFd::MAX, |(soft, _)| RawFd::try_from(soft).unwrap_or(RawFd::MAX))
 }
 
-/// The descriptor limit as a thread has read it last.
+/// The descriptor limit that a thread has read last.
 #[derive(Clone, Copy, Debug)]
 struct LastLimit {
     limit: RawFd,
-    /// How often the thread may use the limit before it reads it again.
+    /// How often the thread may use the limit before it reads the limit again.
     uses_left: u32,
 }
 

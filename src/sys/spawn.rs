@@ -176,9 +176,9 @@ pub(super) fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
     strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect()
 }
 
-/// Returns, for each target number, the index in `passed` of the descriptor that has that number
-/// now. The child must move that descriptor before another descriptor takes its number. No
-/// descriptor may be passed twice.
+/// Each passed descriptor gets a target number: 3, 4, and so on. Returns, for each target number,
+/// the index in `passed` of the descriptor that has that number now. The child must move that
+/// descriptor before another descriptor takes its number. No descriptor may be passed twice.
 fn wanted_at(passed: &[RawFd]) -> Vec<Option<usize>> {
     let mut wanted = vec![None; passed.len()];
     for (index, descriptor) in passed.iter().enumerate() {

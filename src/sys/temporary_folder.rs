@@ -1,4 +1,4 @@
-//! A folder for the private sockets of this process, which goes with it.
+//! A temporary folder for the private sockets of this process.
 
 use std::fs;
 use std::io;
@@ -11,7 +11,8 @@ use nix::unistd::mkdtemp;
 pub(crate) struct TemporaryFolder(PathBuf);
 
 impl TemporaryFolder {
-    /// Creates a folder with a new name in `parent`, or else in the directory for temporary files.
+    /// Creates a folder with a unique name in `parent`. If `parent` is `None`, creates the folder
+    /// in the system's directory for temporary files.
     pub(crate) fn create(parent: Option<&Path>) -> io::Result<Self> {
         let parent = parent.map_or_else(std::env::temp_dir, Path::to_owned);
         Ok(Self(mkdtemp(&parent.join("handoffd-XXXXXX"))?))

@@ -32,7 +32,8 @@ pub(crate) async fn dial(address: &Address) -> io::Result<Stream> {
 /// (see [`RelaySocket::connected`]).
 ///
 /// # Errors
-/// As for [`dial`], but without the errors that the kernel finds only later.
+/// Returns the error of connect(2), or `EMFILE` when only reserved file descriptors are left. If
+/// connecting fails later, [`RelaySocket::connected`] returns the error.
 pub(crate) fn begin_connect(address: &Address) -> io::Result<RelaySocket> {
     let (socket, peer) = begin(address)?;
     Ok(RelaySocket::new(socket, peer == Peer::Unix))

@@ -1,8 +1,8 @@
 //! The operations on a connection that only a proxy needs.
 //!
-//! A proxy connects two peers. When one peer closes or loses its connection, the proxy must pass
-//! this on to the other peer. A proxy also moves bytes without inspecting them, so it can leave the
-//! copying to the kernel. This module is built only with the feature `proxy`.
+//! A proxy connects two peers. When one peer closes or loses its connection, the proxy must make
+//! this visible to the other peer. A proxy also moves bytes without inspecting them, so it can
+//! leave the copying to the kernel. This module is built only with the feature `proxy`.
 
 mod dial;
 mod head;

@@ -1,8 +1,8 @@
 //! A connected socket that a relay moves bytes through, outside of the tokio runtime.
 //!
-//! No operation waits. A relay learns from epoll(7) when a socket is ready, and tells the socket
-//! about each event. The socket remembers what the events said, so it makes no system call that
-//! would only fail with `WouldBlock`.
+//! No operation on the socket waits. A relay learns from epoll(7) when a socket is ready, and
+//! reports each event to the socket. The socket remembers the events, so it makes no system call
+//! that would only fail with `WouldBlock`.
 //!
 //! Events are edge-triggered: the kernel reports that a socket is ready only when its state
 //! changes. A read that returns fewer bytes than requested has emptied the socket, and a write that
@@ -36,7 +36,7 @@ use crate::sys;
 pub(crate) struct RelaySocket {
     socket: OwnedFd,
     pub(super) is_unix: bool,
-    /// See [`Stream`].
+    /// Whether the peer has half-closed the connection.
     peer_finished: bool,
     is_shared: bool,
     pub(super) delay: Delay,
@@ -44,18 +44,18 @@ pub(crate) struct RelaySocket {
     traffic: Arc<Traffic>,
 }
 
-/// What the events of a socket have said so far.
+/// What epoll has reported about a socket so far.
 #[expect(clippy::struct_excessive_bools, reason = "each is an independent fact about the socket")]
 #[derive(Clone, Copy, Debug, Default)]
 struct Readiness {
-    /// Whether bytes or the end may be readable.
+    /// Whether a read may return bytes, the end of the stream or an error.
     reads: bool,
-    /// Whether the socket may accept bytes.
+    /// Whether the send buffer may have room for more bytes.
     writes: bool,
-    /// Whether the peer has half-closed or is gone. A read may then return the end after it has
-    /// returned fewer bytes than requested, without another event.
+    /// Whether the peer has half-closed or is gone. The end of the stream may then directly follow
+    /// the bytes of a read, and epoll reports no other event for it.
     ends: bool,
-    /// Whether the peer may be gone, and nothing has looked yet.
+    /// Whether the peer may be gone, and [`RelaySocket::gone`] has not checked this yet.
     suspect: bool,
 }
 
@@ -138,12 +138,12 @@ impl RelaySocket {
         self.ready.suspect |= is_gone;
     }
 
-    /// Records what the kernel would report for this socket now, except whether it is readable.
+    /// Asks the kernel whether the socket is writable or broken now, and records the answer.
     pub(crate) fn look_whether_writable(&mut self) {
         let mut polled = [PollFd::new(&self.socket, PollFlags::OUT)];
         let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
         if rustix::event::poll(&mut polled, Some(&at_once)).is_ok() {
-            // Both calls use the same numbers for these events.
+            // poll(2) and epoll(7) use the same numbers for these events.
             let found = u32::from(polled[0].revents().bits());
             self.note(EventFlags::from_bits_truncate(found));
         }
@@ -152,7 +152,7 @@ impl RelaySocket {
     /// Reads bytes. Returns 0 when the peer has half-closed.
     ///
     /// # Errors
-    /// `WouldBlock` when nothing has arrived.
+    /// `WouldBlock` when no bytes have arrived.
     pub(crate) fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if !self.ready.reads {
             return Err(io::ErrorKind::WouldBlock.into());
@@ -165,7 +165,7 @@ impl RelaySocket {
         Ok(count)
     }
 
-    /// Writes bytes. Returns how many the socket accepts.
+    /// Writes bytes. Returns how many bytes the socket has accepted.
     ///
     /// # Errors
     /// `WouldBlock` when the send buffer is full.
@@ -204,7 +204,7 @@ impl RelaySocket {
         Ok(count)
     }
 
-    /// Moves bytes from a pipe to the peer. Returns how many the socket accepts.
+    /// Moves bytes from a pipe to the peer. Returns how many bytes the socket has accepted.
     ///
     /// # Errors
     /// `WouldBlock` when the send buffer is full.
@@ -232,16 +232,16 @@ impl RelaySocket {
         }
     }
 
-    /// Returns how the peer has disappeared, if an event since the last call says that it may have.
-    /// Call this function only while nothing reads from the peer. Bytes that the peer sent before
-    /// may still be unread.
+    /// Returns how the peer has disappeared, if an event since the last call says that the peer may
+    /// be gone. Call this function only while nothing reads from the peer. Bytes that the peer has
+    /// sent may still be unread.
     pub(crate) fn gone(&mut self) -> Option<Gone> {
         if !std::mem::take(&mut self.ready.suspect) {
             return None;
         }
         match SockRef::from(&self.socket).take_error() {
             Ok(Some(error)) => Some(Gone::Broken(error)),
-            // Without an error, both sides of a TCP connection have closed it in order.
+            // No error means that both sides of a TCP connection have closed it in order.
             _ => (self.is_unix && sys::socket::has_hung_up(self.socket.as_fd()))
                 .then_some(Gone::Closed),
         }

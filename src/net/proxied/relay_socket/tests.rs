@@ -26,7 +26,7 @@ impl<P> PolledSocket<P> {
         Self { epoll, socket, peer }
     }
 
-    /// Waits for an event, and tells the socket about it.
+    /// Waits for an epoll event, and reports it to the socket.
     fn next_event(&mut self) {
         let mut events: Vec<Event> = Vec::with_capacity(1);
         epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), None).unwrap();
@@ -114,8 +114,8 @@ fn a_peer_that_closes_its_unix_socket_is_gone() {
     assert!(matches!(watched.gone(), Gone::Closed));
 }
 
-/// A read that empties the socket is followed by no vain system call. The end that arrives with
-/// the last bytes is not missed.
+/// A short read has emptied the socket, so the next read normally waits for an event. If the end of
+/// the stream has arrived with the last bytes, no other event comes. The end is read anyway.
 #[test]
 fn the_end_behind_the_last_bytes_is_read() {
     let mut watched = tcp();
@@ -133,7 +133,8 @@ fn the_end_behind_the_last_bytes_is_read() {
     assert!(watched.socket.peer_has_finished());
 }
 
-/// A write that fills the socket waits for the peer, and loses no byte.
+/// When a write has filled the send buffer, the next write waits until the peer has read. No byte
+/// is lost.
 #[test]
 fn a_full_socket_accepts_the_rest_later() {
     let mut watched = tcp();
@@ -163,6 +164,6 @@ async fn a_socket_returns_to_the_runtime() {
     stream.read_exact(&mut bytes).await.unwrap();
     assert_eq!((&bytes, stream.received()), (b"request", 7));
     drop(stream);
-    // The end is orderly.
+    // The peer sees an orderly close and not a reset.
     assert_eq!(watched.peer.read(&mut bytes).unwrap(), 0);
 }
