@@ -47,7 +47,7 @@ pub(crate) struct WatchedListener {
     /// only free descriptor. The log would then report a new shortage for every accepted
     /// connection. The shortage ends when the backlog is empty.
     shortage: Option<Duration>,
-    /// How many of the file descriptors that clients may not use this listener may use.
+    /// How much of the reserve of file descriptors this listener may use.
     share: Share,
 }
 

@@ -14,8 +14,8 @@ use crate::config::ProgramConfig;
 use crate::error::Error;
 use crate::sys::child::{Child, ChildProgram, start};
 
-/// A command that is ready to be executed: either the program itself, or the check of its
-/// readiness.
+/// A command that is ready to be executed: either the program itself, or the command that checks
+/// whether the program is ready.
 #[derive(Debug)]
 pub(super) struct PreparedCommand {
     program: CString,

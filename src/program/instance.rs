@@ -198,7 +198,7 @@ impl Instance {
                     }
                 }
                 // Read notifications before checking whether the process has ended, because a
-                // wrapper may name its main process and end at once.
+                // wrapper script may report the pid of the main process and end at once.
                 said = self.notify.next(|pid| running.owns(pid)) => {
                     if said.ready && ready_by.is_none() && probe.accepts_report() {
                         ready_by = Some(ReadyBy::Report);
@@ -236,7 +236,7 @@ impl Instance {
         self.count_end(status);
         let how = running.described(status).await;
         // Kill the processes that the program left behind, because they could accept clients or
-        // hold its port.
+        // keep the program's port in use.
         running.kill().await;
         let when = if is_ready { "" } else { " before it was ready," };
         let hint = match status {
@@ -359,7 +359,8 @@ impl Instance {
         }
     }
 
-    /// Returns when the program must have answered its watchdog again, after it has sent `said`.
+    /// Returns the deadline for the program's next answer to its watchdog, after the message
+    /// `said`.
     fn silent_at(&self, said: &Notification, pid: u32, before: Option<Instant>) -> Option<Instant> {
         let watchdog = self.watchdog.filter(|_| said.alive);
         if watchdog.is_some() && before.is_none() {

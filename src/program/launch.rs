@@ -34,8 +34,8 @@ pub(super) struct ProgramLaunch<'a> {
     pub(super) generation: Generation,
     pub(super) instance: usize,
     pub(super) listeners: &'a [Listener],
-    /// The private address on which the program may listen. `None` if it can only inherit the
-    /// listeners.
+    /// The private address on which the program may listen. `None` if the program can only inherit
+    /// the listeners.
     pub(super) private: Option<&'a Address>,
     /// The maximum time between two keep-alive messages (`WATCHDOG=1`) of the program.
     pub(super) watchdog: Option<Duration>,
@@ -108,8 +108,8 @@ impl ProgramLaunch<'_> {
                 set("HANDOFFD_PROGRAM_ADDRESS", address.to_string());
             }
             let words = self.expanded(words)?;
-            // Find the check's executable now, so that a missing one is reported before the program
-            // starts.
+            // Find the executable of the check now, so that a missing executable is reported before
+            // the program starts.
             PreparedCommand::new(self.config, &words, variables.clone())?;
             command = Some((words, variables));
         }
@@ -165,8 +165,8 @@ impl ProgramLaunch<'_> {
                 }
                 (Placeholder::Generation, _) => self.generation.to_string(),
                 (Placeholder::Instance, _) => self.instance.to_string(),
-                // This case cannot occur, because `resolve` accepts these placeholders only for a
-                // program with such a private address.
+                // This case cannot occur, because `resolve` accepts `{port}` and `{socket}` only
+                // for a program with a private port or a private socket.
                 (Placeholder::Port | Placeholder::Socket, _) => String::new(),
             })
         })

@@ -1,5 +1,5 @@
-//! What the data plane orders the instances of a program to do, and what it sees of them: their
-//! states, and why one has failed.
+//! The orders that the data plane gives to the instances of a program, and what it knows about each
+//! instance: its state, and why it has failed.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -14,8 +14,8 @@ use crate::report::{ProgramCounters, ProgramReport, ProgramState};
 /// An order from the data plane to an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Order {
-    /// Run the program. If the program fails, the generation fails too, because the generation is
-    /// on probation.
+    /// Run the program while the handoff to this generation can still be rolled back. If the
+    /// program fails, the generation fails too.
     Prove,
     /// Run the program. If the program fails, start it again.
     Run,
@@ -58,13 +58,13 @@ pub(super) struct Facts {
     pub(super) missing: Option<Missing>,
     /// Whether the program has ever answered its watchdog.
     answers: bool,
-    /// The heartbeats that wait for the program's next answer.
+    /// The watchdog heartbeats that complete when the program next answers.
     beats: Vec<TaskTrackerToken>,
 }
 
 impl Facts {
-    /// Makes `beat` wait for the program's next answer to its watchdog. Does nothing if the program
-    /// has never answered.
+    /// Makes the heartbeat `beat` wait for the program's next answer to its watchdog. Does nothing
+    /// if the program has never answered.
     pub(super) fn ask(&mut self, beat: &TaskTracker) {
         if self.answers {
             self.beats.push(beat.token());

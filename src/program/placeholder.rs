@@ -6,17 +6,17 @@
 use crate::config::Attach;
 use crate::error::Error;
 
-/// A placeholder. The text in it is the name of a listener, which may be omitted if there is only
-/// one listener.
+/// A placeholder, such as `{fd:web}`. The text in a variant is the name of a listener, which may be
+/// omitted if there is only one listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Placeholder<'a> {
     /// The number of a listener's descriptor.
     Fd(Option<&'a str>),
     /// The address of a listener.
     Address(Option<&'a str>),
-    /// The private port.
+    /// The private port of the program.
     Port,
-    /// The path of the private Unix socket.
+    /// The path of the program's private Unix socket.
     Socket,
     Generation,
     Instance,

@@ -38,7 +38,8 @@ use crate::sys::temporary_folder::TemporaryFolder;
 #[derive(Debug)]
 pub(crate) struct ProgramHost {
     pub(crate) generation: Generation,
-    /// The parent of the generation's folder. `None` means the folder for temporary files.
+    /// The folder in which the generation creates its own folder. `None` means the folder for
+    /// temporary files.
     pub(crate) runtime_directory: Option<PathBuf>,
     /// The timeout of the service manager's watchdog.
     pub(crate) watchdog: Option<Duration>,
@@ -65,12 +66,12 @@ pub(crate) struct ProgramPlane<S> {
     config: Arc<ProgramConfig>,
     host: ProgramHost,
     folder: TemporaryFolder,
-    /// The built-in server. It forwards connections to a private program, and serves the listeners
-    /// that do not belong to the program.
+    /// The built-in server. It forwards connections to a program with a private address, and serves
+    /// the listeners that do not belong to the program.
     server: Server<ProgramService<S>>,
     others: OtherListeners,
-    /// Whether the built-in server serves the listeners of the program. This is decided when the
-    /// program is ready, because only then is it known whether the program is private.
+    /// Whether the built-in server forwards the program's connections. With [`Attach::Detect`],
+    /// this is known only when the program is ready.
     relays: bool,
     private: Vec<Option<Address>>,
     listeners: SharedListeners,
@@ -84,7 +85,7 @@ pub(crate) struct ProgramPlane<S> {
     /// Whether the handoff to this generation is committed. Before the commit, a failure of the
     /// program rolls back the handoff instead of restarting the program.
     is_committed: bool,
-    /// When to tell a private program to stop even if it still has connections.
+    /// When to tell the program to stop even if forwarded connections are still open.
     stop_at: Option<Instant>,
 }
 
@@ -93,7 +94,7 @@ pub(crate) struct ProgramPlane<S> {
 enum Phase {
     /// The program is not ready yet.
     Starting,
-    /// The program is ready. The relay, if it serves the listeners, has begun to accept.
+    /// The program is ready. The built-in server, if it serves any listener, has begun to accept.
     Accepting,
     /// The start is complete, or the data plane was never started.
     Settled,
@@ -170,8 +171,8 @@ impl<S: Service> ProgramPlane<S> {
         Ok(())
     }
 
-    /// Waits until every instance is ready. Returns whether the program is private, in which case
-    /// the built-in server must serve the listeners.
+    /// Waits until every instance is ready. Returns whether the program listens on its private
+    /// address. If so, the built-in server must serve the listeners.
     async fn all_ready(&self) -> bool {
         let mut is_private = false;
         for observed in &self.instances {
@@ -208,8 +209,8 @@ impl<S: Service> ProgramPlane<S> {
         Ok(())
     }
 
-    /// Returns whether the built-in server accepts on any listener. While the program starts, it
-    /// does not, although it may have done so before.
+    /// Returns whether the built-in server accepts connections on any listener. While the program
+    /// starts, the server accepts none, even if it accepted connections before.
     fn is_accepting(&self) -> bool {
         self.phase != Phase::Starting && (self.relays || !self.others.open.is_empty())
     }
@@ -330,7 +331,8 @@ impl<S: Service> DataPlane for ProgramPlane<S> {
         self.server.drained().await;
         for observed in &self.instances {
             let mut state = observed.state.clone();
-            // An error means that the task has ended, and so has its process.
+            // An error means that the task of the instance has ended, and so has the program's
+            // process.
             let _ = state.wait_for(|state| *state == InstanceState::Ended).await;
         }
     }

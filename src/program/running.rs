@@ -29,7 +29,8 @@ const LAST_WORDS_TIMEOUT: Duration = Duration::from_millis(500);
 /// The processes of a program, which are killed when this value is dropped.
 pub(super) struct Running {
     child: Child,
-    /// The main process, if it is not the child.
+    /// The main process that the program has named with `MAINPID=`. `None` if the child is the main
+    /// process.
     named: Option<NamedProcess>,
     words: LastWords,
     /// A channel that closes when the program's last output has arrived.

@@ -1,5 +1,5 @@
 //! The service for the connections that this process accepts itself. It forwards connections to a
-//! private program, and serves the listeners that do not belong to the program.
+//! program with a private address, and serves the listeners that do not belong to the program.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -10,14 +10,15 @@ use crate::error::Error;
 use crate::report::UpstreamCounters;
 use crate::service::{Connection, Proxy, Service};
 
-/// A service that forwards connections to a private program, and passes connections of other
-/// listeners to another service.
+/// A service that forwards connections to the private address of a program, and passes connections
+/// of other listeners to another service.
 ///
 /// A forwarded connection never moves to a successor, because only the program knows the state of
 /// the connection.
 #[derive(Debug)]
 pub(crate) struct ProgramService<S> {
-    /// The proxy to a private program. `None` if the program accepts connections itself.
+    /// The proxy to the private address of a program. `None` if the program can only inherit the
+    /// listeners.
     proxy: Option<Proxy>,
     others: S,
     other_listeners: Vec<ListenerName>,
@@ -38,7 +39,7 @@ impl<S> ProgramService<S> {
     }
 
     /// Returns the name of the instance with the private address `upstream`, for use in counters.
-    /// Counters do not name the address, because it differs in each generation, so each handoff
+    /// The address is different in each generation. If counters contained the address, each handoff
     /// would add new counters.
     fn instance(&self, upstream: String) -> String {
         let is_at = |address: &Option<Address>| {
