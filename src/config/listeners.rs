@@ -106,8 +106,8 @@ impl UniqueListeners {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ListenerConfig {
-    /// The name of the listener. The listener inherits the socket with this name. Without a name,
-    /// it inherits the socket with its address, or else the socket at its position in the list.
+    /// The name of the listener. The listener inherits the socket with this name. If there is none,
+    /// it inherits the socket with its address, or else the next passed socket without a name.
     pub name: Option<ListenerName>,
     /// The address that the listener binds to if it inherits no socket.
     pub address: Address,

@@ -16,9 +16,8 @@ use super::proxy::ProxyConfig;
 use super::upstream::Upstreams;
 use crate::error::Error;
 
-/// How long a client waits, by default, while a private program (a program to which this process
-/// forwards connections) is not running. The client's own timeout normally ends the wait much
-/// earlier.
+/// How long a client waits, by default, while a program to which this process forwards connections
+/// is not running. The client's own timeout normally ends the wait much earlier.
 const PATIENCE: Duration = Duration::from_secs(3600);
 
 /// The configuration of a program that serves the listeners.
@@ -60,9 +59,9 @@ pub struct ProgramConfig {
     pub umask: Option<Umask>,
     /// The listener that the program gets as its standard input.
     pub stdin: Option<ListenerName>,
-    /// The proxy settings for forwarding connections to a private program. The upstreams in these
-    /// settings are not used, because each generation chooses new addresses for its program. By
-    /// default, a client waits up to an hour while the program restarts.
+    /// The proxy settings for forwarding connections to the private address of the program. The
+    /// upstreams in these settings are not used, because each generation chooses new addresses for
+    /// its program. By default, a client waits up to an hour while the program restarts.
     pub relay: Box<ProxyConfig>,
 }
 

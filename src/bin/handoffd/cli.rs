@@ -126,7 +126,7 @@ struct ReloadFlags {
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     timeout: Option<Duration>,
 
-    /// Reload only if this generation serves now
+    /// Reload only if the generation with this number serves now
     #[arg(long, value_name = "NUMBER", value_parser = ordinal)]
     expect_generation: Option<Generation>,
 

@@ -76,8 +76,8 @@ pub(crate) fn start(
     let text = tracing_subscriber::fmt::layer()
         .with_writer(|| RecordWriter(outlet))
         .with_ansi(io::stderr().is_terminal())
-        // Turn this off, because the layer would report a failed write to standard error by writing
-        // to standard error, and panic when that fails too.
+        // Turn off error messages of the layer. It would report a failed write to standard error by
+        // writing to standard error, and panic when that fails too.
         .log_internal_errors(false)
         .fmt_fields(WhatIsNotSaid)
         .event_format(WithGeneration {

@@ -100,9 +100,9 @@ impl LogStream {
                     u64::MAX,
                     ReadWriteFlags::NOWAIT,
                 ) {
-                    // The kernel is older than Linux 6.4 and has no non-blocking write here, so
-                    // write normally. The write blocks only if another process has filled the pipe
-                    // since poll(2) reported room.
+                    // The kernel is older than Linux 6.4 and has no non-blocking write to a pipe,
+                    // so write normally. The write blocks only if another process has filled the
+                    // pipe since poll(2) reported room.
                     Err(rustix::io::Errno::OPNOTSUPP) => io::stderr().write(bytes),
                     written => written.map_err(Into::into),
                 }

@@ -50,7 +50,7 @@ pub(crate) struct FileSettings {
     /// The service of each listener, in the order of the file. Each listener in `listeners` has one
     /// entry, and the list is never empty.
     pub(crate) services: Vec<(ListenerName, ServiceConfig)>,
-    /// The program that serves the listeners instead of these services.
+    /// The program in the table `[program]`, which then serves all listeners.
     pub(crate) program: Option<ProgramConfig>,
 }
 

@@ -6,7 +6,8 @@ use handoffd::listen::Listeners;
 use super::file::{ConfigFile, FileSettings, ServiceConfig};
 use crate::failure::Failure;
 
-/// Parses any bytes as a configuration file. Panics if the parser violates this rule.
+/// Parses any bytes as a configuration file. Panics if the parser returns an invalid configuration,
+/// or an error that is not one line with a valid position.
 pub(crate) fn read(bytes: &[u8]) {
     match ConfigFile::of("a.toml".into(), bytes.to_vec()).parse() {
         Ok(file) => check_settings(&file),

@@ -20,7 +20,8 @@ pub(crate) struct ListenerSettings {
     pub(super) address: Option<Given<Address>>,
     #[arg(skip)]
     pub(super) service: Option<Given<ServiceName>>,
-    /// What happens to connections in a handoff; the flag `--carry` is a setting of the daemon.
+    /// What happens to connections of the listener at a handoff. No flag sets this value, because
+    /// the flag `--carry` applies to the whole daemon.
     #[arg(skip)]
     carry: Option<Given<OnHandoff>>,
 

@@ -256,8 +256,8 @@ impl ListenerKeys {
     }
 }
 
-/// The keys of one kind of settings. Computing them takes longer than reading a listener, so it is
-/// done once for a file.
+/// The keys of one kind of settings. They are computed once for each file, because this takes
+/// longer than reading a listener.
 pub(super) struct Keys(Vec<String>);
 
 impl Keys {
@@ -267,7 +267,7 @@ impl Keys {
         Self(flags.get_arguments().map(|flag| flag.get_id().to_string()).collect())
     }
 
-    /// Splits a table into the settings of these keys and all others.
+    /// Splits a table into the entries with these keys and all other entries.
     pub(super) fn partition<'a>(
         &self,
         table: Spanned<DeTable<'a>>,

@@ -49,7 +49,7 @@ pub(crate) use self::time::parse_time;
 /// The connection limit of the metrics listener. Each metrics collector uses one connection.
 const COLLECTORS_MAX: usize = 64;
 
-/// The flags of the daemon without a command.
+/// The flags of `handoffd` when no command is given.
 #[derive(Debug, Args)]
 pub(crate) struct ServeFlags {
     /// Read the configuration from this file, which names the listeners; each generation reads it
@@ -135,8 +135,8 @@ pub(crate) enum Served {
 /// The process that the parent of the daemon, such as systemd, watches as the main process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Watched {
-    /// The process of the active generation. The daemon tells systemd the pid of this process.
-    /// Parents other than systemd watch no process.
+    /// The process of the active generation. The daemon tells systemd the pid of this process. A
+    /// parent other than systemd watches no process in this case.
     ActiveGeneration,
     /// This process, which stays as a small init until the service ends.
     ThisProcess,
@@ -165,7 +165,8 @@ impl ServeFlags {
 }
 
 impl ProxyFlags {
-    /// Merges the flags of the command `proxy`, as [`ServeFlags::read`] does for the daemon.
+    /// Combines the flags of the command `proxy` into settings. `runtime_directory` is the default
+    /// directory of the control socket.
     pub(crate) fn read(self, runtime_directory: Option<&Path>) -> Result<StartSettings, Failure> {
         let listeners = self.listen.read()?;
         let addresses = addresses(&listeners);
@@ -180,7 +181,8 @@ impl ProxyFlags {
 }
 
 impl RunFlags {
-    /// Merges the flags of the command `run`, as [`ServeFlags::read`] does for the daemon.
+    /// Combines the flags of the command `run` into settings. `runtime_directory` is the default
+    /// directory of the control socket.
     pub(crate) fn read(self, runtime_directory: Option<&Path>) -> Result<StartSettings, Failure> {
         let listeners = self.listen.read()?;
         let program = self.program.into_config(SettingSource::Flags, &addresses(&listeners));

@@ -50,8 +50,8 @@ pub(crate) struct ProgramSettings {
     #[serde(deserialize_with = "list")]
     ready_command: Option<Vec<Given<ProgramArgument>>>,
 
-    /// How often to ask a ready program again; a check that fails in the bake rolls back
-    /// [default: never]
+    /// How often to check a ready program again; a check that fails during the bake causes a
+    /// rollback [default: never]
     #[arg(long, value_name = "TIME")]
     check_interval: Option<Given<Wait>>,
 
@@ -82,7 +82,7 @@ pub(crate) struct ProgramSettings {
     #[arg(long = "env-file", id = "environment_file", value_name = "FILE")]
     environment_file: Option<Given<FilePath>>,
 
-    /// The working directory of the program; its links are resolved at each start
+    /// The working directory of the program; its symbolic links are resolved at each start
     /// [default: that of handoffd]
     #[arg(long, value_name = "PATH")]
     working_directory: Option<Given<FilePath>>,

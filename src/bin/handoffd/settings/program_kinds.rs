@@ -9,7 +9,7 @@ use super::kinds::why;
 use super::time::parse_time;
 use super::value::{Expected, Kind};
 
-/// A word of a command. Any text is valid.
+/// A word of a command. Any text without zero bytes is valid.
 pub(super) enum ProgramArgument {}
 
 impl Kind for ProgramArgument {

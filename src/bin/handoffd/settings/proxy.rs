@@ -14,7 +14,7 @@ use super::relay::RelaySettings;
 use super::value::{Given, list, set, value};
 
 /// The settings of a proxy. A field that is `None` was not given. `relay` and `health` are read
-/// apart from the others, because `serde(flatten)` loses the positions of the values.
+/// separately from the other fields, because `serde(flatten)` loses the positions of the values.
 ///
 /// Each field declares both a key and a flag. The key has the field's name, and the flag has the
 /// same name with dashes. The field's comment is the help text, which ends with the default.

@@ -1,5 +1,5 @@
-//! The settings of forwarded connections. They are the same for a proxy and for a private program:
-//! each is a key of a table `[listener.NAME]` or `[program]`, and a flag of the commands `proxy`
+//! The settings of forwarded connections, for a proxy and for a program with a private address.
+//! Each is a key of a table `[listener.NAME]` or `[program]`, and a flag of the commands `proxy`
 //! and `run`.
 
 use clap::Args;
@@ -92,7 +92,7 @@ impl RelaySettings {
         Ok(())
     }
 
-    /// Returns the name and the place of the first of these settings that was given, if any.
+    /// Returns the name and the position of the first forwarding setting that was given, if any.
     pub(super) fn first_given(&self) -> Option<(&'static str, Option<usize>)> {
         let place = |given: &Given<Wait>| given.offset;
         let networks = self.accept_proxy_header_from.as_deref();

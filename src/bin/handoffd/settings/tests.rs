@@ -118,8 +118,8 @@ struct ProxyLine {
     flags: ProxyFlags,
 }
 
-/// Every setting of the example takes effect, and a flag has the same effect as the key with the
-/// same name.
+/// Every key of the file has a flag with the same name, except those in `IN_FILE_ONLY`. The flag
+/// has the same effect as the key.
 #[test]
 fn flags_and_keys_say_the_same() {
     let table: toml::Table = ALL.parse().unwrap();

@@ -18,8 +18,7 @@ pub(super) trait Kind {
     /// The noun for such a value in an error message.
     const NOUN: &'static str;
 
-    /// A description of valid values in a file. The error about a value of another type contains
-    /// it.
+    /// A description of valid values in a file, for the error about a value of another type.
     const EXPECTED: &'static str;
 
     /// Parses a value that is written as text. Returns `None` if `Self` is not written as text.
