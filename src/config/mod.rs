@@ -81,11 +81,12 @@ pub struct Config {
     /// request, counted from accept. Default 1 s.
     pub first_request_grace: Duration,
     /// During a drain, how long a server of your own lets a connection wait for its next request.
-    /// Used by [`Life::closing`](crate::embed::Life::closing), at most half of `drain_timeout`.
-    /// Default 5 s.
+    /// [`Life::closing`](crate::embed::Life::closing) waits for this time, but at most for half of
+    /// `drain_timeout`. Default 5 s.
     pub keep_alive_grace: Duration,
-    /// How long the tasks of [`Life::alone`](crate::embed::Life::alone) may take to end before a
-    /// handoff or at the end of the service. Default 10 s.
+    /// How long a task that only one generation may run (see
+    /// [`Life::alone`](crate::embed::Life::alone)) may take to end before a handoff or at the end
+    /// of the service. Default 10 s.
     pub alone_timeout: Duration,
     /// The maximum number of generations that serve or drain at the same time.
     pub max_generations: MaxGenerations,
@@ -118,7 +119,7 @@ impl Default for Config {
     }
 }
 
-/// The time limits of a configuration, as a status report shows them.
+/// Converts the time limits of a configuration to the form that a status report contains.
 impl From<&Config> for Settings {
     fn from(config: &Config) -> Self {
         let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);

@@ -169,14 +169,14 @@ pub enum Ready {
     NotifyOrConnect,
     /// The program writes a newline to this descriptor, as programs for s6 do.
     Descriptor(u8),
-    /// This command, which checks the program, succeeds.
+    /// The program is ready when this command succeeds.
     Command(Vec<String>),
     /// The program accepts a connection on its private address.
     Connect,
     /// The program answers an HTTP request for this path, on its private address, with a status
     /// below 400.
     Http(String),
-    /// The program has run for this long.
+    /// The program is ready when it has run for this long.
     After(Duration),
 }
 
@@ -198,7 +198,7 @@ pub enum Restart {
     /// The program is started again, after a pause that grows from 100 ms to 10 s.
     #[default]
     Always,
-    /// The generation ends too.
+    /// The generation ends when the program ends.
     Never,
 }
 

@@ -43,9 +43,9 @@ pub(crate) struct WatchedListener {
     listener: Listener,
     watch: AsyncFd<Arc<Socket>>,
     /// The last retry delay during a shortage of file descriptors or memory, or `None` if there is
-    /// no shortage. An accepted connection does not end a shortage, because it may have taken the
-    /// only free descriptor. The log would then report a new shortage for every accepted
-    /// connection. The shortage ends when the backlog is empty.
+    /// no shortage. The shortage ends when the backlog is empty. An accepted connection does not
+    /// end it, because the connection may have taken the only free descriptor. Otherwise the log
+    /// would report a new shortage for every accepted connection.
     shortage: Option<Duration>,
     /// How much of the reserve of file descriptors this listener may use.
     share: Share,

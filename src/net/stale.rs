@@ -2,8 +2,8 @@
 //! holds any more.
 //!
 //! When a process closes a Unix socket, the socket file stays and blocks the path. This module must
-//! not remove the file while any process still holds the socket. This includes a socket between
-//! bind(2) and listen(2), although it refuses every client.
+//! not remove the file while any process still holds the socket, even if the socket refuses every
+//! client because it does not listen yet.
 
 use std::fs::{self, File};
 use std::io;

@@ -58,7 +58,7 @@ pub(super) struct Facts {
     pub(super) missing: Option<Missing>,
     /// Whether the program has ever answered its watchdog.
     answers: bool,
-    /// The watchdog heartbeats that complete when the program next answers.
+    /// Tokens of the heartbeats that wait until the program next answers its watchdog.
     beats: Vec<TaskTrackerToken>,
 }
 
@@ -92,7 +92,7 @@ impl Facts {
 /// Why an instance has failed for good.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ProgramFailure {
-    /// What has happened, as a part of a sentence.
+    /// What the program did, as a part of a sentence, such as `stopped answering its watchdog`.
     pub(super) what: String,
     /// The exit code of the program, if the generation is to exit with the same code.
     pub(super) code: Option<u8>,

@@ -10,9 +10,9 @@ use crate::error::Error;
 /// omitted if there is only one listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Placeholder<'a> {
-    /// The number of a listener's descriptor.
+    /// `{fd}` or `{fd:NAME}`: the descriptor number of a listener.
     Fd(Option<&'a str>),
-    /// The address of a listener.
+    /// `{address}` or `{address:NAME}`: the address of a listener.
     Address(Option<&'a str>),
     /// The private port of the program.
     Port,

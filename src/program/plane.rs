@@ -34,7 +34,7 @@ use crate::server::{Server, Workers};
 use crate::service::Service;
 use crate::sys::temporary_folder::TemporaryFolder;
 
-/// What a program needs to know about the process that runs it.
+/// The facts about this process that the data plane of a program needs.
 #[derive(Debug)]
 pub(crate) struct ProgramHost {
     pub(crate) generation: Generation,

@@ -14,7 +14,7 @@ use crate::sys::temporary_folder::TemporaryFolder;
 /// connections (see `ip_local_port_range` in ip(7)), so no outgoing connection takes the port
 /// before the program listens on it.
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
-/// How many ports of that range to try before falling back to any free port.
+/// How many ports of the range `PORTS` to try before falling back to any free port.
 const TRIES: u16 = 64;
 
 /// Returns the private address of the instance with this number, or `None` if the program inherits

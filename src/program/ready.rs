@@ -100,9 +100,9 @@ impl Probe {
         &self.missing
     }
 
-    /// Returns whether a program that became ready in this way can be checked again. With
-    /// [`Ready::NotifyOrConnect`], a check connects to the private address. A program that has sent
-    /// `READY=1` may inherit the listeners instead of listening on that address.
+    /// Returns whether a program that became ready through the event `by` can be checked again.
+    /// With [`Ready::NotifyOrConnect`], a check connects to the private address. A program that has
+    /// sent `READY=1` may inherit the listeners instead of listening on that address.
     pub(super) fn can_repeat(&self, by: ReadyBy) -> bool {
         self.ready != Ready::NotifyOrConnect || by == ReadyBy::Connect
     }

@@ -108,8 +108,8 @@ impl Child {
 /// # Errors
 /// The error of the fork, of the preparation in the child, or of execve(2).
 pub(crate) fn start(child: &ChildProgram<'_>) -> io::Result<Child> {
-    // Duplicate the descriptors to numbers above all target numbers. Otherwise dup2(2) in the child
-    // could overwrite a descriptor that is still to be moved.
+    // Duplicate the descriptors to numbers above all numbers that they get in the program.
+    // Otherwise dup2(2) in the child could overwrite a descriptor that is still to be moved.
     let above = child.descriptors.iter().map(|(_, target)| target + 1).max().unwrap_or(0);
     let above = above.max(FIRST_PASSED);
     let lift = |descriptor: BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(descriptor, above);

@@ -21,7 +21,7 @@ pub(crate) fn is_shared_with_setter_of(variable: &[u8]) -> bool {
         return true;
     }
     // If this process has several pids, /proc belongs to an outer namespace whose pids differ from
-    // ours. So a pid from the setter would be wrong here.
+    // ours. So a pid in the variable would be wrong here.
     if own_numbers() != Some(1) {
         return false;
     }

@@ -45,8 +45,8 @@ const PIDFD_GET_INFO: libc::Ioctl =
 pub(crate) struct PidFd(OwnedFd);
 
 impl PidFd {
-    /// Opens a pidfd of the process that has the given pid now. The caller must check that it is
-    /// the intended process, because the pid may have been reused.
+    /// Opens a pidfd of the process that has the given pid now. The caller must check that the
+    /// pidfd refers to the intended process, because the pid may have been reused.
     pub(crate) fn open(pid: u32) -> io::Result<Self> {
         // SAFETY: pidfd_open(2) takes two integers. It returns a descriptor that is always
         // close-on-exec.

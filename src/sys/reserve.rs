@@ -170,7 +170,7 @@ fn read_limit() -> RawFd {
 #[derive(Clone, Copy, Debug)]
 struct LastLimit {
     limit: RawFd,
-    /// How often the thread may use the limit before it reads the limit again.
+    /// How many more times the thread may use the limit before it reads the limit again.
     uses_left: u32,
 }
 

@@ -54,7 +54,7 @@ enum CommandLine {
     },
     /// Write the man pages: one for each command
     Man {
-        /// The directory to write them to, which must exist
+        /// The directory for the man pages, which must exist
         #[arg(value_name = "DIR")]
         directory: PathBuf,
     },

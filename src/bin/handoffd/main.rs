@@ -65,8 +65,9 @@ fn main() -> ExitCode {
 
 fn serve(settings: StartSettings) -> ExitCode {
     // Take the inheritance before anything can start a thread or open a file descriptor. Threads of
-    // a preloaded library are allowed, because each process that the daemon starts sets its own
-    // environment. Only a process that forks an init must have a single thread.
+    // a preloaded library are allowed, because this process does not change its environment, and
+    // each process that it starts gets its own. Only a process that forks an init must have a
+    // single thread.
     let taken = match settings.watched {
         Watched::ActiveGeneration => Inheritance::take_beside_threads(),
         Watched::ThisProcess => Inheritance::take_under_init(),

@@ -66,7 +66,7 @@ impl Stream {
             Family::Tcp(socket) => socket.ready(interest).await?,
             Family::Unix(socket) => socket.ready(interest).await?,
         };
-        // To save a system call, ask the kernel for the error only if the runtime has seen one.
+        // To save a system call, ask the kernel for the error only if the runtime reports an error.
         let error = if ready.is_error() { SockRef::from(self).take_error()? } else { None };
         error.map_or(Ok(()), Err)
     }

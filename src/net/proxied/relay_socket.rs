@@ -114,7 +114,7 @@ impl RelaySocket {
     /// # Errors
     /// Fails if the kernel cannot watch the socket. The connection is then reset.
     pub(crate) fn into_stream(self) -> io::Result<Stream> {
-        // The runtime closes a socket that it cannot watch, so ask for a reset beforehand.
+        // The runtime closes a socket that it cannot watch. Make this close reset the connection.
         self.reset_on_drop();
         let Self { socket, is_unix, peer_finished, is_shared, delay, traffic, .. } = self;
         let socket = if is_unix {
@@ -218,7 +218,7 @@ impl RelaySocket {
         Ok(count)
     }
 
-    /// Half-closes the connection: the peer receives the end after all bytes.
+    /// Half-closes the connection: after all bytes, the peer reads the end of the stream.
     pub(crate) fn shutdown(&self) -> io::Result<()> {
         SockRef::from(&self.socket).shutdown(Shutdown::Write)
     }
@@ -241,7 +241,7 @@ impl RelaySocket {
         }
         match SockRef::from(&self.socket).take_error() {
             Ok(Some(error)) => Some(Gone::Broken(error)),
-            // No error means that both sides of a TCP connection have closed it in order.
+            // For TCP, no error means that both sides have closed the connection in order.
             _ => (self.is_unix && sys::socket::has_hung_up(self.socket.as_fd()))
                 .then_some(Gone::Closed),
         }

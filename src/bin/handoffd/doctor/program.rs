@@ -13,7 +13,7 @@ pub(super) fn examine(unit: &Unit, findings: &mut Vec<Finding>) {
 }
 
 /// Returns whether the first process of the unit keeps running. If so, the main process never
-/// changes, and systemd need not be told about a new one.
+/// changes, and systemd need not learn of a new main process.
 pub(super) fn keeps_first_process(unit: &Unit) -> bool {
     unit.has_argument(INIT)
 }

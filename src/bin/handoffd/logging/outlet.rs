@@ -80,7 +80,7 @@ impl Outlet {
         }
     }
 
-    /// Waits a short time for the reader to take the backlog.
+    /// Waits a short time for the reader to read the backlog.
     pub(super) fn finish(&self) {
         let state = self.0.lock();
         let is_unread = |state: &mut OutletState| !state.waiting.is_empty();

@@ -47,8 +47,8 @@ impl Scrapes {
     }
 
     fn send(&self, scrape: oneshot::Sender<ScrapeResult>) -> Result<(), Unavailable> {
-        // Use the value even after a panic in another thread, because the value is always replaced
-        // as a whole.
+        // Use the channel even after a panic in another thread, because a new channel always
+        // replaces the old one as a whole.
         let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
         let sent = match &*thread {
             Some(thread) => thread.send(scrape),

@@ -33,7 +33,7 @@ impl<P> PolledSocket<P> {
         self.socket.note(events[0].flags);
     }
 
-    /// Repeats `step` after each event, until it does not return `WouldBlock`.
+    /// Calls `step` again after each event, until its result is not `WouldBlock`.
     fn when_ready<T>(
         &mut self,
         mut step: impl FnMut(&mut RelaySocket) -> io::Result<T>,
