@@ -41,8 +41,8 @@ impl Listener {
     /// function replaces such a file.
     ///
     /// # Errors
-    /// [`Error::Bind`], which names the listener and the address. If binding fails, nothing has
-    /// changed.
+    /// [`Error::Bind`], which names the listener and the address. If binding fails, this function
+    /// leaves no socket file of its own behind.
     pub(crate) fn bind(name: &str, address: &Address, access: Access) -> Result<Self, Error> {
         let bound = match address {
             Address::UnixPath(path) => {
