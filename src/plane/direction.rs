@@ -15,9 +15,10 @@ pub(super) const BUFFER: usize = 32 * 1024;
 /// How many reads in a row must fill the buffer before the direction uses splice(2). Only long
 /// transfers use splice(2), because it has a higher fixed cost than copying a few bytes.
 const LONG: u8 = 4;
-/// If a splice(2) moves fewer bytes than this, the direction copies again.
+/// If a splice(2) call moves fewer bytes than this, the direction copies bytes again.
 const SHORT: usize = 8 * 1024;
-/// How many steps a direction may take before it lets other connections on the same thread run.
+/// How many reads and writes a direction may perform before it lets other connections on the same
+/// thread run.
 const TURN: usize = 16;
 
 /// The state of one direction of a relay.
@@ -59,19 +60,19 @@ pub(super) struct Rest {
     pub(super) written: usize,
 }
 
-/// How far a direction has come.
+/// The result of moving bytes in one direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Progress {
     /// The direction has ended.
     Ended,
     /// The direction continues when an event says that its source or its sink is ready.
     Blocked,
-    /// The direction has moved enough bytes for one turn, and can move more.
+    /// The direction can move more bytes, but must let other connections run first.
     HasMore,
 }
 
 impl Direction {
-    /// Creates a direction whose sink receives these bytes before those of the source.
+    /// Creates a direction that sends `bytes` to the sink before the bytes of the source.
     pub(super) fn holding(bytes: Vec<u8>) -> Self {
         let held = match bytes.is_empty() {
             true => HeldBytes::Nothing,
@@ -80,8 +81,9 @@ impl Direction {
         Self { held, streak: 0 }
     }
 
-    /// Moves as many bytes as possible through `buffer`. Ends when the source and the sink are
-    /// half-closed. With [`End::Keep`], it ends as soon as the source has half-closed.
+    /// Moves bytes through `buffer` until no more can be moved now, but takes at most [`TURN`]
+    /// steps. The direction has ended when it has half-closed the sink. With [`End::Keep`], it has
+    /// ended as soon as the source has half-closed.
     pub(super) fn advance(
         &mut self,
         buffer: &mut [u8],
@@ -105,8 +107,8 @@ impl Direction {
     }
 
     /// Moves the bytes that the source sent before its end or failure, but does not half-close the
-    /// sink. Returns whether no bytes are left, or the source or the sink has failed. Otherwise the
-    /// direction waits for the sink.
+    /// sink. Returns `false` if the sink cannot accept more bytes yet. Returns `true` if no bytes
+    /// are left, or if the source or the sink has failed.
     pub(super) fn advance_rest(
         &mut self,
         buffer: &mut [u8],

@@ -1,4 +1,5 @@
-//! The connections of a plane: their entries, their timers, and one turn over those that are ready.
+//! The proxied connections of a relay plane, and their timers. In each turn, the plane moves the
+//! bytes of the connections that are ready.
 
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
@@ -13,8 +14,8 @@ use super::relay::{Relay, RelayStep};
 use super::settle::Side;
 use crate::net::{Gone, ProxiedSocket, RelaySocket};
 
-/// An established connection between a client and an upstream. `T` is what the caller stores with
-/// it.
+/// A connection between a client and an upstream. `T` is the data that the caller stores with the
+/// connection.
 #[derive(Debug)]
 pub(crate) struct RelayEntry<T> {
     pub(crate) client: RelaySocket,
@@ -24,10 +25,11 @@ pub(crate) struct RelayEntry<T> {
     pub(crate) owner: T,
 }
 
-/// What the caller stores with a connection, and what the plane asks it.
+/// The data that the caller stores with a connection. The plane asks it for the time limits of the
+/// connection.
 pub(crate) trait RelayOwner: Send {
-    /// Returns when the plane must give up, if the connection to the upstream is not yet
-    /// established.
+    /// Returns the deadline of the attempt to connect to the upstream, or `None` if the connection
+    /// to the upstream is established.
     fn connect_deadline(&self) -> Option<Instant>;
 
     /// Records that the connection to the upstream is established. Returns the time limits of the
@@ -43,7 +45,8 @@ pub(crate) enum RelayEnd {
     NotConnected(std::io::Error),
     /// The client has disconnected before the upstream accepted the connection.
     ClientLeft,
-    /// All bytes have been passed on, and both sides have ended, or will not be read any more.
+    /// Both sides have half-closed and received all bytes, or one side has closed its socket and
+    /// can receive no more.
     Finished,
     /// The client's connection failed with this error.
     ClientBroke(std::io::Error),
@@ -56,7 +59,7 @@ pub(crate) enum RelayEnd {
 /// The connections that have ended in a turn. They are no longer in the plane.
 pub(super) type Ended<T> = Vec<(RelayEntry<T>, RelayEnd)>;
 
-/// Whether connections can move more bytes without an event.
+/// Whether connections can move more bytes at once, or all of them must wait for an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TurnResult {
     HasMore,
@@ -67,13 +70,14 @@ pub(super) enum TurnResult {
 #[derive(Debug)]
 pub(super) struct Entries<T> {
     all: Slab<Row<T>>,
-    /// When to look at the limits of a connection.
+    /// The times at which to check the time limits of connections, with the indexes of these
+    /// connections.
     timers: BTreeSet<(Instant, usize)>,
     /// The connections that may have bytes to move. Each is listed once.
     ready: Vec<usize>,
-    /// An empty list, which is the next list of ready connections. So a turn allocates no list.
+    /// An empty list whose memory the next turn reuses for `ready`. So a turn allocates no list.
     spare: Vec<usize>,
-    /// The number of the next connection.
+    /// The number that the next connection gets. See [`Row::number`].
     next_number: u32,
     is_cut: bool,
 }
@@ -83,11 +87,11 @@ struct Row<T> {
     entry: RelayEntry<T>,
     /// Distinguishes this connection from an earlier one with the same index.
     number: u32,
-    /// Whether this connection is in the list of ready ones.
+    /// Whether this connection is in the list of ready connections.
     is_listed: bool,
     /// Whether the connection to the upstream is not yet established.
     is_connecting: bool,
-    /// When to look at the limits of this connection.
+    /// The time at which to check the time limits of this connection.
     timer: Option<Instant>,
 }
 
@@ -122,13 +126,13 @@ impl<T: RelayOwner> Entries<T> {
         Ok(())
     }
 
-    /// Returns when to take the next turn even without an event.
+    /// Returns the time at which to take the next turn even if no event arrives.
     pub(super) fn next_timer(&self) -> Option<Instant> {
         self.timers.first().map(|(next, _)| *next)
     }
 
-    /// Moves the bytes of all connections that are ready, or that these events make ready. Adds
-    /// those that end to `ended`.
+    /// Moves the bytes of all connections that are ready, or that these events make ready. Adds the
+    /// connections that end to `ended`.
     pub(super) fn turn(
         &mut self,
         epoll: &OwnedFd,
@@ -152,8 +156,9 @@ impl<T: RelayOwner> Entries<T> {
         self.spare = ready;
         self.expire(now, ended);
         for (entry, end) in &*ended {
-            // The kernel stops watching a socket that is closed, which saves two system calls. But
-            // it continues if another process holds the socket, or if the caller does not close it.
+            // Skip the two system calls of `unwatch` if the caller is about to close both sockets,
+            // because the kernel stops watching a closed socket. But the kernel continues to watch
+            // a socket that another process holds too.
             let is_closed = matches!(end, RelayEnd::Finished) && entry.client.peer_has_finished();
             if !is_closed || entry.client.is_shared() || entry.upstream.is_shared() {
                 unwatch(epoll, entry);
@@ -162,7 +167,7 @@ impl<T: RelayOwner> Entries<T> {
         if self.ready.is_empty() { TurnResult::Blocked } else { TurnResult::HasMore }
     }
 
-    /// Moves the bytes of one connection. `now` is given if there are timers.
+    /// Moves the bytes of one connection. `now` is `None` if no connection has a timer.
     fn advance(&mut self, index: usize, buffer: &mut [u8], now: Option<Instant>) -> RelayStep {
         let Some(row) = self.all.get_mut(index) else { return RelayStep::Blocked };
         row.is_listed = false;
@@ -198,11 +203,11 @@ impl<T: RelayOwner> Entries<T> {
         self.timers.extend(next.map(|next| (next, index)));
     }
 
-    /// Tells a connection what an event says about one of its sockets.
+    /// Passes an event to the socket that it concerns, and lists the connection as ready.
     fn note(&mut self, event: &SocketEvent) {
         let SocketEvent { key: RowKey { index, number }, side, flags } = *event;
-        // An event may belong to a connection that has ended in the meantime, and whose index
-        // another connection has now.
+        // Ignore an event of a connection that has ended. Its index may belong to another
+        // connection now.
         let row = self.all.get_mut(index).filter(|row| row.number == number);
         let Some(Row { entry, is_listed, .. }) = row else { return };
         let socket = match side {
@@ -237,7 +242,7 @@ impl<T: RelayOwner> Entries<T> {
         }
     }
 
-    /// Takes the next connection for which `is_wanted` is true.
+    /// Removes the next connection for which `is_wanted` is true, starting at the index `cursor`.
     pub(super) fn take(
         &mut self,
         epoll: &OwnedFd,
@@ -258,12 +263,12 @@ impl<T: RelayOwner> Entries<T> {
         None
     }
 
-    /// Returns what the caller has stored with each connection.
+    /// Returns the data that the caller has stored with each connection.
     pub(super) fn owners(&mut self) -> impl Iterator<Item = &mut T> {
         self.all.iter_mut().map(|(_, row)| &mut row.entry.owner)
     }
 
-    /// Removes all connections, and rejects later ones.
+    /// Removes all connections. From now on, [`Entries::admit`] rejects new connections.
     pub(super) fn cut(&mut self, epoll: &OwnedFd) -> Vec<RelayEntry<T>> {
         self.is_cut = true;
         self.timers.clear();
@@ -295,8 +300,8 @@ impl<T: RelayOwner> Row<T> {
     }
 
     /// Counts the connection to the upstream as established if the kernel has established it, even
-    /// if no event has said so yet. Otherwise the upstream would see a connection that ends before
-    /// its first byte.
+    /// if no event has said so yet. Otherwise a move of the client would drop this connection, and
+    /// the upstream would see a connection without any bytes.
     fn connect_now(&mut self) {
         if self.is_connecting {
             self.entry.upstream.look_whether_writable();

@@ -1,4 +1,4 @@
-//! The events of the sockets in a plane.
+//! The epoll events of the sockets in a relay plane.
 //!
 //! Events are edge-triggered: the kernel reports a socket once for each change of its state. So the
 //! plane watches each socket with a single system call, and a blocked connection costs nothing.
@@ -10,10 +10,10 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use super::entries::RelayEntry;
 use super::settle::Side;
 
-/// The place of a connection in its plane.
+/// The key that identifies a connection in its plane.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RowKey {
-    /// The index of the connection. A later connection may have it again.
+    /// The index of the connection. After its end, another connection may get the same index.
     pub(super) index: usize,
     /// Distinguishes connections with the same index.
     pub(super) number: u32,
@@ -27,8 +27,8 @@ pub(super) struct SocketEvent {
     pub(super) flags: EventFlags,
 }
 
-/// How many of the lower bits of an event's data hold the index and the side. The others hold the
-/// number.
+/// How many low bits in the data of an event hold the index and the side of the connection. The
+/// high bits hold its number.
 const PLACE_BITS: u32 = 32;
 const PLACE_MASK: u64 = (1 << PLACE_BITS) - 1;
 
@@ -41,7 +41,7 @@ pub(super) fn watch<T>(
     let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
     epoll::add(epoll, &entry.client, data(key, Side::Client), flags)?;
     epoll::add(epoll, &entry.upstream, data(key, Side::Upstream), flags).inspect_err(|_| {
-        // Ignore an error: the socket is closed soon.
+        // Ignore an error, because the caller is about to close the socket.
         let _ = epoll::delete(epoll, &entry.client);
     })
 }
@@ -54,8 +54,8 @@ pub(super) fn unwatch<T>(epoll: &OwnedFd, entry: &RelayEntry<T>) {
     }
 }
 
-/// Returns the data of the events of one socket. The index fits, because it is smaller than the
-/// largest number of descriptors that the kernel lets a process have, 2^30.
+/// Returns the data that identifies one socket in its events. The index fits into 31 bits, because
+/// each connection has two file descriptors, and a process has fewer than 2^31 of them.
 const fn data(RowKey { index, number }: RowKey, side: Side) -> EventData {
     let place = ((index as u64) << 1) | matches!(side, Side::Upstream) as u64;
     EventData::new_u64(((number as u64) << PLACE_BITS) | place)
@@ -63,7 +63,7 @@ const fn data(RowKey { index, number }: RowKey, side: Side) -> EventData {
 
 impl From<&epoll::Event> for SocketEvent {
     fn from(event: &epoll::Event) -> Self {
-        // Copy the fields, because the kernel's structure is packed.
+        // Copy the fields, because Rust allows no references to the fields of a packed structure.
         let (data, flags) = (event.data.u64(), event.flags);
         let (number, place) = (data >> PLACE_BITS, data & PLACE_MASK);
         let side = if place & 1 == 1 { Side::Upstream } else { Side::Client };

@@ -77,7 +77,7 @@ impl Limits {
         Self { made, clock: Some(Box::new(Clock { idle, end, carried: used.carried, moved })) }
     }
 
-    /// Creates limits that a connection never reaches, for the time until it is established.
+    /// Creates limits that are never reached, for a connection that is not established yet.
     pub(crate) fn none() -> Self {
         Self { made: Instant::now(), clock: None }
     }

@@ -1,5 +1,5 @@
-//! The relay plane of a worker: it moves the bytes of all established proxied connections that the
-//! worker serves.
+//! The relay plane of a worker: a single task that moves the bytes of all established proxied
+//! connections on this worker.
 //!
 //! | file | contents |
 //! |---|---|
@@ -16,9 +16,10 @@
 //! for all connections. It watches an epoll instance of its own through the tokio runtime, so the
 //! accept loops and the tasks of the same worker run beside it.
 //!
-//! A plane only relays. A client that waits for something else has a task: for its PROXY header,
-//! for an upstream, for its move to the successor, or for the end after a failure. The caller moves
-//! connections between the plane and such tasks.
+//! A plane only waits for the first connection to an upstream, and relays. A client has a task of
+//! its own while it waits for something else: for its PROXY header, for another upstream, for its
+//! move to the successor, or for the end after a failure. The caller moves connections between the
+//! plane and such tasks.
 
 mod direction;
 mod entries;
@@ -53,19 +54,20 @@ pub(crate) use snapshot::RelaySnapshot;
 
 use crate::sys;
 
-/// The largest number of events for one turn. The other tasks of the worker run between two turns.
+/// The largest number of events that a plane handles in one turn. The other tasks of the worker run
+/// between two turns.
 const EVENTS: usize = 128;
 
-/// The relay plane of one worker. `T` is what the caller stores with each connection.
+/// The relay plane of one worker. `T` is the data that the caller stores with each connection.
 #[derive(Debug)]
 pub(crate) struct Plane<T> {
     epoll: Arc<OwnedFd>,
     entries: Mutex<Entries<T>>,
-    /// Notified when the plane must look at its timers again.
+    /// Notified when a new timer expires earlier than all others.
     changed: Notify,
 }
 
-/// A connection that a plane does not take.
+/// A connection that a plane has rejected, and the reason.
 #[derive(Debug)]
 pub(crate) enum Rejected<T> {
     /// The plane has been cut.
@@ -89,16 +91,16 @@ impl<T: RelayOwner> Plane<T> {
         let mut entries = self.lock();
         let timer = entries.next_timer();
         entries.admit(&self.epoll, entry)?;
-        // Wake the plane only if it would wake too late. Each connection has a timer until it is
-        // established, so a new timer is rarely the next one.
+        // Wake the plane only if it would wake too late. This is rare, because the timers of
+        // earlier connections usually expire sooner.
         if entries.next_timer() != timer {
             self.changed.notify_one();
         }
         Ok(())
     }
 
-    /// Relays until the future is dropped. Calls `ended` for each connection that has ended, which
-    /// is then no longer in the plane. Must be called within the tokio runtime of the worker.
+    /// Relays until the future is dropped. Calls `ended` for each connection that ends, after the
+    /// connection has left the plane. Must be called within the tokio runtime of the worker.
     ///
     /// # Errors
     /// Fails if the kernel cannot watch the plane's epoll instance.
@@ -112,8 +114,9 @@ impl<T: RelayOwner> Plane<T> {
         let mut timer = pin!(sleep_until(Instant::now()));
         loop {
             let next = self.lock().next_timer();
-            // Set the timer again only if it would expire too late. It may expire too early,
-            // because most connections are established long before their timer expires.
+            // Reset the timer only if it would expire too late. This saves most resets, because
+            // most connections are established long before their timers expire. A timer that
+            // expires too early only causes an extra turn.
             if let Some(next) = next.filter(|next| timer.is_elapsed() || *next < timer.deadline()) {
                 timer.as_mut().reset(next);
             }
@@ -168,8 +171,8 @@ impl<T: RelayOwner> Plane<T> {
         Ok(all.len() == EVENTS)
     }
 
-    /// Takes the next connection for which `is_wanted` is true, starting at the place `cursor`.
-    /// Returns `None` if there is no such connection after that place.
+    /// Removes the next connection for which `is_wanted` is true, starting at the index `cursor`.
+    /// Returns `None` if there is no such connection from that index on.
     pub(crate) fn take(
         &self,
         cursor: &mut usize,
@@ -178,18 +181,18 @@ impl<T: RelayOwner> Plane<T> {
         self.lock().take(&self.epoll, cursor, is_wanted)
     }
 
-    /// Calls `change` for what the caller has stored with each connection.
+    /// Calls `change` with the data that the caller has stored with each connection.
     pub(crate) fn for_each(&self, change: impl FnMut(&mut T)) {
         self.lock().owners().for_each(change);
     }
 
-    /// Takes all connections. The plane takes no more of them from now on.
+    /// Removes and returns all connections. From now on, the plane rejects new connections.
     pub(crate) fn cut(&self) -> Vec<RelayEntry<T>> {
         self.lock().cut(&self.epoll)
     }
 
     fn lock(&self) -> MutexGuard<'_, Entries<T>> {
-        // Ignore a poisoned lock. If a turn panics, its worker counts as dead.
+        // Ignore a poisoned lock, because this generation exits if a turn panics.
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -23,18 +23,18 @@ pub(crate) struct Relay {
     pub(super) down: Direction,
 }
 
-/// What a relay has come to.
+/// The result of moving bytes in both directions.
 #[derive(Debug)]
 pub(crate) enum RelayStep {
     /// The relay continues when an event says that one of its sockets is ready.
     Blocked,
-    /// The relay has moved enough bytes for one turn, and can move more.
+    /// The relay can move more bytes, but must let other connections run first.
     HasMore,
     /// The relay has ended.
     Ended(RelayEnd),
 }
 
-/// The side of a direction, source or sink, whose connection failed.
+/// The side of a direction, source or sink, whose connection failed with this error.
 pub(super) enum Broken {
     Source(io::Error),
     Sink(io::Error),
@@ -57,8 +57,8 @@ impl Relay {
         client: &mut RelaySocket,
         upstream: &mut RelaySocket,
     ) -> RelayStep {
-        // The direction that ends last does not half-close its sink, because the caller then closes
-        // both sides at once.
+        // The direction that ends last does not half-close its sink, because the caller closes both
+        // connections when the relay has ended.
         let end = |other: &Direction| if other.is_over() { End::Keep } else { End::Tell };
         let up = match self.up.advance(buffer, client, upstream, end(&self.down)) {
             Err(Broken::Source(error)) => return broke(RelayEnd::ClientBroke, error),
@@ -77,8 +77,8 @@ impl Relay {
         }
     }
 
-    /// Asks the kernel whether a connection has failed, but only if no pending read on it would
-    /// notice the failure.
+    /// Asks the kernel whether a side has failed. Skips a side from which the relay waits for
+    /// bytes, because a read reports the failure.
     fn failure(&self, client: &mut RelaySocket, upstream: &mut RelaySocket) -> Option<RelayEnd> {
         let client = if self.up.is_reading() { None } else { client.gone() };
         match client {
@@ -95,7 +95,7 @@ impl Relay {
     }
 
     /// Writes the bytes that the client sent before its connection failed, but does not half-close
-    /// the upstream. Returns whether no bytes are left.
+    /// the upstream. Returns `false` if the upstream cannot accept more bytes yet.
     pub(super) fn advance_rest_up(
         &mut self,
         buffer: &mut [u8],
@@ -106,7 +106,7 @@ impl Relay {
     }
 
     /// Writes the bytes that the upstream sent before its connection failed, but does not
-    /// half-close the client. Returns whether no bytes are left.
+    /// half-close the client. Returns `false` if the client cannot accept more bytes yet.
     pub(super) fn advance_rest_down(
         &mut self,
         buffer: &mut [u8],

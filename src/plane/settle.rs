@@ -13,9 +13,9 @@ use super::direction::BUFFER;
 use super::relay::Relay;
 use crate::net::RelaySocket;
 
-/// How long the other side may go without accepting any bytes. Even a segment that TCP loses four
-/// times arrives earlier, after about 3 s: TCP retransmits after 0.2 s and doubles the delay each
-/// time.
+/// How long the side that still works may go without accepting any bytes. Even a segment that TCP
+/// loses four times arrives earlier, after about 3 s: TCP retransmits after 0.2 s and doubles the
+/// delay each time.
 const LINGER: Duration = Duration::from_secs(5);
 /// The pause between two attempts to write.
 const PAUSE: Duration = Duration::from_millis(5);

@@ -97,7 +97,8 @@ async fn a_client_that_closes_at_once_is_heard() {
     }
 }
 
-/// A connection is taken before its plane knows that the upstream has accepted it.
+/// If a connection is taken before its plane knows that the upstream has accepted it, the plane
+/// still records it as established.
 #[tokio::test]
 async fn a_connection_that_is_just_established_is_taken_as_such() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -30,12 +30,13 @@ pub(super) struct Accepting<S> {
 }
 
 /// How many workers accept on one listener. The kernel wakes all of them for each client, so the
-/// cost of a client would otherwise grow with the number of workers. A few are enough, because the
-/// worker that accepts a client may pass it on. More than one also accept while another is busy.
+/// cost of a client grows with this number. A few workers are enough, because the worker that
+/// accepts a client may pass it to another worker. One worker is not enough, because it may be
+/// busy.
 const ACCEPTING_WORKERS: usize = 4;
 
 /// Returns whether a worker accepts on the listener with this number. Different listeners use
-/// different workers, but none beyond the number of processors.
+/// different workers, but no listener uses a worker beyond the number of processors.
 pub(super) const fn accepts_on(listener: usize, worker: usize, processors: usize) -> bool {
     worker < processors
         && (worker + processors - listener % processors) % processors < ACCEPTING_WORKERS
@@ -46,11 +47,11 @@ pub(super) const fn accepts_on(listener: usize, worker: usize, processors: usize
 /// They run on the worker itself, because waking another thread for each loop would be much slower.
 pub(super) struct WorkerLoops<S> {
     pub(super) loops: Vec<Accepting<S>>,
-    /// The heartbeats for the worker itself.
+    /// The heartbeats that the worker answers, even if it has no accept loop.
     pub(super) beats: mpsc::Receiver<TaskTrackerToken>,
-    /// A token that stops the loops when it is cancelled.
+    /// A token that stops the accept loops of this worker when it is cancelled.
     pub(super) stop: CancellationToken,
-    /// A token that stops the loops of all workers.
+    /// A token that stops the accept loops of all workers when it is cancelled.
     pub(super) stop_all: CancellationToken,
     pub(super) deaths: Deaths,
 }

@@ -37,7 +37,8 @@ pub(super) const LINGER: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct ConnectionContext<S> {
     pub(super) service: S,
-    /// How long a drain waits for the first request of a silent client, counted from its accept.
+    /// How long a drain waits for the first request of a silent client, counted from the time at
+    /// which the client was accepted.
     pub(super) first_request_grace: Duration,
     /// The connection limits of the listeners. A listener without a limit is not in this map.
     limits: HashMap<String, NonZeroUsize>,
@@ -77,11 +78,11 @@ pub(super) struct ConnectionTask<S> {
     /// The index of the worker that runs this task.
     #[cfg_attr(not(feature = "proxy"), expect(dead_code, reason = "a proxy needs its plane"))]
     worker: usize,
-    /// Whether the connection was offered to the successor, but stays here.
+    /// Whether the connection was offered to the successor, but stays in this process.
     stays: bool,
 }
 
-/// What has become of a connection that a service has served.
+/// Why a service has stopped serving a connection.
 enum ServiceOutcome {
     Ended(ConnectionEnd),
     /// The connection is to move to the successor.
@@ -133,15 +134,15 @@ impl<S: Service> ConnectionTask<S> {
         self.connection.detach(state);
     }
 
-    /// Lets the service continue from `state`, which it has saved before.
+    /// Lets the service continue from `state`, which the service saved earlier.
     #[cfg(feature = "proxy")]
     pub(super) fn resume_from(&mut self, state: CarriedState) {
         self.connection.detach(state);
         self.connection.stay();
     }
 
-    /// Moves a detached connection to the successor. Serves it here if the successor does not take
-    /// it.
+    /// Moves a detached connection to the successor. If the successor does not take the connection,
+    /// this process continues to serve it.
     #[cfg(feature = "proxy")]
     pub(super) async fn leave(mut self) {
         match self.hand_over().await {
@@ -150,13 +151,14 @@ impl<S: Service> ConnectionTask<S> {
         }
     }
 
-    /// Ends this task, and lets the plane of the worker relay the connection.
+    /// Ends this task, and lets the relay plane of the worker relay the connection.
     #[cfg(feature = "proxy")]
     fn relay(self, established: Established) {
         let Self { context, connection, mut slot, worker, stays } = self;
         let Established { upstream, relay, limits, count } = established;
         // Keep the registration with the scheduler until the connection is in the plane. Otherwise
-        // the scheduler could miss it, and find too early that all connections have moved.
+        // the scheduler could miss the connection, and conclude too early that all connections have
+        // moved.
         let registration = slot.carry.take();
         let (stream, rest) = connection.into_parts();
         let (listener, peer) = (Arc::clone(&rest.1), rest.0);
@@ -257,7 +259,7 @@ impl<S: Service> ConnectionTask<S> {
     }
 }
 
-/// A connection that has ended.
+/// The data for the log record of a connection that has ended.
 pub(super) struct EndedConnection<'a> {
     pub(super) listener: &'a str,
     pub(super) peer: Peer,

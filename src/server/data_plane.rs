@@ -73,7 +73,7 @@ impl<S: Service> DataPlane for Server<S> {
                 let (slot, stop) = (Arc::clone(slot), stop.clone());
                 loops.push(Accepting { acceptor, slot, own, stop, beats });
             }
-            // A worker without an accept loop shows that it is alive too.
+            // Send heartbeats to the worker itself as well, because it may have no accept loop.
             let (heart, beats) = mpsc::channel(2);
             self.hearts.push(heart);
             let (stop_all, deaths) = (self.stop.clone(), self.workers.deaths().clone());

@@ -120,7 +120,7 @@ impl ConnectionLimit {
         self.limit.saturating_sub(used + held + reserved)
     }
 
-    /// Counts one more connection, and records if the listener becomes full.
+    /// Counts one more connection, and logs and counts if the listener becomes full.
     fn use_one(&self, mut permits: MutexGuard<'_, Permits>) {
         permits.used += 1;
         if permits.used != self.limit {
@@ -135,8 +135,7 @@ impl ConnectionLimit {
     }
 
     fn lock(&self) -> MutexGuard<'_, Permits> {
-        // Ignore a poisoned lock. No code panics while it holds the lock, and the numbers would
-        // still be consistent.
+        // Ignore a poisoned lock, because no code panics while it holds the lock.
         self.permits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -273,7 +272,8 @@ mod tests {
         let stops = wait(&mut loops);
         (0..3).for_each(|_| drop(wait(&mut loops)));
         tokio::task::yield_now().await;
-        // This wakes the loop that has waited longest, but that loop is aborted before it runs.
+        // Dropping the permit wakes the loop that has waited longest, but that loop is aborted
+        // before it runs.
         drop(first);
         stops.abort();
         let mut permits: Vec<_> = [permit(&mut loops).await, permit(&mut loops).await].into();

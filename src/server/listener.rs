@@ -2,7 +2,8 @@
 //! their tasks.
 //!
 //! Connections come from an accept loop, from the backlog of a listener that is about to be closed,
-//! or from the predecessor. All of them start here. The socket itself belongs to the accept loop.
+//! or from the predecessor. They all start in this module. The listening socket itself belongs to
+//! the accept loop.
 
 use std::sync::Arc;
 
@@ -43,8 +44,8 @@ pub(super) struct ListenerSlot<S> {
 }
 
 impl<S: Service> ListenerSlot<S> {
-    /// Enters the runtime of a worker, so that sockets that the caller creates are registered
-    /// there.
+    /// Enters the runtime of a worker, so that the sockets that the caller creates are registered
+    /// with that runtime.
     pub(super) fn enter(&self, worker: usize) -> EnterGuard<'_> {
         self.workers[worker].handle().enter()
     }
@@ -55,7 +56,8 @@ impl<S: Service> ListenerSlot<S> {
         self.serve_from(worker, client, permit, None);
     }
 
-    /// Serves a new client on a worker, for which the service has saved `state` before.
+    /// Serves a new client on a worker. If the service has already begun with the client, it
+    /// continues from `state`.
     fn serve_from(
         &self,
         worker: usize,
@@ -103,7 +105,7 @@ impl<S: Service> ListenerSlot<S> {
         self.task(worker, (stream, peer), slot, Some(state))
     }
 
-    /// Counts a connection that began at `since`, and takes its slot.
+    /// Counts a connection that began at `since`, and creates the slot that ends the counting.
     fn slot(
         &self,
         worker: usize,
@@ -148,7 +150,7 @@ impl<S: Service> ListenerSlot<S> {
         self.context.service.proxy(&self.name)?.begin_at_once(&self.name, client)
     }
 
-    /// Lets the plane of a worker wait for the upstream and relay the connection.
+    /// Lets the relay plane of a worker wait for the upstream and then relay the connection.
     #[cfg(feature = "proxy")]
     fn relay_at_once(
         &self,

@@ -120,7 +120,8 @@ impl<S: Service> Server<S> {
         }
     }
 
-    /// Returns the slot of a listener. A drain treats its connections as `on_drain` says.
+    /// Returns the slot of a listener, with which its connections start. `on_drain` is how a drain
+    /// treats these connections.
     fn slot(&mut self, name: &Arc<str>, on_drain: OnDrain) -> ListenerSlot<S> {
         let workers = Arc::clone(self.workers.all());
         let ledgers = (0..workers.len()).map(|worker| (worker, Arc::clone(name)));

@@ -1,8 +1,9 @@
 //! The server's part in relaying proxied connections. When a service has connected a client to an
 //! upstream, the connection's task ends, and the plane of the worker relays the connection.
 //!
-//! A connection leaves its plane when it ends, or when it is to move to the successor. What then
-//! takes time gets a task again: the orderly close, the last bytes after a failure, and the move.
+//! A connection leaves its plane when it ends, or when it is to move to the successor. It gets a
+//! task again for work that takes time: the orderly close, the last bytes after a failure, or the
+//! move.
 
 mod leave;
 #[cfg(test)]
@@ -49,7 +50,7 @@ impl Drop for RunningPlane {
     }
 }
 
-/// What the server stores with a connection in a plane.
+/// The data that the server stores with each connection in a relay plane.
 #[derive(Debug)]
 pub(super) struct RelayedConnection {
     slot: ConnectionSlot,
@@ -65,7 +66,7 @@ pub(super) struct RelayedConnection {
 pub(super) enum UpstreamLink {
     Connecting(Box<Connecting>),
     Established(UpstreamCount),
-    /// The connection is being replaced by one of the other variants.
+    /// A placeholder while one of the other variants replaces another.
     Changing,
 }
 
@@ -76,7 +77,7 @@ pub(super) enum Carrying {
     Never,
     /// A drain asks the connection to move.
     Possible,
-    /// The connection was offered to the current successor, but stays here.
+    /// The connection was offered to the current successor, but stays in this process.
     Stays,
 }
 
@@ -87,7 +88,7 @@ impl Relays {
         Self { planes: (0..workers).map(|_| OnceLock::new()).collect(), deaths }
     }
 
-    /// Lets connections move that stayed here in an earlier attempt.
+    /// Allows connections to move that stayed in this process during an earlier handoff.
     pub(super) fn forget_refusals(&self) {
         for running in self.running() {
             running.plane.for_each(|connection| {
@@ -112,8 +113,9 @@ impl Relays {
 }
 
 impl<S: Service> ConnectionContext<S> {
-    /// Starts the plane of a worker, if a proxy serves one of the listeners. So no first client
-    /// finds out that no descriptor is free. Must be called within the worker's runtime.
+    /// Starts the plane of a worker, if a proxy serves one of the listeners. So a lack of file
+    /// descriptors shows at the start, and not at the first client. Must be called within the
+    /// worker's runtime.
     pub(super) fn prepare_to_relay(
         self: &Arc<Self>,
         listeners: &[Listener],
@@ -148,7 +150,7 @@ impl<S: Service> ConnectionContext<S> {
         finish(entry, end);
     }
 
-    /// Returns the plane of a worker, and starts it before its first connection.
+    /// Returns the plane of a worker. The first call creates the plane and starts its task.
     fn plane(self: &Arc<Self>, worker: usize) -> io::Result<&Plane<RelayedConnection>> {
         let Relays { planes, deaths } = &self.relays;
         if let Some(running) = planes[worker].get() {
@@ -175,7 +177,8 @@ impl<S: Service> ConnectionContext<S> {
         Ok(&planes[worker].get_or_init(start).plane)
     }
 
-    /// Ends a connection that its plane does not relay any more.
+    /// Ends a connection that its plane no longer relays, or connects its client to another
+    /// upstream.
     fn ended(self: &Arc<Self>, entry: RelayEntry<RelayedConnection>, end: RelayEnd, worker: usize) {
         match end {
             RelayEnd::NotConnected(error) => self.connect_slowly(entry, &error, worker),
@@ -189,7 +192,7 @@ impl<S: Service> ConnectionContext<S> {
                 finish(entry, ConnectionEnd::Finished { late: 0 });
             }
             RelayEnd::Finished => drop(tokio::spawn(close_in_order(entry))),
-            // An idle conversation without unwritten bytes ends as if both sides had finished.
+            // An idle connection without unwritten bytes ends as if both sides had finished.
             RelayEnd::Expired(Expired::Idle) if !entry.relay.owes() => {
                 drop(tokio::spawn(close_in_order(entry)));
             }
@@ -208,8 +211,8 @@ impl<S: Service> ConnectionContext<S> {
 }
 
 impl RelayedConnection {
-    /// Creates what the server stores with a connection. `may_carry` is whether a drain may move
-    /// the connection to the successor.
+    /// Creates the data that the server stores with a connection. `carry` is whether a drain may
+    /// move the connection to the successor.
     pub(super) fn new(
         slot: ConnectionSlot,
         link: UpstreamLink,

@@ -35,7 +35,7 @@ pub(super) enum ConnectionEnd {
     Finished { late: u64 },
     /// The connection ended with an I/O error.
     Broken(io::Error),
-    /// The connection moved to the successor. The token exists until the move has been counted.
+    /// The connection moved to the successor. The token is dropped when the move has been counted.
     Carried(TaskTrackerToken),
     /// The connection was cut at the drain deadline or because of a signal.
     Cut,

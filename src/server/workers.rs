@@ -166,9 +166,10 @@ impl Drop for Load {
     }
 }
 
-/// How many more connections the workers have that each have a processor, before an accepted
-/// connection goes to a worker beyond them. Threads beyond the number of processors never run at
-/// the same time as all others, and each of them serves fewer connections each time it wakes up.
+/// How many extra connections count as the load of a worker beyond the number of processors. So
+/// such a worker gets connections only when the other workers have many. More threads than
+/// processors never run at the same time, and each thread serves fewer connections each time it
+/// wakes up.
 const BEYOND_PROCESSORS: usize = 64;
 
 /// Returns the index of the worker that serves a connection accepted by worker `own`.
@@ -190,8 +191,9 @@ fn choose_among(workers: &[Worker], own: usize, processors: usize) -> usize {
     if load(own) > clearly_less { least } else { own }
 }
 
-/// Returns the index of the worker with the fewest connections. A connection that moves here has
-/// existed for some time, and probably stays.
+/// Returns the index of the worker with the fewest connections. This worker gets the next
+/// connection from the predecessor, because such a connection has existed for some time and
+/// probably stays.
 pub(super) fn least_loaded(workers: &[Worker]) -> usize {
     (0..workers.len()).min_by_key(|number| workers[*number].load_or_dead()).unwrap_or(0)
 }
@@ -244,7 +246,7 @@ mod tests {
     }
 
     /// A worker beyond the number of processors gets accepted connections only when the others have
-    /// many. A connection that moves here goes to the worker with the fewest.
+    /// many. A connection from the predecessor goes to the worker with the fewest connections.
     #[test]
     fn a_worker_without_a_processor_gets_few_connections() {
         let workers = Workers::start(NonZeroUsize::new(3).unwrap()).unwrap();

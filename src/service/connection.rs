@@ -29,9 +29,11 @@ pub(crate) struct Admission {
     /// The handle through which the server asks the service to detach this connection for a move to
     /// the successor. `None` if the connection cannot move.
     pub(crate) carry_request: Option<Arc<CarryRequest>>,
-    /// The state of a connection that moved here from the predecessor. `None` for a new client.
+    /// The state from which the service continues, saved by the predecessor or by this service.
+    /// `None` for a new client.
     pub(crate) parcel: Option<CarriedState>,
-    /// During a drain, how long to wait for the first request of this client, counted from now.
+    /// During a drain, how long to wait for the first request of this client, counted from the
+    /// creation of the [`Connection`].
     pub(crate) first_request_grace: Duration,
 }
 
@@ -44,7 +46,8 @@ pub struct Connection {
     pub(super) listener: Arc<str>,
     drain: DrainWatch,
     carry_request: Option<Arc<CarryRequest>>,
-    /// The state that the predecessor sent with this connection.
+    /// The state from which the service continues this connection. See
+    /// [`Connection::resumed_state`].
     taken_up: Option<Box<CarriedState>>,
     /// The state that the service has saved for the successor in [`Connection::detach`].
     given_up: Option<Box<CarriedState>>,
@@ -158,8 +161,8 @@ impl Connection {
         self.established.take()
     }
 
-    /// Takes the stream, and what the server keeps of a connection that it relays: the address of
-    /// the client, the name of the listener, and the drain signal.
+    /// Splits the connection into its stream and the parts that the server keeps while it relays:
+    /// the address of the client, the name of the listener, and the drain signal.
     #[cfg(feature = "proxy")]
     pub(crate) fn into_parts(self) -> (Stream, (Peer, Arc<str>, DrainWatch)) {
         (self.stream, (self.peer, self.listener, self.drain))
@@ -174,8 +177,9 @@ impl Connection {
         }
     }
 
-    /// Takes the state that the previous process saved when it detached this connection. A service
-    /// that lets connections move to a successor calls this method before it reads anything.
+    /// Takes the state that the service saved when it last detached this connection, usually in the
+    /// previous process. A service that lets connections move to a successor calls this method
+    /// before it reads anything.
     pub fn resumed_state(&mut self) -> Option<CarriedState> {
         self.taken_up.take().map(|parcel| *parcel)
     }

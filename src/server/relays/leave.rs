@@ -22,8 +22,8 @@ pub(in crate::server) struct RelayedConnections<S> {
 
 impl<S: Service> RelayedConnections<S> {
     /// Begins to move the connections to a new successor. Connections that stayed here in an
-    /// earlier attempt may move again. The server has forgotten this when it resumed, but the tasks
-    /// of some connections may have returned them to their planes only after that.
+    /// earlier attempt may move again. The server already allowed this when it resumed, but some
+    /// connections may have returned to their planes only later.
     pub(in crate::server) fn begin_carry(
         context: &Arc<ConnectionContext<S>>,
         workers: &Arc<[Worker]>,

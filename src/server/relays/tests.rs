@@ -80,7 +80,8 @@ impl Relaying {
         self.becomes(|front| front.counters().active == 0).await;
     }
 
-    /// Stops accepting, and begins to move the connections. Returns the successor's end.
+    /// Stops accepting, and begins to move the connections. Returns the successor's end of the
+    /// channel.
     async fn retire(&mut self) -> Incoming {
         self.server.stop_accepting().await;
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
@@ -90,7 +91,7 @@ impl Relaying {
         Incoming::new(theirs).unwrap()
     }
 
-    /// Serves again, as after the death of the successor.
+    /// Accepts connections again, as the server does after the death of the successor.
     fn resume(&mut self) {
         self.server.start(std::slice::from_ref(&self.listener)).unwrap();
     }
@@ -129,7 +130,8 @@ fn exchange(client: &mut TcpStream, upstream: &mut TcpStream) {
     assert_eq!(&bytes, b"request");
 }
 
-/// Answers for the next connection that the server offers, and returns its state.
+/// Answers the next offer of a connection in the place of the successor. Returns the state of the
+/// connection.
 async fn answer(successor: &mut Incoming, answer: CarryAnswer) -> (Vec<u8>, Vec<OwnedFd>) {
     match timeout(DEADLINE, successor.next()).await.expect("no connection is offered") {
         Arrival::Connection(arrived) => {
@@ -207,8 +209,8 @@ async fn a_cut_resets_both_sides() {
     assert_eq!((front.counters().cut, front.server.report().cut), (1, 1));
 }
 
-/// A connection that the successor refuses is served on, and is offered only once. The next
-/// successor gets another offer.
+/// If the successor refuses a connection, this process continues to serve it and does not offer it
+/// again. The next successor gets another offer.
 #[tokio::test]
 async fn a_refused_connection_is_offered_once_to_each_successor() {
     let (upstream, address) = listen();
@@ -230,7 +232,7 @@ async fn a_refused_connection_is_offered_once_to_each_successor() {
     assert_eq!((front.counters().carried, front.counters().active), (1, 0));
 }
 
-/// If the successor dies without an answer, the connections are served on.
+/// If the successor dies, this process continues to serve the connections that were not taken.
 #[tokio::test]
 async fn connections_stay_if_the_successor_dies() {
     let (upstream, address) = listen();
@@ -301,7 +303,7 @@ async fn a_carry_does_not_wait_for_a_broken_connection() {
     front.becomes_empty().await;
 }
 
-/// What a plane stores for an idle connection.
+/// A plane needs at most 320 bytes for the entry of a connection.
 #[test]
 fn an_idle_connection_needs_little_memory() {
     let size = size_of::<RelayEntry<RelayedConnection>>();

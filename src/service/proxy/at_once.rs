@@ -1,9 +1,9 @@
-//! The first connection attempt for a new client, without a task.
+//! The first attempt to connect a new client to an upstream, which needs no task.
 //!
-//! Most clients need nothing but one attempt that succeeds at once. For such a client, the proxy
-//! chooses an upstream and begins to connect while it accepts the client. The server's plane waits
-//! for the outcome. A client whose PROXY header must be read, or whose first attempt fails, gets a
-//! task (see `connect`).
+//! For most clients, the first attempt succeeds. So the proxy chooses an upstream and begins to
+//! connect while it accepts the client, and the server's relay plane waits for the outcome. A
+//! client whose PROXY header must be read, or whose first attempt fails, gets a task (see
+//! `connect`).
 
 use std::io;
 use std::sync::Arc;
@@ -43,15 +43,15 @@ pub(crate) struct Connecting {
     load: UpstreamLoad,
     route: Option<Route>,
     since: Instant,
-    /// When the attempt has taken as long as the configuration allows.
+    /// The time at which the attempt exceeds the configured connect timeout.
     deadline: Instant,
     idle_timeout: Option<Duration>,
     lifetime: Option<Duration>,
 }
 
 impl Proxy {
-    /// Chooses an upstream for a new client and begins to connect to it. Returns `None` if the
-    /// client needs a task from the beginning. Nothing is then counted.
+    /// Chooses an upstream for a new client and begins to connect to it. Returns `None` and counts
+    /// nothing if the client needs a task from the beginning.
     ///
     /// # Errors
     /// Returns the state with which a task tries the other upstreams, if the upstream refuses the
@@ -94,7 +94,7 @@ impl Proxy {
         self.options.set(client, Side::Client, listener);
     }
 
-    /// Returns whether a client sends a PROXY header that the configuration trusts.
+    /// Returns whether the configuration trusts PROXY headers from the address `peer`.
     pub(super) fn trusts(&self, peer: Peer) -> bool {
         match peer {
             Peer::Tcp(source) => {
@@ -106,7 +106,7 @@ impl Proxy {
 }
 
 impl Connecting {
-    /// Returns when the attempt has taken as long as the configuration allows.
+    /// Returns the time at which the attempt exceeds the configured connect timeout.
     pub(crate) const fn deadline(&self) -> Instant {
         self.deadline
     }
@@ -121,8 +121,8 @@ impl Connecting {
         (UpstreamCount { _entry: entry, load }, limits)
     }
 
-    /// Counts the attempt as failed, unless this machine is the reason. Returns the state with
-    /// which a task tries the other upstreams.
+    /// Counts the attempt as failed, unless this machine lacks file descriptors or memory. Returns
+    /// the state with which a task tries the other upstreams.
     pub(crate) fn failed(self, reason: &io::Error) -> CarriedState {
         if is_own(reason) {
             let Self { route, since, .. } = self;

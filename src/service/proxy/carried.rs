@@ -43,8 +43,8 @@ pub(super) enum CarriedStage {
         #[serde(default)]
         tried: Vec<String>,
     },
-    /// The client has an upstream. The first file descriptor of the state is the upstream's socket.
-    /// The ends of pipes follow.
+    /// The client is connected to an upstream. The first file descriptor of the state is the
+    /// upstream's socket. The ends of the relay's pipes follow.
     Conversing(Conversing),
 }
 
@@ -129,7 +129,7 @@ pub(super) fn conversing(
 }
 
 fn parcel(stage: &CarriedStage, owed: &[u8], descriptors: Vec<OwnedFd>) -> CarriedState {
-    // Serialization cannot fail, because all keys of the map are strings.
+    // Serialization cannot fail, because every map in the state has strings as keys.
     let mut bytes = serde_json::to_vec(stage).unwrap_or_default();
     bytes.push(b'\n');
     bytes.extend_from_slice(owed);

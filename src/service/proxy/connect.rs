@@ -25,7 +25,7 @@ use crate::plane::Side;
 use crate::service::Connection;
 
 /// How long the proxy waits after all upstreams have failed for the first time. Each later wait is
-/// twice as long.
+/// twice as long as the wait before it, up to [`LAST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 /// The longest wait between two passes over all upstreams. After each wait, the proxy checks
 /// whether the client is still connected.

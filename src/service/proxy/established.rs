@@ -1,5 +1,5 @@
-//! An established connection to an upstream. The server relays its bytes in a plane, without a task
-//! for each connection.
+//! An established connection to an upstream. The server relays its bytes in a relay plane, without
+//! a task for each connection.
 
 use super::carried;
 use super::ledgers::UpstreamEntry;
@@ -28,8 +28,8 @@ pub(crate) struct UpstreamCount {
 }
 
 impl Established {
-    /// Returns the state that the successor needs to continue the connection with a client that has
-    /// transferred `with_client` bytes.
+    /// Returns the state that the successor needs to continue the connection. `with_client` is the
+    /// number of bytes that the client's socket has transferred.
     pub(crate) fn into_state(self, with_client: u64) -> CarriedState {
         let Self { upstream, relay, limits, count } = self;
         let used = Used { carried: with_client + upstream.carried(), ..limits.used() };

@@ -1,7 +1,8 @@
-//! The ledgers of a proxy: one ledger of upstream connections for each listener and upstream.
+//! The ledgers of a proxy, which count connections and bytes for each pair of a listener and an
+//! upstream.
 //!
 //! A host name can change its addresses any number of times. To limit memory, the counters of an
-//! address that the name has lost are added to the sums of the name.
+//! address that the name no longer has are added to the counters of the name.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::Ordering;
@@ -14,11 +15,12 @@ use crate::ledger::{Ledger, LedgerEntry, LedgerSums, Source};
 use crate::net::Traffic;
 use crate::report::UpstreamCounters;
 
-/// The ledgers of one proxy, for each of its listeners, in the order in which they were added.
+/// The ledgers of one proxy, for each of its listeners, in the order in which the listeners were
+/// added.
 #[derive(Debug, Default)]
 pub(super) struct ProxyLedgers(Mutex<Vec<ListenerLedgers>>);
 
-/// The entry of one open connection to an upstream.
+/// The entry of one open connection to an upstream in a ledger.
 pub(super) type UpstreamEntry = LedgerEntry<FailedAttempts>;
 
 /// The number of failed connection attempts to an upstream.
@@ -31,7 +33,7 @@ struct ListenerLedgers {
     listener: Arc<str>,
     /// Each upstream with its ledger, keyed by the upstream's id.
     upstreams: BTreeMap<usize, (Arc<Upstream>, Ledger<FailedAttempts>)>,
-    /// For each host name, the sums over all addresses that the name no longer has.
+    /// For each host name, the summed counters of all addresses that the name no longer has.
     departed: BTreeMap<Arc<HostPort>, UpstreamCounters>,
 }
 
@@ -41,7 +43,7 @@ impl ProxyLedgers {
         of_listener(&mut self.lock(), listener);
     }
 
-    /// Adds an open connection.
+    /// Adds an open connection to the ledger of its listener and its upstream.
     pub(super) fn enter(
         &self,
         listener: &Arc<str>,
@@ -118,8 +120,7 @@ impl ProxyLedgers {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<ListenerLedgers>> {
-        // Ignore a poisoned lock. No code panics while it holds the lock, and the list would still
-        // be consistent.
+        // Ignore a poisoned lock, because no code panics while it holds the lock.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -144,7 +145,7 @@ fn known(all: &[ListenerLedgers]) -> impl Iterator<Item = &Arc<Upstream>> {
     all.iter().flat_map(|one| one.upstreams.values()).map(|(upstream, _)| upstream)
 }
 
-/// Returns the counters of one ledger, without `ejected`.
+/// Returns the counters of one ledger, except `ejected`, which the upstream itself counts.
 fn counters(ledger: &Ledger<FailedAttempts>) -> UpstreamCounters {
     let LedgerSums { opened: connected, active, received, sent, counters, .. } = ledger.sums();
     let FailedAttempts(failed) = counters;

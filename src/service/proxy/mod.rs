@@ -88,8 +88,8 @@ pub struct Proxy {
     resolver: Resolver,
 }
 
-/// The parts that a conversation starts with, whether it is new or has moved here from another
-/// process.
+/// The parts with which the relay of a connection begins, whether the connection is new or has
+/// moved here from another process.
 struct Beginning {
     upstream: Connected,
     relay: Relay,

@@ -64,8 +64,7 @@ impl Refusals {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, Refused>> {
-        // Ignore a poisoned lock. No code panics while it holds the lock, and the counts would
-        // still be consistent.
+        // Ignore a poisoned lock, because no code panics while it holds the lock.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

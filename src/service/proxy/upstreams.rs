@@ -138,7 +138,8 @@ impl UpstreamPool {
         gone
     }
 
-    /// Returns the upstream with this label, or `None` if the proxy forwards no clients to it now.
+    /// Returns the upstream with this label, or `None` if the proxy does not forward clients to
+    /// that upstream now.
     pub(super) fn find(&self, label: &str) -> Option<Arc<Upstream>> {
         self.current().iter().find(|upstream| upstream.label() == label).map(Arc::clone)
     }

@@ -22,7 +22,7 @@ impl RelayOwner for Entered {
     }
 }
 
-/// A plane whose connections are reset when it is dropped, as those of the server are.
+/// A relay plane that resets its connections when it is dropped, as the planes of the server do.
 struct CutOnDrop(Plane<Entered>);
 
 impl Drop for CutOnDrop {
@@ -31,7 +31,8 @@ impl Drop for CutOnDrop {
     }
 }
 
-/// Serves a connection to its end, or until it is asked to move. Dropping the future resets it.
+/// Serves a connection to its end, or until the server asks it to move. Dropping the future resets
+/// the connection.
 pub(super) async fn serve(proxy: &Proxy, connection: &mut Connection) -> io::Result<()> {
     proxy.serve(connection).await?;
     let Some(established) = connection.take_established() else { return Ok(()) };

@@ -88,7 +88,8 @@ fn consecutive_failures_eject_an_upstream_for_a_while() {
         std::thread::yield_now();
     }
     assert!(since.elapsed() >= Duration::from_millis(19), "{:?}", since.elapsed());
-    // One more failure ejects the upstream again, because time alone does not make it healthy.
+    // One more failure ejects the upstream again, because the end of the ejection does not reset
+    // the number of failures.
     fail(&upstreams, 0, 1);
     assert_eq!((offered(&upstreams), at(&upstreams, 0).ejected()), (vec![1], 2));
 }
