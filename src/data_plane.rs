@@ -69,8 +69,8 @@ pub(crate) trait DataPlane: CarryPlane {
     /// Closes all open connections without waiting until they end.
     fn cut(&mut self);
 
-    /// Returns the number, age and traffic of the open connections, or `None` if the data plane
-    /// does not count them.
+    /// Returns the number and age of the open connections and the traffic of all connections, or
+    /// `None` if the data plane does not count them.
     fn connections(&self) -> Option<Connections>;
 
     /// Returns the counters of this generation.

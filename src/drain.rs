@@ -48,8 +48,8 @@ struct DrainState {
 pub(crate) enum OnDrain {
     /// The connection is asked to end when the drain begins.
     Finish,
-    /// The connection may move to the successor. It is asked to end only if it has not moved by a
-    /// deadline.
+    /// The connection may move to the successor. It is asked to end only if it has not moved when
+    /// the moves end.
     Carry,
 }
 

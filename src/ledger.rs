@@ -15,7 +15,7 @@ use crate::net::Traffic;
 
 pub(crate) use listener::{ListenerEntry, ListenerEvents, ListenerLedger, open_connections};
 
-/// The open connections of one kind, and totals over all connections of this kind. `C` holds
+/// A list of open connections, and totals over these and all ended connections. `C` holds
 /// additional counters of the ledger's owner. `N` is the owner's note on each open connection, such
 /// as the time at which it began. Clones share the same data.
 #[derive(Debug)]
@@ -27,7 +27,8 @@ struct Records<C, N> {
     opened: u64,
     /// The number of bytes that ended connections have received and sent. When a connection moves
     /// here, the bytes that the predecessor has already counted are subtracted. So both numbers can
-    /// wrap below zero until a reader adds the bytes of the open connections.
+    /// wrap below zero. They are valid only after a reader has added the bytes of the open
+    /// connections.
     received: u64,
     sent: u64,
     counters: C,
@@ -51,14 +52,15 @@ pub(crate) struct LedgerEntry<C, N = ()> {
     index: usize,
 }
 
-/// The contents of a ledger at one moment, including the bytes of open connections.
+/// The sums over all connections of a ledger at one moment, including the open connections.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LedgerSums<C, N> {
     pub(crate) opened: u64,
     pub(crate) active: u64,
     pub(crate) received: u64,
     pub(crate) sent: u64,
-    /// The smallest note among the open connections, or `None` if no connection is open.
+    /// The smallest of the owner's notes on the open connections, or `None` if no connection is
+    /// open.
     pub(crate) least_note: Option<N>,
     pub(crate) counters: C,
 }
@@ -98,7 +100,7 @@ impl<C, N> Ledger<C, N> {
         LedgerEntry { ledger: Some(self.clone()), index }
     }
 
-    /// Changes the owner's counters.
+    /// Calls `change` with the counters of the ledger's owner, and returns the result.
     pub(crate) fn count<T>(&self, change: impl FnOnce(&mut C) -> T) -> T {
         change(&mut self.lock().counters)
     }
@@ -109,8 +111,7 @@ impl<C, N> Ledger<C, N> {
     }
 
     fn lock(&self) -> MutexGuard<'_, Records<C, N>> {
-        // Ignore a poisoned lock. No code panics while it holds the lock, and even after a panic
-        // the data would be consistent.
+        // Ignore a poisoned lock, because no code panics while it holds the lock.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -132,14 +133,15 @@ impl<C: Copy, N: Copy + Ord> Ledger<C, N> {
 }
 
 impl<C, N> LedgerEntry<C, N> {
-    /// Changes the owner's counters.
+    /// Calls `change` with the counters of the ledger's owner.
     pub(crate) fn count(&self, change: impl FnOnce(&mut C)) {
         if let Some(ledger) = &self.ledger {
             ledger.count(change);
         }
     }
 
-    /// Removes the entry and changes the owner's counters under one lock.
+    /// Removes the entry and changes the owner's counters in a single step, so that no reader sees
+    /// only one of the changes.
     pub(crate) fn end(mut self, change: impl FnOnce(&mut C)) {
         self.remove(change);
     }
@@ -156,7 +158,7 @@ impl<C, N> LedgerEntry<C, N> {
 }
 
 impl<C, N: Copy> LedgerEntry<C, N> {
-    /// Returns the note on this connection.
+    /// Returns the owner's note on this connection.
     pub(crate) fn note(&self) -> Option<N> {
         self.ledger.as_ref()?.lock().open.get(self.index).map(|(_, note)| *note)
     }

@@ -1,8 +1,8 @@
 //! The connections that leave this process for the successor.
 //!
-//! [`Departures`] is what the tasks of the connections share: the scheduler that asks them to move,
-//! and the channel through which they move. [`DepartureTasks`] belongs to the server. It begins and
-//! ends the move, and knows when the move is over.
+//! The tasks of all connections share one [`Departures`]: the scheduler that asks connections to
+//! move, and the channel through which they move. [`DepartureTasks`] belongs to the server, which
+//! begins and ends the move with it.
 
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,7 +15,8 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use super::outgoing::{Outgoing, OutgoingConnection, Verdict};
 use super::scheduler::{CarryScheduler, CarrySlot};
 
-/// The part of a move to the successor that all connections of a server share.
+/// The scheduler and the channel that move connections to the successor, shared by all connections
+/// of a server.
 #[derive(Debug)]
 pub(crate) struct Departures {
     /// The scheduler that asks connections to move to the successor.
@@ -57,18 +58,18 @@ impl Default for Departures {
     }
 }
 
-/// Connections that register only when there is room to move them. A server that has very many
-/// connections thereby needs no memory for their registrations until then.
+/// Connections that register with the scheduler only when they can move at once. So a server with
+/// very many connections does not need memory for all their registrations.
 pub(crate) trait UnregisteredConnections: Send + 'static {
     /// Registers the connections one after another, as soon as [`Departures::has_room`] allows it,
-    /// until none is left or no more connections move. Cancel safe.
+    /// until no connection is left or the move has ended. Cancel safe.
     fn register_all(&self) -> impl Future<Output = ()> + Send;
 
-    /// Returns whether a connection that may move is left.
+    /// Returns whether a connection is left that may move but is not registered.
     fn is_any_left(&self) -> bool;
 }
 
-/// A server whose connections are all registered from their beginning.
+/// A server whose connections all register with the scheduler when they begin.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct AllRegistered;
 
@@ -81,8 +82,8 @@ impl UnregisteredConnections for AllRegistered {
 }
 
 impl Departures {
-    /// Waits until another connection may register to move at once. Returns whether connections
-    /// move at the moment. Cancel safe.
+    /// Waits until the scheduler has a free permit for another connection, and returns `true`.
+    /// Returns `false` if connections do not move at the moment. Cancel safe.
     #[cfg(feature = "proxy")]
     pub(crate) async fn has_room(&self) -> bool {
         self.scheduler.has_room().await
@@ -142,8 +143,8 @@ impl Departures {
         loop {
             others.register_all().await;
             self.scheduler.all_went().await;
-            // Look at the others only now. A connection that becomes one of them stays registered
-            // until then, so it cannot be overlooked.
+            // Check the unregistered connections last. A connection stays registered until it is
+            // one of them, so it cannot be overlooked.
             if !others.is_any_left() {
                 return;
             }
@@ -175,14 +176,15 @@ impl DepartureTasks {
         Self { departures, ..Self::default() }
     }
 
-    /// Returns the part that the connections share.
+    /// Returns the scheduler and the channel that the connections share.
     pub(crate) const fn departures(&self) -> &Arc<Departures> {
         &self.departures
     }
 
     /// Asks every connection that can move to do so, through `channel`. `arriving` tracks the tasks
-    /// that still take over connections from the predecessor. Returns `false` if connections cannot
-    /// move, because the channel cannot be registered with the tokio runtime.
+    /// that still take over connections from the predecessor. `others` are the connections that are
+    /// not registered yet. Returns `false` if connections cannot move, because the channel cannot
+    /// be registered with the tokio runtime.
     pub(crate) fn begin(
         &mut self,
         channel: OwnedFd,

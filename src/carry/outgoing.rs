@@ -252,8 +252,7 @@ impl Outgoing {
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
-        // Ignore a poisoned lock. No code panics while it holds the lock, and the data would still
-        // be consistent.
+        // Ignore a poisoned lock, because no code panics while it holds the lock.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

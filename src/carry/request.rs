@@ -78,7 +78,8 @@ impl CarryRequest {
         }
     }
 
-    /// Waits until the connection was asked to move but cannot. Cancel safe.
+    /// Waits until the connection was asked to move but cannot, because the successor refused it or
+    /// the service opted out. Cancel safe.
     pub(crate) async fn refused(&self) {
         loop {
             let changed = self.changed.notified();
@@ -92,8 +93,9 @@ impl CarryRequest {
     /// Records whether the connection's task is busy, so that it does not look at this request.
     pub(super) fn set_busy(&self, is_busy: bool) {
         self.is_busy.store(is_busy, Ordering::Relaxed);
-        // The scheduler sets the state and then reads the flag; the task does the reverse. With a
-        // fence between the two steps of each, at least one of them sees the other's change.
+        // The scheduler sets the state of the request and then reads `is_busy`. The task sets
+        // `is_busy` and then reads the state. With a fence between the two steps on both sides, at
+        // least one side sees the change of the other.
         fence(Ordering::SeqCst);
     }
 

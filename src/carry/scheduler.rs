@@ -30,7 +30,7 @@ const AT_ONCE: usize = 64;
 #[derive(Debug, Default)]
 pub(crate) struct CarryScheduler {
     round: Mutex<CarryRound>,
-    /// Notified when no connection can move any more.
+    /// Notified when the round has no connection left to wait for.
     all_went: Notify,
     /// Notified when a permit may be free, or when the round has ended.
     #[cfg(feature = "proxy")]
@@ -84,8 +84,8 @@ impl CarryScheduler {
         }
     }
 
-    /// Waits until another connection may register to move at once. Returns whether a round is in
-    /// progress. Cancel safe.
+    /// Waits until a permit is free for another connection, and returns `true`. Returns `false` if
+    /// no round is in progress. Cancel safe.
     #[cfg(feature = "proxy")]
     pub(crate) async fn has_room(&self) -> bool {
         loop {
@@ -121,8 +121,7 @@ impl CarryScheduler {
     }
 
     fn lock(&self) -> MutexGuard<'_, CarryRound> {
-        // Ignore a poisoned lock. No code panics while it holds the lock, and the round would still
-        // be consistent.
+        // Ignore a poisoned lock, because no code panics while it holds the lock.
         self.round.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -133,8 +132,8 @@ impl CarryRound {
         self.is_in_progress && self.refused == self.requests.len()
     }
 
-    /// Asks connections to move as long as permits are free. Each connection gets at most one turn
-    /// in a round.
+    /// Asks connections to move as long as permits are free. Asks each connection at most once in a
+    /// round.
     fn ask_more(&mut self) {
         while self.is_in_progress && self.permits < AT_ONCE && self.next < self.requests.capacity()
         {
@@ -149,7 +148,7 @@ impl CarryRound {
     fn ask(&mut self, index: usize) {
         self.set(index, RequestState::AskedWithPermit);
         let Some(request) = self.requests.get(index).map(Arc::clone) else { return };
-        // A busy task does not pass its permit on by itself.
+        // Take the permit back from a busy task, because it does not pass the permit on by itself.
         if request.is_busy() {
             let opted_out = request.is_refused();
             let state = if opted_out { RequestState::Refused } else { RequestState::Asked };
@@ -195,8 +194,8 @@ pub(crate) struct CarrySlot {
 
 impl CarrySlot {
     /// Registers a new connection with `scheduler`. If a round (an attempt to move all connections)
-    /// is in progress, the connection gets an extra permit at once. Its turn in the round may
-    /// already have passed.
+    /// is in progress, the connection gets an extra permit at once, because its turn in the round
+    /// may already have passed.
     pub(crate) fn new(scheduler: Arc<CarryScheduler>) -> Self {
         let request = Arc::<CarryRequest>::default();
         let index = scheduler.change(|round| {
@@ -231,8 +230,9 @@ impl CarrySlot {
     }
 
     /// Records that the connection's task looks at the request until the returned value is dropped.
-    /// In between, the connection gets no permit, because it could be in the middle of a message.
-    /// For a server that does not call [`CarrySlot::watch`] before each poll.
+    /// At all other times, the connection gets no permit, because it could be in the middle of a
+    /// message. Only a server that does not call [`CarrySlot::watch`] before each poll needs this
+    /// method.
     pub(crate) fn attend(&self) -> AttentionGuard<'_> {
         self.request.set_busy(false);
         AttentionGuard(self)
@@ -245,7 +245,7 @@ impl CarrySlot {
         self.request.wake();
     }
 
-    /// Records that the connection's task does not look at the request.
+    /// Records that the connection's task does not look at the request, and passes its permit on.
     pub(crate) fn ignore(&self) {
         self.request.set_busy(true);
         self.pass_on();

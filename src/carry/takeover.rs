@@ -69,7 +69,8 @@ impl Default for Takeovers {
 impl Takeovers {
     /// Creates a value without tasks. `all` will track the tasks.
     pub(crate) fn new(all: TaskTracker) -> Self {
-        // `wait` resolves only on a closed tracker. A closed tracker still tracks tasks.
+        // Close the tracker, because `TaskTracker::wait` completes only on a closed tracker. A
+        // closed tracker still tracks new tasks.
         all.close();
         Self { all, stop: CancellationToken::new() }
     }
@@ -90,7 +91,7 @@ impl Takeovers {
         &self.all
     }
 
-    /// Takes over no more connections.
+    /// Stops taking over connections.
     pub(crate) fn stop(&self) {
         self.stop.cancel();
     }

@@ -56,7 +56,8 @@ impl ListenerEvents {
     }
 }
 
-/// Returns the sums of the open connections in all `ledgers`, for a status report.
+/// Returns the number and age of the open connections in all `ledgers`, and the traffic of all
+/// connections, for a status report.
 pub(crate) fn open_connections<'a>(
     ledgers: impl IntoIterator<Item = &'a ListenerLedger>,
 ) -> Connections {
@@ -69,7 +70,8 @@ pub(crate) fn open_connections<'a>(
 }
 
 impl ListenerLedger {
-    /// Returns the number, age and traffic of the open connections, for a status report.
+    /// Returns the number and age of the open connections, and the traffic of all connections, for
+    /// a status report.
     pub(crate) fn connections(&self) -> Connections {
         let LedgerSums { active, received, sent, least_note, .. } = self.sums();
         let oldest = least_note.map(|since| since.elapsed().as_millis());

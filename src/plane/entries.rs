@@ -300,8 +300,8 @@ impl<T: RelayOwner> Row<T> {
     }
 
     /// Counts the connection to the upstream as established if the kernel has established it, even
-    /// if no event has said so yet. Otherwise a move of the client would drop this connection, and
-    /// the upstream would see a connection without any bytes.
+    /// if no event has said so yet. Otherwise a move to the successor would drop this connection,
+    /// and the upstream would see a connection without any bytes.
     fn connect_now(&mut self) {
         if self.is_connecting {
             self.entry.upstream.look_whether_writable();

@@ -42,8 +42,8 @@ pub struct Report {
     /// if the generation does not report it, because it is an older version or does not answer.
     #[serde(default)]
     pub for_ms: Option<u64>,
-    /// The number, age and traffic of the connections. `None` if the program uses its own server
-    /// instead of the server of this library.
+    /// The number, age and traffic of the connections. `None` if they are not known, for example
+    /// because a program accepts its connections itself.
     pub connections: Option<Connections>,
     /// The counters of the generation, such as the number of accepted connections.
     #[serde(default)]

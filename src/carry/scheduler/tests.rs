@@ -225,8 +225,8 @@ async fn a_busy_connection_is_asked_without_a_permit() {
     drop(attention);
 }
 
-/// A task that is asked while it waits for a message too may begin the message. Its permit then
-/// goes to another connection.
+/// A task that was asked to move while it waited for a message may still begin that message. Its
+/// permit then goes to another connection.
 #[test]
 fn a_permit_that_is_dropped_goes_to_another_connection() {
     let scheduler: Arc<CarryScheduler> = Arc::default();
@@ -239,8 +239,8 @@ fn a_permit_that_is_dropped_goes_to_another_connection() {
     assert!(all[0].request().carry_requested());
 }
 
-/// A busy connection that opts out counts as refused, in the current round and in later ones, and
-/// its task learns of it.
+/// A busy connection that opts out counts as refused, in the current round and in later rounds, and
+/// its task is woken.
 #[tokio::test]
 async fn a_round_does_not_wait_for_a_busy_connection_that_opts_out() {
     let scheduler: Arc<CarryScheduler> = Arc::default();
