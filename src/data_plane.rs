@@ -192,8 +192,8 @@ pub(crate) trait CarryPlane: Send + Sync + Sized + 'static {
         ready(())
     }
 
-    /// Records that the successor has died. Returns the number of connections that it had taken
-    /// over, which may now be lost.
+    /// Records that the successor has died. Returns the number of connections that the successor
+    /// had taken over, which may now be lost.
     fn lost_with_successor(&mut self) -> u64 {
         0
     }

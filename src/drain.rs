@@ -48,8 +48,8 @@ struct DrainState {
 pub(crate) enum OnDrain {
     /// The connection is asked to end when the drain begins.
     Finish,
-    /// The connection may move to the successor. It is asked to end only if it has not moved when
-    /// the moves end.
+    /// The connection may move to the successor. It is asked to end only if it is still open when
+    /// no more connections move.
     Carry,
 }
 
@@ -145,8 +145,8 @@ impl DrainEntry {
     #[must_use]
     pub(crate) fn admit(&self) -> (DrainWatch, DrainGuard) {
         if self.connections.is_closed() {
-            // Count this connection separately: the predecessor sent it here after the drain had
-            // begun.
+            // Count this connection separately, because it has arrived after the beginning of the
+            // drain.
             self.shared.came.fetch_add(1, Ordering::Relaxed);
         }
         (

@@ -34,16 +34,17 @@ pub(crate) enum Departure {
     /// The connection belongs to the successor. The caller drops the token when it has counted the
     /// move.
     Taken(TaskTrackerToken),
-    /// The connection stays here, and must be drained, because the successor has refused it.
+    /// The connection stays in this process, which must drain it, because the successor has refused
+    /// it.
     Refused,
-    /// The connection stays here, because no successor takes connections any more.
+    /// The connection stays in this process, because no successor accepts connections any more.
     Kept,
 }
 
 /// The reason why no more connections will move to the successor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CarryEnd {
-    /// All connections that could move to the successor have moved.
+    /// Every connection that could move to the successor has moved, ended or been refused.
     AllWent,
     /// The successor takes no more connections: it does not support carrying, was told to stop, or
     /// is dead.
@@ -166,7 +167,7 @@ impl Departures {
 pub(crate) struct DepartureTasks {
     departures: Arc<Departures>,
     all: JoinSet<()>,
-    /// The result of the most recent task.
+    /// The receiver for the result of the most recent task.
     ended: Option<watch::Receiver<Option<CarryEnd>>>,
 }
 

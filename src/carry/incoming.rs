@@ -141,14 +141,15 @@ impl CarriedConnection {
         self.head.id
     }
 
-    /// Returns the reason to refuse a connection of a listener that takes over no connections.
+    /// Returns the reason to refuse this connection if no listener with its name takes over
+    /// connections.
     pub(crate) fn unknown_listener(&self) -> Declined {
         let listener = &self.head.listener;
         format!("the successor has no listener {listener:?} that takes over connections").into()
     }
 
-    /// Returns the client's stream and address, when the connection began, and its saved state.
-    /// Must be called in a tokio runtime.
+    /// Returns the client's stream and address, the time at which the connection began, and its
+    /// saved state. Must be called in a tokio runtime.
     ///
     /// # Errors
     /// Returns the reason to refuse the connection if its socket cannot be used.

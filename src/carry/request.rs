@@ -7,8 +7,8 @@ use std::task::Waker;
 
 use tokio::sync::Notify;
 
-/// A request that asks one connection to move. Only the scheduler changes its state, while it holds
-/// a lock.
+/// A request that asks one connection to move to the successor. Only the scheduler changes the
+/// state of the request, while it holds a lock.
 #[derive(Debug, Default)]
 pub(crate) struct CarryRequest {
     state: AtomicU8,
@@ -27,7 +27,7 @@ pub(crate) struct CarryRequest {
     changed: Notify,
 }
 
-/// The state of a request.
+/// The state of the request that asks one connection to move to the successor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RequestState {
     /// The connection has not been asked to move.
@@ -90,7 +90,8 @@ impl CarryRequest {
         }
     }
 
-    /// Records whether the connection's task is busy, so that it does not look at this request.
+    /// Records whether the connection's task is busy with a message and does not look at this
+    /// request.
     pub(super) fn set_busy(&self, is_busy: bool) {
         self.is_busy.store(is_busy, Ordering::Relaxed);
         // The scheduler sets the state of the request and then reads `is_busy`. The task sets
@@ -99,8 +100,8 @@ impl CarryRequest {
         fence(Ordering::SeqCst);
     }
 
-    /// Returns whether the connection's task is busy. The scheduler calls this after it has set the
-    /// state.
+    /// Returns whether the connection's task is busy. The scheduler calls this function after it
+    /// has set the state of the request.
     pub(super) fn is_busy(&self) -> bool {
         fence(Ordering::SeqCst);
         self.is_busy.load(Ordering::Relaxed)

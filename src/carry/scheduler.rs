@@ -30,9 +30,9 @@ const AT_ONCE: usize = 64;
 #[derive(Debug, Default)]
 pub(crate) struct CarryScheduler {
     round: Mutex<CarryRound>,
-    /// Notified when the round has no connection left to wait for.
+    /// Notified when the scheduler has no connection left to wait for.
     all_went: Notify,
-    /// Notified when a permit may be free, or when the round has ended.
+    /// Notified when a permit may be free, or when the attempt to move connections has ended.
     #[cfg(feature = "proxy")]
     room: Notify,
 }
@@ -50,7 +50,7 @@ struct CarryRound {
     /// How many connections have been refused in this round. The round does not wait for these
     /// connections.
     refused: usize,
-    /// The requests that have changed. Their connections must be woken.
+    /// The requests that have changed, and whose connections must be woken.
     changed: Vec<Arc<CarryRequest>>,
 }
 
@@ -64,7 +64,7 @@ impl CarryScheduler {
         });
     }
 
-    /// Ends the round. No connection is asked to pause any more.
+    /// Ends the attempt to move connections. From now on, no connection is asked to pause.
     pub(crate) fn end(&self) {
         self.change(|round| {
             round.withdraw_all();
@@ -214,7 +214,7 @@ impl CarrySlot {
     }
 
     /// Records that the successor refused the connection. The connection is not asked to move again
-    /// until the next round.
+    /// until the next attempt to move all connections.
     pub(crate) fn refused(&self) {
         self.scheduler.change(|round| {
             if round.is_in_progress {
@@ -223,8 +223,8 @@ impl CarrySlot {
         });
     }
 
-    /// Records that the connection has moved, so that the round no longer waits for it, even if its
-    /// task takes some more time to end.
+    /// Records that the connection has moved, so that the scheduler no longer waits for it, even if
+    /// its task takes some more time to end.
     pub(crate) fn moved(&self) {
         self.refused();
     }
@@ -238,7 +238,7 @@ impl CarrySlot {
         AttentionGuard(self)
     }
 
-    /// Excludes the connection from this round and from all later ones.
+    /// Excludes the connection from this attempt and all later attempts to move connections.
     pub(crate) fn opt_out(&self) {
         self.request.opt_out();
         self.ignore();
@@ -271,7 +271,7 @@ impl CarrySlot {
     }
 
     /// If this connection holds a permit, passes the permit on to another connection. If the
-    /// service has opted out, the round stops waiting for this connection.
+    /// service has opted out, the scheduler stops waiting for this connection.
     pub(crate) fn pass_on(&self) {
         let request = &self.request;
         // Lock only if the state must change, because a busy connection is polled often.

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::{Ledger, LedgerEntry, LedgerSums};
 use crate::report::{Connections, ListenerCounters};
 
-/// The connections of one listener. The ledger notes when each connection began.
+/// The ledger of the connections of one listener. It notes when each connection began.
 pub(crate) type ListenerLedger = Ledger<ListenerEvents, Instant>;
 
 /// The entry of one connection in a [`ListenerLedger`].

@@ -81,9 +81,9 @@ impl Direction {
         Self { held, streak: 0 }
     }
 
-    /// Moves bytes through `buffer` until no more can be moved now, but takes at most [`TURN`]
-    /// steps. The direction has ended when it has half-closed the sink. With [`End::Keep`], it has
-    /// ended as soon as the source has half-closed.
+    /// Moves bytes through `buffer` until no more can be moved now, but performs at most [`TURN`]
+    /// reads and writes. The direction has ended when it has half-closed the sink. With
+    /// [`End::Keep`], it has ended as soon as the source has half-closed.
     pub(super) fn advance(
         &mut self,
         buffer: &mut [u8],

@@ -77,7 +77,7 @@ pub(super) struct Entries<T> {
     ready: Vec<usize>,
     /// An empty list whose memory the next turn reuses for `ready`. So a turn allocates no list.
     spare: Vec<usize>,
-    /// The number that the next connection gets. See [`Row::number`].
+    /// The number that the next connection gets, to distinguish connections with the same index.
     next_number: u32,
     is_cut: bool,
 }

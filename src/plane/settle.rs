@@ -40,7 +40,7 @@ pub(crate) async fn settle(
     let mut until = Instant::now() + LINGER;
     let mut last_sent = None;
     loop {
-        // Try to read and to write, whatever the events have said so far.
+        // Try to read and to write each time, because the plane no longer watches the sockets.
         let all = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP;
         client.note(all);
         upstream.note(all);

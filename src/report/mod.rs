@@ -20,7 +20,7 @@ pub use counters::{Counters, HandoffCounters, ListenerCounters, UpstreamCounters
 pub(crate) use forecast::CarryForecast;
 pub use program::{ProgramCounters, ProgramReport, ProgramState};
 
-/// How much of a program's status text the status of its generation shows, in bytes.
+/// The maximum length in bytes of a program's status text in the status of its generation.
 const LONGEST_STATUS: usize = 200;
 
 /// The status of one generation, as sent to other generations and to an operator.

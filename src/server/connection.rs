@@ -42,9 +42,9 @@ pub(super) struct ConnectionContext<S> {
     pub(super) first_request_grace: Duration,
     /// The connection limits of the listeners. A listener without a limit is not in this map.
     limits: HashMap<String, NonZeroUsize>,
-    /// The means by which connections move to the successor.
+    /// The scheduler and the channel that move connections to the successor.
     pub(super) departures: Arc<Departures>,
-    /// The planes that relay the connections of a proxy.
+    /// The relay planes, which relay the connections of a proxy.
     #[cfg(feature = "proxy")]
     pub(super) relays: Relays,
 }
@@ -85,7 +85,7 @@ pub(super) struct ConnectionTask<S> {
 /// Why a service has stopped serving a connection.
 enum ServiceOutcome {
     Ended(ConnectionEnd),
-    /// The connection is to move to the successor.
+    /// The service has detached the connection, which is to move to the successor.
     Detached,
     /// The connection is to be relayed to and from an upstream.
     #[cfg(feature = "proxy")]
@@ -185,7 +185,7 @@ impl<S: Service> ConnectionTask<S> {
         }
     }
 
-    /// Serves the connection until it ends, or the service does not serve it any more.
+    /// Lets the service serve the connection, and returns why the service has stopped.
     async fn serve_once(&mut self) -> ServiceOutcome {
         let Self { context, connection, slot, .. } = self;
         // Pin the future in place, because passing it by value would reserve memory for a second
@@ -210,7 +210,7 @@ impl<S: Service> ConnectionTask<S> {
     }
 
     /// Sends a detached connection to the successor. Returns how the connection ended in this
-    /// process, or `None` if it stays here.
+    /// process, or `None` if it stays in this process.
     ///
     /// If the connection is cut during this call, it is unknown whether the successor now serves
     /// it. So this process closes its descriptor without further I/O.

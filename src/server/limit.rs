@@ -120,7 +120,7 @@ impl ConnectionLimit {
         self.limit.saturating_sub(used + held + reserved)
     }
 
-    /// Counts one more connection, and logs and counts if the listener becomes full.
+    /// Counts one more connection. If the listener becomes full, counts and logs that too.
     fn use_one(&self, mut permits: MutexGuard<'_, Permits>) {
         permits.used += 1;
         if permits.used != self.limit {

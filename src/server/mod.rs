@@ -1,5 +1,5 @@
-//! The built-in server. It has an accept loop for each listener on each worker, a task for each
-//! connection, and a drain that ends the connections gracefully.
+//! The built-in server. It has accept loops for each listener on a few workers, a task for each
+//! connection that no plane relays, and a drain that ends the connections gracefully.
 //!
 //! The server knows nothing about handoffs. The caller decides when it starts and stops accepting,
 //! when it drains or cuts the connections, and which listeners to close. A listener stays open when

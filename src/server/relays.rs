@@ -28,8 +28,8 @@ use crate::plane::{
 };
 use crate::service::{Connecting, Service, UpstreamCount, client_gone};
 
-/// The planes of a server: one for each worker, in the same order. A plane is created when its
-/// worker first relays a connection.
+/// The planes of a server: one for each worker, in the same order. A plane is created when it is
+/// first needed.
 #[derive(Debug)]
 pub(super) struct Relays {
     planes: Box<[OnceLock<RunningPlane>]>,
@@ -61,12 +61,12 @@ pub(super) struct RelayedConnection {
     carry: Carrying,
 }
 
-/// The connection to the upstream.
+/// The state of the connection to the upstream.
 #[derive(Debug)]
 pub(super) enum UpstreamLink {
     Connecting(Box<Connecting>),
     Established(UpstreamCount),
-    /// A placeholder while one of the other variants replaces another.
+    /// A placeholder while `Established` replaces `Connecting`.
     Changing,
 }
 
@@ -82,8 +82,8 @@ pub(super) enum Carrying {
 }
 
 impl Relays {
-    /// Creates the planes of `workers` workers, which relay nothing yet. Records in `deaths` if a
-    /// plane dies.
+    /// Creates a value for `workers` workers that have no planes yet. Planes that die are recorded
+    /// in `deaths`.
     pub(super) fn new(workers: usize, deaths: Deaths) -> Self {
         Self { planes: (0..workers).map(|_| OnceLock::new()).collect(), deaths }
     }

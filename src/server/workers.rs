@@ -166,10 +166,9 @@ impl Drop for Load {
     }
 }
 
-/// How many extra connections count as the load of a worker beyond the number of processors. So
-/// such a worker gets connections only when the other workers have many. More threads than
-/// processors never run at the same time, and each thread serves fewer connections each time it
-/// wakes up.
+/// The number of connections that is added to the load of each worker beyond the number of
+/// processors. So such a worker gets connections only when the other workers have many. Its thread
+/// adds no parallelism, and makes all threads serve fewer connections each time they wake up.
 const BEYOND_PROCESSORS: usize = 64;
 
 /// Returns the index of the worker that serves a connection accepted by worker `own`.

@@ -46,8 +46,8 @@ pub struct Connection {
     pub(super) listener: Arc<str>,
     drain: DrainWatch,
     carry_request: Option<Arc<CarryRequest>>,
-    /// The state from which the service continues this connection. See
-    /// [`Connection::resumed_state`].
+    /// The state from which the service continues this connection, until
+    /// [`Connection::resumed_state`] takes it.
     taken_up: Option<Box<CarriedState>>,
     /// The state that the service has saved for the successor in [`Connection::detach`].
     given_up: Option<Box<CarriedState>>,
@@ -198,7 +198,7 @@ impl Connection {
     }
 
     /// Returns whether the service should finish the connection. This is the case if the server is
-    /// draining, or if the successor has refused to take over this connection.
+    /// draining, or if the connection was asked to move but cannot.
     pub(crate) fn is_told(&self) -> bool {
         self.drain.is_told()
             || self.carry_request.as_ref().is_some_and(|request| request.is_refused())

@@ -55,7 +55,7 @@ fn at_most_64_connections_hold_permits_at_once() {
     assert!(all.iter().all(|one| one.request().carry_requested()));
 }
 
-/// However a connection's turn ends, its permit goes to another connection.
+/// Whether a connection is busy, refused, kept or moved, its permit goes to another connection.
 #[test]
 fn a_permit_is_passed_on_whatever_becomes_of_its_connection() {
     let scheduler: Arc<CarryScheduler> = Arc::default();
@@ -98,8 +98,8 @@ fn a_connection_that_arrives_in_a_round_is_asked_once() {
     assert!(one.request().is_refused() && one.request().was_asked() && !one.request().was_asked());
 }
 
-/// A connection whose service has opted out counts as refused in every round, which is an attempt
-/// to move all connections.
+/// A connection whose service has opted out counts as refused in every attempt to move all
+/// connections.
 #[tokio::test]
 async fn a_round_does_not_wait_for_a_connection_that_opts_out() {
     let scheduler: Arc<CarryScheduler> = Arc::default();
@@ -121,7 +121,8 @@ async fn a_round_does_not_wait_for_a_connection_that_opts_out() {
     }
 }
 
-/// A round waits until every connection that could move has moved, ended or been refused.
+/// An attempt to move all connections lasts until every connection that could move has moved, ended
+/// or been refused.
 #[tokio::test]
 async fn a_round_waits_until_every_connection_went() {
     let scheduler: Arc<CarryScheduler> = Arc::default();

@@ -62,7 +62,8 @@ impl<S: Service> ConnectionContext<S> {
     fn leave_plane(self: &Arc<Self>, entry: RelayEntry<RelayedConnection>, worker: usize) {
         let carry = Box::new(self.departures.register());
         if !carry.request().carry_requested() {
-            // The attempt to move connections has ended in the meantime.
+            // Return the connection to its plane, because the attempt to move connections has just
+            // ended.
             return self.relay(entry, worker);
         }
         let RelayEntry { client, upstream, relay, limits, owner } = entry;

@@ -52,7 +52,7 @@ impl Relaying {
         client
     }
 
-    /// Connects a client, and returns it with the upstream's end.
+    /// Connects a client. Returns the client, and the connection that the upstream accepts for it.
     fn pair(&self, upstream: &TcpListener) -> (TcpStream, TcpStream) {
         let mut client = self.connect();
         let mut end = upstream.accept().unwrap().0;
@@ -162,7 +162,7 @@ async fn relayed_connections_are_counted() {
     assert_eq!((one.connected, one.active, one.received, one.sent), (1, 0, 7, 7));
 }
 
-/// An upstream that refuses or does not answer is skipped, and the client is served by the next.
+/// If an upstream refuses or does not answer, the next upstream serves the client.
 #[tokio::test]
 async fn a_failed_attempt_is_repeated_with_the_next_upstream() {
     let (_hole, _queue, silent) = black_hole();
@@ -181,7 +181,8 @@ async fn a_failed_attempt_is_repeated_with_the_next_upstream() {
     }
 }
 
-/// A client that disconnects before its upstream has accepted the connection is released.
+/// If a client disconnects before its upstream has accepted the connection, the server closes the
+/// connection.
 #[tokio::test]
 async fn a_client_that_leaves_during_the_attempt_is_released() {
     let (_hole, _queue, silent) = black_hole();
@@ -273,8 +274,8 @@ async fn a_client_moves_during_its_first_attempt() {
     assert_eq!(front.carry_end().await, CarryEnd::AllWent);
 }
 
-/// A connection whose upstream has failed does not move, and the move of the others does not wait
-/// for it.
+/// A connection whose upstream has failed does not move, and the moves of other connections do not
+/// wait for it.
 #[tokio::test]
 async fn a_carry_does_not_wait_for_a_broken_connection() {
     let (upstream, address) = listen();

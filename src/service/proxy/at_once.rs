@@ -25,7 +25,7 @@ use crate::ledger::Source;
 use crate::net::{Accepted, Peer, RelaySocket, begin_connect};
 use crate::plane::{Limits, Relay, Side, Used};
 
-/// A connection attempt that has begun.
+/// An attempt to connect a client to an upstream that is in progress.
 #[derive(Debug)]
 pub(crate) struct Attempt {
     pub(crate) upstream: RelaySocket,

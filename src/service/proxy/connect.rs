@@ -200,7 +200,7 @@ impl Proxy {
     }
 }
 
-/// Returns the error of a client that has disconnected too early.
+/// Returns the error for a client that has disconnected before an upstream accepted its connection.
 pub(crate) fn client_gone() -> io::Error {
     io::Error::new(
         io::ErrorKind::ConnectionAborted,

@@ -62,8 +62,8 @@ impl Setup {
             CarriedStage::Arriving { .. } => Vec::new(),
             CarriedStage::Conversing(conversing) => {
                 let upstream = self.upstreams.adopt(&conversing.upstream, &[])?;
-                // The proxy may know the address under a different host name from the one in the
-                // state.
+                // Compare the labels, because the proxy may know the address under a different host
+                // name.
                 is_same = upstream.label() == conversing.upstream;
                 descriptors(upstream.address(), conversing.relay.needs().1)?
             }
