@@ -141,7 +141,7 @@ impl CarriedConnection {
         self.head.id
     }
 
-    /// Returns the reason to refuse this connection if no listener with its name takes over
+    /// Returns the reason to refuse a connection whose listener is unknown or takes over no
     /// connections.
     pub(crate) fn unknown_listener(&self) -> Declined {
         let listener = &self.head.listener;

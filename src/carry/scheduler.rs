@@ -85,7 +85,7 @@ impl CarryScheduler {
     }
 
     /// Waits until a permit is free for another connection, and returns `true`. Returns `false` if
-    /// no round is in progress. Cancel safe.
+    /// no attempt to move connections is in progress. Cancel safe.
     #[cfg(feature = "proxy")]
     pub(crate) async fn has_room(&self) -> bool {
         loop {
@@ -101,7 +101,7 @@ impl CarryScheduler {
         }
     }
 
-    /// Changes the round, asks more connections to move if permits have become free, and wakes each
+    /// Calls `change`, asks more connections to move if permits have become free, and wakes each
     /// connection whose request has changed.
     fn change<T>(&self, change: impl FnOnce(&mut CarryRound) -> T) -> T {
         let mut round = self.lock();
@@ -127,7 +127,8 @@ impl CarryScheduler {
 }
 
 impl CarryRound {
-    /// Returns whether a round is in progress but has no connection left to wait for.
+    /// Returns whether an attempt to move connections is in progress but waits for no connection
+    /// any more.
     fn is_over(&self) -> bool {
         self.is_in_progress && self.refused == self.requests.len()
     }

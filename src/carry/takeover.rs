@@ -206,7 +206,7 @@ mod tests {
     use super::*;
     use tokio::time::Instant;
 
-    /// [`Pace`] pauses for [`REST`] after every [`STRETCH`] connections.
+    /// The takeover pauses after every [`STRETCH`] connections, so that other tasks can run.
     #[tokio::test]
     async fn others_have_the_processors_in_between_however_many_come() {
         let (mut pace, began) = (Pace::default(), Instant::now());

@@ -56,7 +56,8 @@ pub(crate) enum RelayEnd {
     Expired(Expired),
 }
 
-/// The connections that have ended in a turn. They are no longer in the plane.
+/// The connections that have ended in one turn of the plane, with the reasons. They are no longer
+/// in the plane.
 pub(super) type Ended<T> = Vec<(RelayEntry<T>, RelayEnd)>;
 
 /// Whether connections can move more bytes at once, or all of them must wait for an event.

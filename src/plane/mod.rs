@@ -70,7 +70,7 @@ pub(crate) struct Plane<T> {
 /// A connection that a plane has rejected, and the reason.
 #[derive(Debug)]
 pub(crate) enum Rejected<T> {
-    /// The plane has been cut.
+    /// The plane accepts no connections, because it has been cut.
     Cut(RelayEntry<T>),
     /// The kernel cannot watch the connection's sockets.
     Unwatched(RelayEntry<T>, io::Error),

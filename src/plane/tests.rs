@@ -1,4 +1,4 @@
-//! Tests of a plane with real sockets.
+//! Tests of a relay plane with real sockets.
 
 use std::io::Write;
 use std::net::SocketAddr;

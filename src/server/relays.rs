@@ -250,8 +250,8 @@ impl RelayOwner for RelayedConnection {
     }
 }
 
-/// Resets the connections of a plane that nothing runs any more, because its worker has died or the
-/// server has ended.
+/// A guard that resets the connections of a plane when no task runs the plane any more, because its
+/// worker has died or the server has ended.
 struct ResetOnDrop(Arc<Plane<RelayedConnection>>);
 
 impl Drop for ResetOnDrop {

@@ -19,7 +19,7 @@ pub(super) struct ConnectionSlot {
     pub(super) entry: ListenerEntry,
     /// The permit of this connection under the listener's connection limit.
     pub(super) permit: Option<Permit>,
-    /// This connection's share of its worker's load.
+    /// The guard that counts this connection in the load of its worker.
     pub(super) load: Load,
     /// The connection's registration for a move to the successor. It is boxed, because not every
     /// connection may move, and the slots of the others should stay small.

@@ -125,7 +125,7 @@ pub(super) struct Worker {
     is_dead: AtomicBool,
 }
 
-/// One connection's share of its worker's load. Dropping this value lowers the load.
+/// A guard that counts one connection in the load of its worker until it is dropped.
 #[derive(Debug)]
 pub(super) struct Load(Arc<AtomicUsize>);
 
