@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::support::{
-    Client, Echoing, Event, Handoffs, Line, REAL, Record, Storm, Tally, Upstream, exit_code,
-    free_port,
+    Client, Echoing, Event, Handoffs, Line, REAL, Record, Storm, Tally, Upstream, assert_becomes,
+    exit_code, free_port,
 };
 use nix::sys::signal::Signal;
 
@@ -53,6 +53,27 @@ fn clients_wait_for_an_absent_backend() {
     line.wait_for(1, Event::UpstreamAvailable);
     drop(line);
     backend.stop();
+}
+
+/// The old generation has begun to connect the client to the only upstream, whose backlog is full.
+#[test]
+fn a_handoff_does_not_use_up_the_patience_of_a_client() {
+    let upstream = Upstream::tcp();
+    nix::sys::socket::listen(&upstream, nix::sys::socket::Backlog::new(0).unwrap()).unwrap();
+    let filling = Client::connect(&upstream.address()).unwrap();
+    let flags = ["--carry", "--bake", "0", "--connect-patience", "0s"];
+    let line = Line::counted_proxy(&[&upstream.address()], &flags);
+    let mut client = Client::connect(&line.address()).unwrap();
+    client.write_all(b"request").unwrap();
+    assert_becomes(&1, || line.counter("listener-1", "accepted"));
+    line.hand_over_from(1);
+    line.wait_for(2, Event::CarryTakenOver.with("taken", 1));
+    drop(upstream.accept());
+    let mut server = upstream.accept();
+    server.expect(b"request").unwrap();
+    server.write_all(b"reply").unwrap();
+    client.expect(b"reply").unwrap();
+    drop(filling);
 }
 
 #[test]

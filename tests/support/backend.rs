@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -19,7 +20,22 @@ use super::{Client, DEADLINE, Event, Line, REAL};
 impl Line {
     /// Starts a proxy on `127.0.0.1:0` in front of these upstreams, and waits until it serves.
     pub(crate) fn proxy(upstreams: &[&str], arguments: &[&str]) -> Self {
-        let line = Self::start_program(Path::new(REAL), |command, _| {
+        Self::proxy_with(upstreams, arguments, |_, _| {})
+    }
+
+    /// Starts a proxy like [`Line::proxy`], with a control socket for [`Line::counter`].
+    pub(crate) fn counted_proxy(upstreams: &[&str], arguments: &[&str]) -> Self {
+        Self::proxy_with(upstreams, arguments, |command, folder| {
+            command.arg("--control").arg(folder.join("control"));
+        })
+    }
+
+    fn proxy_with(
+        upstreams: &[&str],
+        arguments: &[&str],
+        set: impl FnOnce(&mut Command, &Path),
+    ) -> Self {
+        let line = Self::start_program(Path::new(REAL), |command, folder| {
             command.args(["proxy", "--log", "debug", "--listen", "127.0.0.1:0"]).args(arguments);
             for upstream in upstreams {
                 command.args(["--to", upstream]);
@@ -27,6 +43,7 @@ impl Line {
             if !arguments.contains(&"--carry") {
                 command.arg("--no-carry");
             }
+            set(command, folder);
         });
         line.wait_for(1, Event::GenerationServing);
         line

@@ -124,21 +124,23 @@ impl Connecting {
     /// Counts the attempt as failed, unless this machine lacks file descriptors or memory. Returns
     /// the state with which a task tries the other upstreams.
     pub(crate) fn failed(self, reason: &io::Error) -> CarriedState {
-        if is_own(reason) {
-            let Self { route, since, .. } = self;
-            let identified = Some(Identified { route });
-            let since = Some(since);
-            return carried::arriving(Arriving { identified, since, tried: Vec::new() });
+        let Self { load, listener, upstreams, ledgers, route, since, .. } = self;
+        let identified = Some(Identified { route });
+        let mut arriving = Arriving { identified, since: Some(since), ..Arriving::default() };
+        if !is_own(reason) {
+            ledgers.failed(&listener, &load.0);
+            upstreams.failed(&load.0, &listener, reason);
+            arriving.tried.push(Arc::clone(&load.0));
         }
-        self.ledgers.failed(&self.listener, &self.load.0);
-        self.upstreams.failed(&self.load.0, &self.listener, reason);
-        self.into_state()
+        carried::arriving(arriving)
     }
 
-    /// Returns the state with which another task or process continues to connect the client.
+    /// Aborts the attempt. Returns the state with which another process continues to connect the
+    /// client.
     pub(crate) fn into_state(self) -> CarriedState {
         let Self { load, route, since, .. } = self;
         let (identified, since) = (Some(Identified { route }), Some(since));
-        carried::arriving(Arriving { identified, since, tried: vec![Arc::clone(&load.0)] })
+        let unfinished = vec![Arc::clone(&load.0)];
+        carried::arriving(Arriving { identified, since, unfinished, ..Arriving::default() })
     }
 }

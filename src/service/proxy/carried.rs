@@ -42,6 +42,8 @@ pub(super) enum CarriedStage {
         waited: Option<Duration>,
         #[serde(default)]
         tried: Vec<String>,
+        #[serde(default)]
+        unfinished: Vec<String>,
     },
     /// The client is connected to an upstream. The first file descriptor of the state is the
     /// upstream's socket. The ends of the relay's pipes follow.
@@ -56,10 +58,12 @@ pub(super) struct Arriving {
     pub(super) identified: Option<Identified>,
     /// The time at which the client began to wait for its PROXY header or for an upstream.
     pub(super) since: Option<Instant>,
-    /// The upstreams already tried in the current pass over all upstreams, including the upstream
-    /// that the proxy is trying now. Without this list, a client that moves between processes
-    /// repeatedly would always try the same upstream.
+    /// The upstreams that have failed in the current pass over all upstreams.
     pub(super) tried: Vec<Arc<Upstream>>,
+    /// The upstreams for which an attempt has begun in the current pass, and has not ended. Moving
+    /// the client to another process aborts an attempt. The other process tries these upstreams
+    /// last, so that a client which moves repeatedly does not always try the same one.
+    pub(super) unfinished: Vec<Arc<Upstream>>,
 }
 
 /// The client addresses that the proxy has found.
@@ -101,10 +105,12 @@ pub(super) enum Begun {
 }
 
 /// Builds the state of a client that moves to another process before it has an upstream.
-pub(super) fn arriving(Arriving { identified, since, tried }: Arriving) -> CarriedState {
+pub(super) fn arriving(arriving: Arriving) -> CarriedState {
+    let Arriving { identified, since, tried, unfinished } = arriving;
     let waited = since.map(|since| since.elapsed());
-    let tried = tried.iter().map(|upstream| upstream.label().to_owned()).collect();
-    parcel(&CarriedStage::Arriving { identified, waited, tried }, &[], Vec::new())
+    let [tried, unfinished] = [tried, unfinished]
+        .map(|all| all.iter().map(|upstream| upstream.label().to_owned()).collect());
+    parcel(&CarriedStage::Arriving { identified, waited, tried, unfinished }, &[], Vec::new())
 }
 
 /// Builds the state of a conversation that moves to another process. The state includes the
@@ -166,11 +172,12 @@ pub(super) fn take_up(
     let (stage, owed) = whole(&parcel).map_err(io::Error::other)?;
     let owed = &parcel.bytes[owed..];
     let Conversing { upstream, received, sent, finished, relay, used } = match stage {
-        CarriedStage::Arriving { identified, waited, tried } => {
+        CarriedStage::Arriving { identified, waited, tried, unfinished } => {
             let since = waited
                 .map(|waited| Instant::now().checked_sub(waited).unwrap_or_else(Instant::now));
-            let tried = tried.iter().filter_map(|label| upstreams.find(label)).collect();
-            return Ok(Begun::Arriving(Arriving { identified, since, tried }));
+            let [tried, unfinished] = [tried, unfinished]
+                .map(|all| all.iter().filter_map(|label| upstreams.find(label)).collect());
+            return Ok(Begun::Arriving(Arriving { identified, since, tried, unfinished }));
         }
         CarriedStage::Conversing(conversing) => conversing,
     };

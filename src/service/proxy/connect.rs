@@ -78,7 +78,7 @@ impl Proxy {
         arriving: &mut Arriving,
         header: &[u8],
     ) -> io::Result<Connected> {
-        let Arriving { since, tried, .. } = arriving;
+        let Arriving { since, tried, unfinished, .. } = arriving;
         // The first pass tries every upstream for its full connect timeout, even if that exceeds
         // `connect_patience`. A client that moved here from another process does not get this time
         // again.
@@ -89,7 +89,7 @@ impl Proxy {
             since.get_or_insert_with(Instant::now).checked_add(self.config.connect_patience);
         let mut pause = FIRST_PAUSE;
         loop {
-            let reason = match self.go_round(client, header, limit, tried).await {
+            let reason = match self.go_round(client, header, limit, (tried, unfinished)).await {
                 Ok(connected) => return Ok(connected),
                 Err(Failed::ClientGone) => return Err(client_gone()),
                 Err(Failed::Upstream(reason) | Failed::Own(reason)) => reason,
@@ -105,6 +105,7 @@ impl Proxy {
                 return Err(client_gone());
             }
             tried.clear();
+            unfinished.clear();
             pause = (pause * 2).min(LAST_PAUSE);
             limit = until;
         }
@@ -116,16 +117,17 @@ impl Proxy {
         self.config.connect_timeout.saturating_mul(upstreams)
     }
 
-    /// Tries each upstream once, except the upstreams in `tried`.
+    /// Tries each upstream once, except the upstreams in `tried`, and those in `unfinished` last.
+    /// Both lists record the progress.
     async fn go_round(
         &self,
         client: &Connection,
         header: &[u8],
         limit: Option<Instant>,
-        tried: &mut Vec<Arc<Upstream>>,
+        (tried, unfinished): (&mut Vec<Arc<Upstream>>, &mut Vec<Arc<Upstream>>),
     ) -> Result<Connected, Failed> {
         let mut round: Round = self.upstreams.round();
-        tried.iter().for_each(|upstream| round.tried(upstream));
+        tried.iter().chain(&*unfinished).for_each(|upstream| round.tried(upstream));
         let mut last = None;
         if round.is_empty() {
             last = Some(io::Error::new(
@@ -133,8 +135,12 @@ impl Proxy {
                 "no upstream host name has been resolved yet",
             ));
         }
-        while let Some(upstream) = self.upstreams.choose(&round) {
-            tried.push(Arc::clone(&upstream));
+        let next = |round: &Round, unfinished: &[Arc<Upstream>]| {
+            self.upstreams.choose(round).or_else(|| unfinished.first().map(Arc::clone))
+        };
+        while let Some(upstream) = next(&round, unfinished) {
+            unfinished.retain(|one| !Arc::ptr_eq(one, &upstream));
+            unfinished.push(Arc::clone(&upstream));
             round.tried(&upstream);
             let load = UpstreamLoad::take(&upstream);
             match self.attempt(client, header, &upstream, limit).await {
@@ -147,6 +153,7 @@ impl Proxy {
                 Err(Failed::Upstream(reason)) => {
                     self.ledgers.failed(&client.listener, &upstream);
                     self.upstreams.failed(&upstream, client.listener(), &reason);
+                    tried.extend(unfinished.pop());
                     last = Some(reason);
                 }
                 Err(other) => return Err(other),
