@@ -146,6 +146,12 @@ fn first_kept_from(share: Share) -> RawFd {
     first_kept_below(descriptor_limit(), share)
 }
 
+/// Returns how many descriptors this process may have.
+#[cfg(feature = "proxy")]
+pub(crate) fn descriptors() -> usize {
+    usize::try_from(descriptor_limit()).unwrap_or(0)
+}
+
 /// Returns the descriptor limit of this process. prlimit(1) can change it at any time.
 fn descriptor_limit() -> RawFd {
     thread_local! {

@@ -20,6 +20,9 @@ use crate::sys;
 const CAPACITY: usize = 512 * 1024;
 /// The maximum number of empty pipes that a thread keeps for reuse.
 const KEPT: usize = 8;
+/// A thread keeps one pipe for this many descriptors that the process may have, so that kept pipes
+/// take no descriptors that connections need.
+const DESCRIPTORS_FOR_EACH: usize = 1024;
 
 thread_local! {
     static EMPTY: RefCell<Vec<Ends>> = const { RefCell::new(Vec::new()) };
@@ -122,7 +125,8 @@ impl Drop for Pipe {
         // Ignore an error, which happens only while the thread exits. The pipe is then closed.
         let _ = EMPTY.try_with(|empty| {
             let mut empty = empty.borrow_mut();
-            if self.held == 0 && empty.len() < KEPT {
+            let kept = (sys::reserve::descriptors() / DESCRIPTORS_FOR_EACH).min(KEPT);
+            if self.held == 0 && empty.len() < kept {
                 empty.push(ends);
             }
         });
