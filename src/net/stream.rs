@@ -11,7 +11,8 @@ use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, ready};
 
-use socket2::{Domain, SockRef, Socket, Type};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use socket2::{Domain, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -260,10 +261,10 @@ impl Stream {
     /// kernel, because the tokio runtime may not know yet.
     #[must_use]
     pub fn has_input(&self) -> bool {
-        let mut byte = [std::mem::MaybeUninit::uninit()];
-        let flags = nix::libc::MSG_PEEK | nix::libc::MSG_DONTWAIT;
-        let peeked = SockRef::from(self).recv_with_flags(&mut byte, flags);
-        !peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+        // Do not peek, because the kernel reports an error of the connection only once. The next
+        // read would then look like an orderly end.
+        let mut polled = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
+        poll(&mut polled, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
 
     fn count_read(&mut self, count: usize) {
@@ -346,5 +347,18 @@ pub(super) mod tests {
         let (accepted, peer) = listener.accept().await.unwrap();
         let socket = Socket::from(accepted.into_std().unwrap());
         (Stream::new(socket, Peer::Tcp(peer)).unwrap(), client)
+    }
+
+    /// The kernel reports the error of a broken connection only once.
+    #[tokio::test]
+    async fn a_reset_is_still_read_after_a_look_for_input() {
+        use tokio::io::AsyncReadExt;
+        let (mut stream, client) = connected().await;
+        client.set_zero_linger().unwrap();
+        drop(client);
+        stream.readable().await.unwrap();
+        assert!(stream.has_input());
+        let error = stream.read(&mut [0; 1]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
     }
 }
