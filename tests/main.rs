@@ -65,6 +65,7 @@ mod program_reasons;
 mod program_reports;
 mod programs;
 mod proxy;
+mod proxy_closes;
 mod proxy_faults;
 mod proxy_headers;
 mod proxy_restarts;

@@ -7,7 +7,7 @@ use crate::support::{Client, Event, Line, Upstream, narrow};
 use nix::sys::signal::Signal;
 
 /// Returns bytes in which no two parts are equal.
-fn bytes(length: usize) -> Vec<u8> {
+pub(crate) fn bytes(length: usize) -> Vec<u8> {
     (0_u32..)
         .flat_map(|number| number.wrapping_mul(2_654_435_761).to_be_bytes())
         .take(length)

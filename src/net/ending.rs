@@ -12,9 +12,15 @@ use std::time::Duration;
 
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::{Instant, timeout};
 
 use super::stream::{Family, Stream};
 use crate::sys;
+
+/// How long a peer may go without acknowledging any further bytes before it counts as gone. Even a
+/// segment that TCP loses four times arrives earlier, after about 3 s: TCP retransmits after 0.2 s
+/// and doubles the delay each time.
+pub(crate) const ACKNOWLEDGE_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Stream {
     /// Performs an orderly close. This function first half-closes the connection. Then it waits for
@@ -23,7 +29,8 @@ impl Stream {
     /// Returns at once if a reset cannot destroy any data. This is the case if the peer has already
     /// half-closed, or if the peer has acknowledged all data and nothing is left to read. Otherwise
     /// this function reads and discards all further bytes from the peer, until the peer closes or
-    /// `linger` has passed.
+    /// `linger` has passed. A peer that has not acknowledged all data gets more time, as long as it
+    /// acknowledges some more within each [`ACKNOWLEDGE_TIMEOUT`].
     ///
     /// Returns the number of discarded bytes, which arrived too late to be answered.
     pub(crate) async fn finish(&mut self, linger: Duration) -> u64 {
@@ -39,10 +46,24 @@ impl Stream {
         if self.shutdown().await.is_err() || nothing_at_risk {
             return 0;
         }
-        let mut late = 0;
         // Box this future, because few connections reach this point. Without the box, every
         // connection's future would be larger.
-        let _ = Box::pin(tokio::time::timeout(linger, self.discard(&mut late))).await;
+        Box::pin(self.discard_for(linger)).await
+    }
+
+    /// Reads and discards bytes as [`Stream::finish`] does, and returns their number.
+    async fn discard_for(&mut self, linger: Duration) -> u64 {
+        let (mut late, mut left) = (0, usize::MAX);
+        let mut until = Instant::now() + ACKNOWLEDGE_TIMEOUT;
+        while timeout(linger, self.discard(&mut late)).await.is_err() {
+            match sys::socket::unacknowledged(self.as_fd()) {
+                Ok(now @ 1..) if now < left => {
+                    (left, until) = (now, Instant::now() + ACKNOWLEDGE_TIMEOUT);
+                }
+                Ok(1..) if Instant::now() < until => {}
+                Ok(_) | Err(_) => break,
+            }
+        }
         late
     }
 

@@ -24,6 +24,8 @@ mod traffic;
 mod wanted;
 
 pub(crate) use acceptor::{HANDSHAKE_TIMEOUT, WatchedListener, pending};
+#[cfg(feature = "proxy")]
+pub(crate) use ending::ACKNOWLEDGE_TIMEOUT;
 pub(crate) use listener::Accepted;
 pub use listener::Listener;
 pub use listener_set::ListenerSet;

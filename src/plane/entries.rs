@@ -45,9 +45,11 @@ pub(crate) enum RelayEnd {
     NotConnected(std::io::Error),
     /// The client has disconnected before the upstream accepted the connection.
     ClientLeft,
-    /// Both sides have half-closed and received all bytes, or one side has closed its socket and
-    /// can receive no more.
+    /// Both sides have half-closed, and all bytes have been passed on.
     Finished,
+    /// This side has closed its Unix socket, so it can receive nothing more. All its bytes have
+    /// been passed on, but the kernel of the other side may not have acknowledged them yet.
+    PeerClosed(Side),
     /// The client's connection failed with this error.
     ClientBroke(std::io::Error),
     /// The upstream's connection failed with this error.
@@ -160,7 +162,7 @@ impl<T: RelayOwner> Entries<T> {
             // Skip the two system calls of `unwatch` if the caller is about to close both sockets,
             // because the kernel stops watching a closed socket. But the kernel continues to watch
             // a socket that another process holds too.
-            let is_closed = matches!(end, RelayEnd::Finished) && entry.client.peer_has_finished();
+            let is_closed = matches!(end, RelayEnd::Finished);
             if !is_closed || entry.client.is_shared() || entry.upstream.is_shared() {
                 unwatch(epoll, entry);
             }

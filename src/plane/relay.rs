@@ -12,6 +12,7 @@ use std::io;
 
 use super::direction::{Direction, End, Progress};
 use super::entries::RelayEnd;
+use super::settle::Side;
 use crate::net::{Gone, RelaySocket};
 
 /// The two directions of a proxied connection.
@@ -83,13 +84,15 @@ impl Relay {
         let client = if self.up.is_reading() { None } else { client.gone() };
         match client {
             Some(Gone::Broken(error)) => return Some(RelayEnd::ClientBroke(error)),
-            Some(Gone::Closed) if self.up.is_over() => return Some(RelayEnd::Finished),
+            Some(Gone::Closed) if self.up.is_over() => {
+                return Some(RelayEnd::PeerClosed(Side::Client));
+            }
             Some(Gone::Closed) | None => {}
         }
         let upstream = if self.down.is_reading() { None } else { upstream.gone() };
         match upstream {
             Some(Gone::Broken(error)) => Some(RelayEnd::UpstreamBroke(error)),
-            Some(Gone::Closed) if self.down.is_over() => Some(RelayEnd::Finished),
+            Some(Gone::Closed) if self.down.is_over() => Some(RelayEnd::PeerClosed(Side::Upstream)),
             Some(Gone::Closed) | None => None,
         }
     }

@@ -11,12 +11,8 @@ use tokio::time::{Instant, sleep};
 
 use super::direction::BUFFER;
 use super::relay::Relay;
-use crate::net::RelaySocket;
+use crate::net::{ACKNOWLEDGE_TIMEOUT, RelaySocket};
 
-/// How long the side that still works may go without accepting any bytes. Even a segment that TCP
-/// loses four times arrives earlier, after about 3 s: TCP retransmits after 0.2 s and doubles the
-/// delay each time.
-const LINGER: Duration = Duration::from_secs(5);
 /// The pause between two attempts to write.
 const PAUSE: Duration = Duration::from_millis(5);
 
@@ -37,7 +33,7 @@ pub(crate) async fn settle(
     broken: Side,
 ) {
     let mut buffer = vec![0; BUFFER];
-    let mut until = Instant::now() + LINGER;
+    let mut until = Instant::now() + ACKNOWLEDGE_TIMEOUT;
     let mut last_sent = None;
     loop {
         // Try to read and to write each time, because the plane no longer watches the sockets.
@@ -50,10 +46,11 @@ pub(crate) async fn settle(
         };
         let sent = Some(sink.traffic().sent());
         if is_done {
-            return sink.acknowledged(LINGER).await;
+            sink.acknowledged(ACKNOWLEDGE_TIMEOUT).await;
+            return;
         }
         if sent != last_sent {
-            (last_sent, until) = (sent, Instant::now() + LINGER);
+            (last_sent, until) = (sent, Instant::now() + ACKNOWLEDGE_TIMEOUT);
         } else if Instant::now() >= until {
             return;
         }

@@ -22,7 +22,7 @@ use super::connection::{ConnectionContext, EndedConnection, LINGER};
 use super::deaths::{Deaths, panic_text};
 use super::slot::{ConnectionEnd, ConnectionSlot};
 use crate::drain::DrainWatch;
-use crate::net::{Listener, Peer, ProxiedSocket, RelaySocket};
+use crate::net::{ACKNOWLEDGE_TIMEOUT, Listener, Peer, ProxiedSocket, RelaySocket};
 use crate::plane::{
     Expired, Limits, Plane, Rejected, RelayEnd, RelayEntry, RelayOwner, Side, settle,
 };
@@ -186,15 +186,14 @@ impl<S: Service> ConnectionContext<S> {
                 entry.reset_on_drop();
                 finish(entry, ConnectionEnd::Broken(client_gone()));
             }
-            RelayEnd::Finished if entry.client.peer_has_finished() => {
+            RelayEnd::Finished => {
                 entry.upstream.say_end();
                 entry.client.say_end();
                 finish(entry, ConnectionEnd::Finished { late: 0 });
             }
-            RelayEnd::Finished => drop(tokio::spawn(close_in_order(entry))),
-            // An idle connection without unwritten bytes ends as if both sides had finished.
+            RelayEnd::PeerClosed(side) => drop(tokio::spawn(close_other_side(entry, side))),
             RelayEnd::Expired(Expired::Idle) if !entry.relay.owes() => {
-                drop(tokio::spawn(close_in_order(entry)));
+                drop(tokio::spawn(close_idle(entry)));
             }
             RelayEnd::Expired(expired) => {
                 entry.reset_on_drop();
@@ -276,15 +275,21 @@ async fn run<S: Service>(
         .await
 }
 
-/// Closes the upstream's connection, and then closes the client's connection without destroying the
-/// last bytes on their way to the client.
-async fn close_in_order(entry: RelayEntry<RelayedConnection>) {
+/// Ends a connection of which one side is of no more use: closes the socket of this side, `closed`,
+/// and then closes the other side without destroying the last bytes on their way to it.
+async fn close_other_side(entry: RelayEntry<RelayedConnection>, closed: Side) {
     let RelayEntry { client, upstream, owner, .. } = entry;
     let RelayedConnection { slot, link, listener, peer, drain, .. } = owner;
-    upstream.say_end();
-    drop((upstream, link));
     let traffic = Arc::clone(client.traffic());
-    let end = match client.into_stream() {
+    let (closed_socket, other) = match closed {
+        Side::Client => (client, upstream),
+        Side::Upstream => (upstream, client),
+    };
+    closed_socket.say_end();
+    drop(closed_socket);
+    // The connection counts for its upstream until the upstream's socket is closed.
+    let _link = (closed == Side::Client).then_some(link);
+    let end = match other.into_stream() {
         Ok(mut stream) => match slot.guard.unless_cut(stream.finish(LINGER)).await {
             Some(late) => ConnectionEnd::Finished { late },
             None => {
@@ -297,6 +302,24 @@ async fn close_in_order(entry: RelayEntry<RelayedConnection>) {
     let (received, sent) = (traffic.received(), traffic.sent());
     EndedConnection { listener: &listener, peer, received, sent }.report(&slot, &end);
     slot.end(end, drain.is_told());
+}
+
+/// Ends a connection on which no byte has moved for the idle timeout, and of which the relay holds
+/// no bytes. The kernel may still hold bytes for a slow peer. When the peers have acknowledged all
+/// bytes, the connection ends as if both sides had finished. If a peer acknowledges no more bytes,
+/// the connection is reset.
+async fn close_idle(entry: RelayEntry<RelayedConnection>) {
+    let acknowledged = async {
+        entry.client.acknowledged(ACKNOWLEDGE_TIMEOUT).await
+            && entry.upstream.acknowledged(ACKNOWLEDGE_TIMEOUT).await
+    };
+    let end = match entry.owner.slot.guard.unless_cut(acknowledged).await {
+        Some(true) => return close_other_side(entry, Side::Upstream).await,
+        Some(false) => ConnectionEnd::Broken(Expired::Idle.into()),
+        None => ConnectionEnd::Cut,
+    };
+    entry.reset_on_drop();
+    finish(entry, end);
 }
 
 /// Passes on the last bytes of the side that has failed, and then resets the other side.

@@ -12,7 +12,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use rustix::event::epoll::EventFlags;
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::net::{RecvFlags, SendFlags};
+use rustix::net::{RecvAncillaryBuffer, RecvFlags, ReturnFlags, SendFlags};
 use socket2::{SockRef, Socket};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::Instant;
@@ -57,6 +57,8 @@ struct Readiness {
     ends: bool,
     /// Whether the peer may be gone, and [`RelaySocket::gone`] has not checked this yet.
     suspect: bool,
+    /// Whether the peer has closed its Unix socket.
+    closed: bool,
 }
 
 /// How a peer disappeared.
@@ -104,7 +106,9 @@ impl RelaySocket {
     pub(crate) fn connected(&mut self) -> Option<io::Result<()>> {
         match self.gone() {
             Some(Gone::Broken(error)) => Some(Err(error)),
-            Some(Gone::Closed) => Some(Err(io::ErrorKind::ConnectionReset.into())),
+            // A Unix socket is connected when connect(2) returns. The upstream may have answered
+            // and closed its socket since then.
+            Some(Gone::Closed) => Some(Ok(())),
             None => self.ready.writes.then_some(Ok(())),
         }
     }
@@ -158,9 +162,14 @@ impl RelaySocket {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         let room = buffer.len();
-        let received = retry(|| rustix::net::recv(&self.socket, &mut *buffer, RecvFlags::empty()));
-        let (count, _) = note_blocked(received, &mut self.ready.reads)?;
-        self.ready.reads = count == room || self.ready.ends;
+        let received = if self.is_unix {
+            retry(|| receive_from_unix(&self.socket, buffer))
+        } else {
+            retry(|| rustix::net::recv(&self.socket, &mut *buffer, RecvFlags::empty()))
+                .map(|(count, _)| (count, Emptied::IfShort))
+        };
+        let (count, emptied) = note_blocked(received, &mut self.ready.reads)?;
+        self.ready.reads = count == room || self.ready.ends || emptied == Emptied::Unknown;
         self.count_read(count);
         Ok(count)
     }
@@ -189,16 +198,8 @@ impl RelaySocket {
         if !self.ready.reads {
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        let filled = match pipe.fill(&self.socket) {
-            // Check for urgent data, because splice(2) stops at such data. It then reports end of
-            // file or `WouldBlock`, although bytes have arrived.
-            Ok(0) | Err(_)
-                if matches!(sys::socket::peek(self.socket.as_fd(), &mut [0]), Ok(1..)) =>
-            {
-                return Err(io::ErrorKind::InvalidInput.into());
-            }
-            filled => filled,
-        };
+        let peek = || sys::socket::peek(self.socket.as_fd(), &mut [0]);
+        let filled = check_filled(pipe.fill(&self.socket), peek);
         let count = note_blocked(filled, &mut self.ready.reads)?;
         self.count_read(count);
         Ok(count)
@@ -232,25 +233,24 @@ impl RelaySocket {
         }
     }
 
-    /// Returns how the peer has disappeared, if an event since the last call says that the peer may
-    /// be gone. Call this function only while nothing reads from the peer. Bytes that the peer has
-    /// sent may still be unread.
+    /// Returns how the peer has disappeared, if an event has said that the peer may be gone. An
+    /// error is returned only once. Call this function only while nothing reads from the peer.
+    /// Bytes that the peer has sent may still be unread.
     pub(crate) fn gone(&mut self) -> Option<Gone> {
-        if !std::mem::take(&mut self.ready.suspect) {
-            return None;
-        }
-        match SockRef::from(&self.socket).take_error() {
-            Ok(Some(error)) => Some(Gone::Broken(error)),
+        if std::mem::take(&mut self.ready.suspect) {
+            if let Ok(Some(error)) = SockRef::from(&self.socket).take_error() {
+                return Some(Gone::Broken(error));
+            }
             // For TCP, no error means that both sides have closed the connection in order.
-            _ => (self.is_unix && sys::socket::has_hung_up(self.socket.as_fd()))
-                .then_some(Gone::Closed),
+            self.ready.closed |= self.is_unix && sys::socket::has_hung_up(self.socket.as_fd());
         }
+        self.ready.closed.then_some(Gone::Closed)
     }
 
     /// Waits until the peer's kernel has acknowledged all data. Gives up if no further data is
-    /// acknowledged for `patience`. Polls the state of the socket every 5 ms, because the kernel
-    /// has no event for this.
-    pub(crate) async fn acknowledged(&self, patience: Duration) {
+    /// acknowledged for `patience`. Returns whether all data is acknowledged. Polls the state of
+    /// the socket every 5 ms, because the kernel has no event for this.
+    pub(crate) async fn acknowledged(&self, patience: Duration) -> bool {
         const PAUSE: Duration = Duration::from_millis(5);
         let mut left = usize::MAX;
         let mut until = Instant::now() + patience;
@@ -258,10 +258,11 @@ impl RelaySocket {
             if now < left {
                 (left, until) = (now, Instant::now() + patience);
             } else if Instant::now() >= until {
-                return;
+                return false;
             }
             tokio::time::sleep(PAUSE).await;
         }
+        true
     }
 
     /// Returns whether the peer's half-close has been read from this connection.
@@ -306,6 +307,48 @@ impl RelaySocket {
 impl AsFd for RelaySocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+/// Whether a read has emptied a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Emptied {
+    /// The read has emptied the socket if it returned fewer bytes than requested.
+    IfShort,
+    /// More bytes may be in the socket.
+    Unknown,
+}
+
+/// Reads bytes from a Unix socket. A message with file descriptors ends a read early, although more
+/// bytes may follow (see unix(7)). The descriptors are closed.
+fn receive_from_unix(socket: &OwnedFd, buffer: &mut [u8]) -> rustix::io::Result<(usize, Emptied)> {
+    let mut no_room = RecvAncillaryBuffer::default();
+    let parts = &mut [IoSliceMut::new(buffer)];
+    let received = rustix::net::recvmsg(socket, parts, &mut no_room, RecvFlags::empty())?;
+    // The kernel sets this flag when it drops descriptors for want of room.
+    let has_dropped = received.flags.contains(ReturnFlags::CTRUNC);
+    Ok((received.bytes, if has_dropped { Emptied::Unknown } else { Emptied::IfShort }))
+}
+
+/// Checks the result of a splice(2) from a socket. `peek` peeks at the next byte of the socket.
+///
+/// # Errors
+/// `InvalidInput` if urgent data has arrived. splice(2) stops at such data, and reports end of file
+/// or `WouldBlock`.
+fn check_filled(
+    filled: io::Result<usize>,
+    peek: impl FnOnce() -> io::Result<usize>,
+) -> io::Result<usize> {
+    let is_empty = match &filled {
+        Ok(count) => *count == 0,
+        Err(error) => error.kind() == io::ErrorKind::WouldBlock,
+    };
+    match is_empty.then(peek) {
+        Some(Ok(1..)) => Err(io::ErrorKind::InvalidInput.into()),
+        // The connection has broken since the splice. The kernel reports this error only once, and
+        // after that an orderly end.
+        Some(Err(error)) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+        Some(_) | None => filled,
     }
 }
 

@@ -1,6 +1,6 @@
 //! Tests of relay sockets with real connections and a real epoll instance.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 
@@ -40,7 +40,7 @@ impl<P> PolledSocket<P> {
     ) -> io::Result<T> {
         loop {
             match step(&mut self.socket) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.next_event(),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => self.next_event(),
                 done => return done,
             }
         }
@@ -76,7 +76,7 @@ fn a_peer_that_resets_after_its_end_is_gone() {
     reset(peer);
     let mut watched = PolledSocket { epoll, socket, peer: () };
     let Gone::Broken(error) = watched.gone() else { panic!("expected a reset") };
-    assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    assert_eq!(error.kind(), ErrorKind::BrokenPipe);
 }
 
 /// The bytes that the peer sent before it disappeared can still be read.
@@ -166,4 +166,57 @@ async fn a_socket_returns_to_the_runtime() {
     drop(stream);
     // The peer sees an orderly close and not a reset.
     assert_eq!(watched.peer.read(&mut bytes).unwrap(), 0);
+}
+
+/// The kernel reports the error of a broken connection only once.
+#[test]
+fn an_error_between_a_splice_and_the_peek_is_not_lost() {
+    let error = |kind: ErrorKind| Err::<usize, _>(io::Error::from(kind));
+    let empty = [Ok(0), error(ErrorKind::WouldBlock)];
+    for filled in empty {
+        let broken = check_filled(filled, || error(ErrorKind::ConnectionReset));
+        assert_eq!(broken.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    }
+    let blocked = error(ErrorKind::WouldBlock);
+    let urgent = check_filled(blocked, || Ok(1)).unwrap_err();
+    assert_eq!(urgent.kind(), ErrorKind::InvalidInput);
+    let blocked = check_filled(error(ErrorKind::WouldBlock), || error(ErrorKind::WouldBlock));
+    assert_eq!(blocked.unwrap_err().kind(), ErrorKind::WouldBlock);
+    assert_eq!(check_filled(Ok(0), || Ok(0)).unwrap(), 0);
+    let never = || -> io::Result<usize> { unreachable!("the splice has moved bytes or failed") };
+    assert_eq!(check_filled(Ok(7), never).unwrap(), 7);
+    let broken = check_filled(error(ErrorKind::ConnectionReset), never);
+    assert_eq!(broken.unwrap_err().kind(), ErrorKind::ConnectionReset);
+}
+
+/// An upstream that has answered and closed has accepted the connection.
+#[test]
+fn a_closed_unix_peer_was_connected_and_stays_closed() {
+    let (socket, mut peer) = UnixStream::pair().unwrap();
+    let mut watched = PolledSocket::new(socket.into(), ());
+    peer.write_all(b"hello").unwrap();
+    drop(peer);
+    watched.next_event();
+    assert!(watched.socket.connected().unwrap().is_ok());
+    let mut buffer = [0; 16];
+    assert_eq!(watched.when_ready(|socket| socket.read(&mut buffer)).unwrap(), 5);
+    assert_eq!(watched.when_ready(|socket| socket.read(&mut buffer)).unwrap(), 0);
+    for _ in 0..2 {
+        assert!(matches!(watched.gone(), Gone::Closed));
+    }
+}
+
+/// A message with descriptors ends the read, although another message follows.
+#[test]
+fn bytes_after_a_message_with_descriptors_are_read() {
+    let (socket, mut peer) = UnixStream::pair().unwrap();
+    let mut watched = PolledSocket::new(socket.into(), ());
+    let own = std::fs::File::open("/dev/null").unwrap();
+    sys::socket::send_with_descriptors(peer.as_fd(), b"a", &[own.as_fd()]).unwrap();
+    peer.write_all(b"bcd").unwrap();
+    watched.next_event();
+    let mut buffer = [0; 16];
+    let mut read = || watched.socket.read(&mut buffer);
+    assert_eq!((read().unwrap(), read().unwrap()), (1, 3));
+    assert_eq!(read().unwrap_err().kind(), ErrorKind::WouldBlock);
 }

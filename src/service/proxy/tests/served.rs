@@ -67,7 +67,7 @@ pub(super) async fn serve(proxy: &Proxy, connection: &mut Connection) -> io::Res
             entry.reset_on_drop();
             return Err(Expired::Lifetime.into());
         }
-        RelayEnd::Finished | RelayEnd::Expired(Expired::Idle) => {
+        RelayEnd::Finished | RelayEnd::PeerClosed(_) | RelayEnd::Expired(Expired::Idle) => {
             entry.upstream.say_end();
             connection.stream = entry.client.into_stream()?;
             return Ok(());
