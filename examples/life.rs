@@ -67,7 +67,13 @@ fn main() -> Result<(), Box<dyn Error>> {
             runtime.block_on(server.run(Echo))?
         }
         "roll-back" => server.serve_with(roll_back)?,
-        "refuse" => server.serve_with(refuse)?,
+        "refuse" => {
+            let ended = server.serve_with(refuse);
+            // What `main` does after the server has ended, it does also after a refusal.
+            fs::write(format!("ended-{}", std::process::id()), "")?;
+            ended?
+        }
+        "stuck" => server.serve_with(stuck)?,
         "warm-up" => server.serve_with(warm_up)?,
         "slow-again" => server.serve_with(slow_again)?,
         "offer" => server.serve_with(offer)?,
@@ -202,6 +208,14 @@ async fn roll_back(life: Life) -> Result<(), Failure> {
 async fn refuse(life: Life) -> Result<(), Failure> {
     if Path::new("broken").exists() {
         return Err("there is no database".into());
+    }
+    echo(life).await
+}
+
+/// Blocks its thread before it is ready, if the file `broken` exists.
+async fn stuck(life: Life) -> Result<(), Failure> {
+    if Path::new("broken").exists() {
+        std::thread::park();
     }
     echo(life).await
 }

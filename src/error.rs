@@ -14,7 +14,7 @@ use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::text::{escaped, printable};
+use crate::text::{escaped, one_line, printable};
 
 pub use exit::ExitStatus;
 pub(crate) use handoff::{EndStatus, HandoffFailure};
@@ -84,8 +84,40 @@ pub enum Error {
         why: &'static str,
     },
     /// A server has requested a listener by name, but no listener has that name.
-    #[error("there is no listener named {name:?}")]
+    #[error("there is no listener named {name:?}, only {}", names(existing))]
     NoSuchListener {
+        /// The requested name.
+        name: String,
+        /// The names of all listeners.
+        existing: Vec<String>,
+    },
+    /// A server has requested a copy of a listener's socket, but several sockets have the name of
+    /// this listener. For example, systemd gives all sockets of one unit the same name, unless the
+    /// unit sets `FileDescriptorName=`.
+    #[error(
+        "{count} sockets are named {name:?}, but only one of them can be copied: give each socket \
+        a name of its own"
+    )]
+    SeveralSockets {
+        /// The requested name.
+        name: String,
+        /// How many sockets of the requested kind have this name.
+        count: usize,
+    },
+    /// A server has requested a copy of a TCP socket of a Unix listener, or the other way round.
+    #[error("the listener {name:?} is not a {kind} socket, it listens on {address}")]
+    ListenerKind {
+        /// The requested name.
+        name: String,
+        /// The requested kind, `TCP` or `Unix`.
+        kind: &'static str,
+        /// The address of the listener.
+        address: String,
+    },
+    /// The socket of a listener was requested after it was closed, because no generation accepts on
+    /// it any more.
+    #[error("the listener {name:?} is closed, because the successor does not use it")]
+    ListenerClosed {
         /// The requested name.
         name: String,
     },
@@ -211,7 +243,7 @@ pub enum Error {
     },
     /// A server of your own has returned an error, has given up its start, or has returned before
     /// it was ready.
-    #[error("the server has failed: {reason}")]
+    #[error("the server has failed: {}", one_line(reason))]
     Server {
         /// The text of the server's error.
         reason: String,
@@ -257,6 +289,8 @@ impl Error {
             | Self::DuplicateUpstream { .. }
             | Self::Setting { .. } => ExitStatus::Usage,
             Self::NoSuchListener { .. }
+            | Self::SeveralSockets { .. }
+            | Self::ListenerKind { .. }
             | Self::Environment { .. }
             | Self::NotAListener { .. }
             | Self::ThreadsRunning { .. }
@@ -265,6 +299,7 @@ impl Error {
             | Self::PidFile { source, .. }
             | Self::ProgramNotStarted { source, .. } => ExitStatus::of_io(source),
             Self::AlreadyTaken
+            | Self::ListenerClosed { .. }
             | Self::Server { .. }
             | Self::AloneBlocks
             | Self::InsideRuntime
@@ -276,6 +311,17 @@ impl Error {
             | Self::NotReady { .. }
             | Self::System { .. } => ExitStatus::System,
         }
+    }
+
+    /// Returns the error for a listener with an unknown name. `existing` are the names of all
+    /// listeners.
+    pub(crate) fn no_such_listener<T: ToString>(
+        name: &str,
+        existing: impl IntoIterator<Item = T>,
+    ) -> Self {
+        let mut existing: Vec<_> = existing.into_iter().map(|one| one.to_string()).collect();
+        existing.dedup();
+        Self::NoSuchListener { name: name.to_owned(), existing }
     }
 
     /// Returns a function for `map_err` that converts a system call's error to [`Error::System`].
@@ -293,6 +339,14 @@ pub(crate) struct Malformed(String);
 impl<T: Into<String>> From<T> for Malformed {
     fn from(what: T) -> Self {
         Self(what.into())
+    }
+}
+
+/// Formats the names of all listeners for use in an error message.
+fn names(existing: &[String]) -> String {
+    match existing {
+        [] => "none at all".to_owned(),
+        names => names.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", "),
     }
 }
 

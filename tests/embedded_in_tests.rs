@@ -2,9 +2,15 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::num::NonZeroUsize;
 
+use handoffd::embed::Life;
+use handoffd::listen::{ListenerConfig, Listeners};
 use handoffd::{Builder, Error, Inheritance};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
+
+use crate::support::{DEADLINE, assert_becomes};
 
 /// Runs a server until its client has been served.
 fn serve_once() {
@@ -38,4 +44,116 @@ fn serve_once() {
 fn several_servers_run_in_one_process() {
     let servers: Vec<_> = (0..4).map(|_| std::thread::spawn(serve_once)).collect();
     servers.into_iter().for_each(|server| server.join().unwrap());
+}
+
+/// Runs `test` with a server in a runtime of its own, and stops the server afterwards.
+fn with_server<F: Future<Output = ()>>(
+    set: impl FnOnce(Builder) -> Builder,
+    test: impl Fn(Life) -> F,
+) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let server = Builder::new(Inheritance::none().unwrap()).listen("echo=127.0.0.1:0").unwrap();
+    let ended = runtime.block_on(set(server).serve_here(async |life| {
+        timeout(DEADLINE, test(life.clone())).await.expect("the test ends");
+        life.stop();
+        life.retired().await;
+        Ok::<_, Error>(())
+    }));
+    ended.unwrap();
+}
+
+fn connect(life: &Life) -> TcpStream {
+    TcpStream::connect(life.address("echo").unwrap()).unwrap()
+}
+
+#[test]
+fn a_listener_may_have_several_acceptors() {
+    with_server(
+        |server| server,
+        async |life| {
+            let mut acceptors = [(); 3].map(|()| life.acceptor("echo").unwrap());
+            let private = life.private_listener("echo").unwrap();
+            private.set_nonblocking(true).unwrap();
+            let private = tokio::net::UnixListener::from_std(private).unwrap();
+            life.ready();
+            for acceptor in &mut acceptors {
+                let _client = connect(&life);
+                // The private listener may get the client as well as this acceptor.
+                tokio::select! {
+                    accepted = acceptor.accept() => assert!(accepted.is_some()),
+                    accepted = private.accept() => assert!(accepted.is_ok()),
+                }
+            }
+        },
+    );
+}
+
+#[test]
+fn a_connection_limit_applies_to_an_acceptor() {
+    let limit = |config: &mut handoffd::Config| {
+        let mut echo: ListenerConfig = "echo=127.0.0.1:0".parse().unwrap();
+        echo.max_connections = NonZeroUsize::new(2);
+        config.listeners = Listeners::new(vec![echo]).unwrap();
+    };
+    with_server(
+        |server| server.configure(limit),
+        async |life| {
+            let mut acceptor = life.acceptor("echo").unwrap();
+            life.ready();
+            let _clients = [(); 3].map(|()| connect(&life));
+            let first = acceptor.accept().await.unwrap();
+            let _second = acceptor.accept().await.unwrap();
+            let mut third = Box::pin(acceptor.accept());
+            // The third client waits until another one has gone.
+            tokio::select! {
+                biased;
+                _ = &mut third => panic!("the limit is two connections"),
+                () = tokio::task::yield_now() => {}
+            }
+            drop(first);
+            assert!(third.await.is_some());
+        },
+    );
+}
+
+#[test]
+fn a_wrong_request_for_a_listener_names_the_cause() {
+    with_server(
+        |server| server,
+        async |life| {
+            life.ready();
+            let error = life.unix_listener("echo").unwrap_err().to_string();
+            assert!(error.starts_with("the listener \"echo\" is not a Unix socket"), "{error}");
+            let error = life.acceptor("web").unwrap_err().to_string();
+            assert_eq!(error, "there is no listener named \"web\", only \"echo\"");
+        },
+    );
+}
+
+/// As in a test that ends before its server does.
+#[test]
+fn a_server_whose_future_is_dropped_closes_its_listener() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let server = Builder::new(Inheritance::none().unwrap()).listen("echo=127.0.0.1:0").unwrap();
+    let (tell, told) = tokio::sync::oneshot::channel();
+    let tell = std::cell::Cell::new(Some(tell));
+    runtime.block_on(async {
+        let serving = server.serve_here(async |life| {
+            let mut acceptor = life.acceptor("echo")?;
+            let accepting = tokio::spawn(async move { acceptor.accept().await.is_none() });
+            life.ready();
+            let address = life.address("echo")?;
+            tell.take().unwrap().send((life.clone(), address, accepting)).ok().unwrap();
+            std::future::pending::<Result<(), Error>>().await
+        });
+        let told = tokio::select! {
+            _ = serving => panic!("the server does not return"),
+            told = told => told,
+        };
+        let (life, address, accepting) = told.unwrap();
+        timeout(DEADLINE, life.cut()).await.expect("the connections are cut");
+        assert!(timeout(DEADLINE, accepting).await.unwrap().unwrap());
+        // The thread of the driver closes its copy of the socket a moment later.
+        assert_becomes(&true, || TcpStream::connect(&address).is_err());
+    });
 }

@@ -2,6 +2,7 @@
 //!
 //! The server is the example `life`.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::Path;
 
@@ -216,7 +217,27 @@ fn a_server_refuses_to_start_with_its_reason() {
     fs::write(line.folder().join("broken"), "").unwrap();
     let failed = replace(&line, line.first_pid()).unwrap_err();
     assert!(failed.text.contains("the server has failed: there is no database"), "{}", failed.text);
+    // The successor was not killed: its `main` has returned.
+    let ended = || {
+        let files = fs::read_dir(line.folder()).unwrap().flatten();
+        let is_mark = |name: &OsStr| name.to_str().unwrap().starts_with("ended-");
+        files.filter(|one| is_mark(&one.file_name())).count()
+    };
+    assert_becomes(&1, ended);
     stop(&line, line.first_pid());
+}
+
+/// The first generation never becomes ready, and does not return either.
+#[test]
+fn a_server_that_is_stuck_at_its_start_ends_with_the_reason() {
+    let line = Line::start_program(&example("life"), |command, folder| {
+        fs::write(folder.join("broken"), "").unwrap();
+        command.args(["stuck", "127.0.0.1:0"]).current_dir(folder);
+    });
+    assert_eq!(exit_code(line.first_pid()), 71);
+    let hung = line.wait("the reason", |record| record.is_event(Event::ServerHung));
+    assert!(hung.text.contains("the server did not call Life::ready within 2 s"), "{hung:?}");
+    line.wait_for_end();
 }
 
 #[test]

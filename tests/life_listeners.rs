@@ -4,13 +4,16 @@
 //! The server is the example `life`.
 
 use std::fs;
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
 
 use nix::sys::signal::Signal;
 
 use crate::life::{addresses, bake, replace, start, start_on, stop};
 use crate::support::line::is_asleep;
 use crate::support::{
-    Client, Event, Line, assert_becomes, defer_accept, exit_code, free_port, freeze, signal, thaw,
+    Client, Event, Line, Parent, assert_becomes, defer_accept, example, exit_code, free_port,
+    freeze, signal, thaw,
 };
 
 #[test]
@@ -132,6 +135,45 @@ fn a_removed_listener_of_an_own_server_is_closed() {
     assert!(Client::connect(&admin).is_err());
     held.echo(b"still").unwrap();
     drop(held);
+    stop(&line, line.first_pid());
+}
+
+/// systemd gives all sockets of a unit the same name, unless the unit says otherwise.
+#[test]
+fn all_passed_sockets_of_a_name_are_served() {
+    for mode in ["echo", "threads"] {
+        let sockets =
+            ["127.0.0.1:0", "[::1]:0", "127.0.0.1:0"].map(|one| TcpListener::bind(one).unwrap());
+        let addresses = sockets.each_ref().map(|one| one.local_addr().unwrap().to_string());
+        let parent = Parent::passing(sockets.map(OwnedFd::from));
+        let line = parent
+            .saying("LISTEN_FDNAMES", "echo:echo:echo")
+            .start_program(&example("life"), &[mode, &addresses[1]]);
+        line.wait("the first generation", |record| record.is_event(Event::GenerationServing));
+        let mut pid = line.first_pid();
+        for _ in 0..2 {
+            for address in addresses.iter().chain(&addresses) {
+                Client::once(address, b"served").unwrap();
+            }
+            pid = replace(&line, pid).unwrap();
+        }
+        assert_becomes(&12, || line.counter("echo", "accepted"));
+        freeze(pid);
+        let clients = addresses.iter().map(|address| Client::connect(address).unwrap());
+        let mut clients: Vec<_> = clients.collect();
+        signal(pid, Signal::SIGTERM);
+        thaw(pid);
+        assert_served(&mut clients);
+        line.wait_for_end();
+    }
+}
+
+/// The clients of a listener that the server has forgotten would wait for ever.
+#[test]
+fn a_listener_that_the_server_forgets_is_reported() {
+    let line = start("threads");
+    let said = line.wait("the warning", |record| record.is_event(Event::ListenerUnused));
+    assert_eq!(said.field("listeners"), Some("admin"));
     stop(&line, line.first_pid());
 }
 

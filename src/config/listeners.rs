@@ -112,7 +112,9 @@ pub struct ListenerConfig {
     /// The address that the listener binds to if it inherits no socket.
     pub address: Address,
     /// How many connections of this listener may be open at once. At the limit, the listener stops
-    /// accepting, and new clients wait in the backlog. Default: no limit.
+    /// accepting, and new clients wait in the backlog. Default: no limit. In a server of your own,
+    /// the limit applies to [`Life::acceptor`](crate::embed::Life::acceptor) and
+    /// [`Life::private_listener`](crate::embed::Life::private_listener).
     pub max_connections: Option<NonZeroUsize>,
     /// What happens to connections of this listener when a successor takes over. If it is `None`,
     /// [`Config::on_handoff`](super::Config::on_handoff) applies.

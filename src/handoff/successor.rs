@@ -277,12 +277,15 @@ impl Successor {
         tokio::time::timeout(within, said).await.unwrap_or(false)
     }
 
-    /// Waits until the successor has closed its end of the channel, but at most for the given time.
+    /// Waits until the process of the successor has ended, but at most for the given time.
     pub(crate) async fn ended(&mut self, within: Duration) {
-        let ended = async {
+        let until = Instant::now() + within;
+        let closed = async {
             while !matches!(poll_fn(|cx| self.channel.poll_receive(cx)).await, Received::End) {}
         };
-        let _ = tokio::time::timeout(within, ended).await;
+        let _ = tokio::time::timeout_at(until, closed).await;
+        // A server of your own closes the channel before its `main` returns.
+        self.channel.exit_status(until).await;
     }
 
     fn tell(&self, message: &Message) {

@@ -52,7 +52,8 @@ pub struct Builder {
 
 impl Builder {
     /// Creates a builder with the default settings. Unless [`Builder::listen`] adds listeners, the
-    /// generation uses those that a parent passed in.
+    /// generation uses those that a parent passed in, or else listens on 127.0.0.1:48879 under the
+    /// name `default`.
     #[must_use]
     pub fn new(inheritance: Inheritance) -> Self {
         let (life, line) = Life::new(inheritance.generation());

@@ -152,8 +152,8 @@ impl<P: DataPlane> Driver<P> {
                 event = "drain.outlived",
                 connections,
                 generations,
-                "stopped waiting for connections or older generations that did not end after they \
-                were cut"
+                "stopped waiting for connections, older generations or a server of your own that \
+                did not end after they were cut"
             );
         }
     }

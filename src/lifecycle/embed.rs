@@ -19,6 +19,7 @@ mod turns;
 
 use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::pin::pin;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
@@ -27,8 +28,8 @@ use tokio::sync::watch;
 
 use super::builder::Builder;
 use super::driver::{Driver, RunReport};
-use super::life::{Life, LifeRequest, ServedListeners};
-use crate::config::{Config, OnHandoff};
+use super::life::{Life, LifeRequest, ListenerSettings, ServedListeners};
+use super::unlogged;
 use crate::error::Error;
 use crate::handoff::SignalUse;
 use data_plane::{Embedded, ServerState};
@@ -101,6 +102,10 @@ impl Builder {
     /// the runtime needs settings of its own. Call [`Builder::from_env`] or
     /// [`Inheritance::take`](crate::Inheritance::take) before you create the runtime.
     ///
+    /// The returned future is not `Send`, so `tokio::spawn` does not take it. If it is dropped, the
+    /// generation ends as if it had been cut: it closes its listeners, and its acceptors return
+    /// `None`.
+    ///
     /// # Errors
     /// Returns the same errors as [`Builder::serve_with`].
     ///
@@ -125,9 +130,9 @@ impl Builder {
                 return Err(error);
             }
         };
-        let on_handoff = on_handoff(&config);
+        let settings = ListenerSettings::of(&config);
         let driver = runtime.within(|| Driver::start(config, inheritance, plane, line))?;
-        let served = ServedListeners::new(driver.listeners(), &last, on_handoff)
+        let served = ServedListeners::new(driver.listeners(), &last, &settings)
             .inspect_err(|error| driver.refuse(error))?;
         let _ = life.state.served.set(served);
         let (_returned, returns) = sync_channel::<()>(0);
@@ -137,16 +142,21 @@ impl Builder {
                 Err(error) => Err(error),
             };
             if owns_process {
-                let code = ended.as_ref().map_or_else(|error| error.exit() as i32, |_| 0);
-                end_process_later(returns, code);
+                end_process_later(returns, ended.as_ref().err());
             }
             ended
         })?;
+        let _cut = CutOnDrop(life.clone());
+        let (mut unused, mut has_looked) = (pin!(warn_of_unused(&life)), false);
         let mut turns = Turns::new(&life, &serve);
         loop {
             tokio::select! {
                 biased;
                 ended = driver.ended() => return ended,
+                () = &mut unused, if !has_looked => {
+                    has_looked = true;
+                    continue;
+                }
                 ended = turns.next() => match ended {
                     TurnEnd::AsTold | TurnEnd::Begun => {}
                     TurnEnd::Early(term) => life.state.request(LifeRequest::Returned(term)),
@@ -158,13 +168,6 @@ impl Builder {
             server.send_replace(turns.state());
         }
     }
-}
-
-/// Returns a function that takes the name of a listener, and returns whether the connections of the
-/// listener may move to the successor at a handoff.
-fn on_handoff(config: &Config) -> impl Fn(&str) -> OnHandoff + use<> {
-    let (by_name, default) = (config.listeners.on_handoff(), config.on_handoff);
-    move |name| by_name.get(name).copied().unwrap_or(default)
 }
 
 /// Ends the process if it does not end by itself after a panic of the server.
@@ -188,17 +191,58 @@ impl Drop for PanicGuard {
     }
 }
 
-/// Ends the process with `code` if `returned` is still connected after [`EXIT_TIMEOUT`], because
-/// the server has not returned then.
+/// Ends the process if `returned` is still connected after [`EXIT_TIMEOUT`], because the server has
+/// not returned then. `error` is the reason why the generation has ended, which `main` cannot
+/// report any more.
 #[expect(clippy::disallowed_methods, reason = "the server prevents a return from main")]
-fn end_process_later(returned: Receiver<()>, code: i32) {
+fn end_process_later(returned: Receiver<()>, error: Option<&Error>) {
+    let code = error.map_or(0, |error| error.exit() as i32);
+    let reason = error.map(ToString::to_string);
     std::thread::spawn(move || {
         if returned.recv_timeout(EXIT_TIMEOUT) == Err(RecvTimeoutError::Timeout) {
             tracing::error!(
                 event = "server.hung",
+                reason,
                 "ended the process, because the server did not return when the generation ended"
             );
+            if let Some(reason) = reason {
+                unlogged::report(&reason);
+            }
             std::process::exit(code);
         }
     });
+}
+
+/// Cuts the connections and closes the listeners if the future of the server is dropped.
+struct CutOnDrop(Life);
+
+impl Drop for CutOnDrop {
+    fn drop(&mut self) {
+        let term = self.0.term();
+        term.retire();
+        term.retire_last();
+        term.drain();
+        self.0.state.cut.cancel();
+        if let Some(served) = self.0.state.served.get() {
+            served.close_all();
+        }
+    }
+}
+
+/// How long after it is ready a server may take to request all listeners.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Warns of the listeners that a server has not requested. Their clients would wait for ever.
+async fn warn_of_unused(life: &Life) {
+    life.term().ready().await;
+    tokio::time::sleep(REQUEST_TIMEOUT).await;
+    let unused = life.state.served.get().map(ServedListeners::unused).unwrap_or_default();
+    if !unused.is_empty() {
+        let listeners = unused.join(" ");
+        tracing::warn!(
+            event = "listener.unused",
+            listeners,
+            "the server does not accept on these listeners, so their clients wait: {listeners}"
+        );
+    }
 }

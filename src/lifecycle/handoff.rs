@@ -6,12 +6,10 @@
 
 mod reload;
 
-use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tracing::subscriber::NoSubscriber;
 
 use super::driver::Driver;
 use super::machine::State;
@@ -29,6 +27,10 @@ pub(super) use reload::milliseconds;
 
 /// How long to wait for the last messages of a successor whose handoff has failed.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long a successor that has refused the handoff may take to end. A server of your own ends its
+/// process at the latest two seconds after its generation.
+const REFUSAL_TIMEOUT: Duration = Duration::from_millis(2500);
 
 /// The state of a handoff, from the reload request until the successor has ended.
 #[derive(Debug, Default)]
@@ -233,7 +235,10 @@ impl<P: DataPlane> Driver<P> {
             event = "handoff.failed", %successor, reason = %failure,
             "the handoff {when}: {failure}"
         );
-        report_without_subscriber(when, &failure);
+        // An operator who stops the service during a handoff wants the handoff to fail.
+        if self.state != State::Stopping {
+            super::unlogged::report(&format!("the handoff {when}: {failure}"));
+        }
         let was_ready = handoff.successor.as_ref().is_some_and(Successor::is_ready);
         if let Some(successor) = handoff.successor.take() {
             self.release(successor, &failure).await;
@@ -286,7 +291,7 @@ impl<P: DataPlane> Driver<P> {
             if matches!(failure, HandoffFailure::Refused { .. }) {
                 // Wait until the successor has ended. It ends by itself, and first removes its
                 // files and stops its program.
-                successor.ended(SETTLE_TIMEOUT).await;
+                successor.ended(REFUSAL_TIMEOUT).await;
             }
             successor.end(StopMode::Kill);
             self.log_lost_connections().await;
@@ -323,13 +328,5 @@ impl<P: DataPlane> Driver<P> {
         if let Some(successor) = &handoff.successor {
             successor.end(StopMode::Stop);
         }
-    }
-}
-
-/// Writes one line to standard error if the program has installed no `tracing` subscriber.
-/// Otherwise the outcome of the handoff would be lost.
-fn report_without_subscriber(when: &str, failure: &HandoffFailure) {
-    if tracing::dispatcher::get_default(|subscriber| subscriber.is::<NoSubscriber>()) {
-        let _ = writeln!(io::stderr(), "handoffd: the handoff {when}: {failure}");
     }
 }

@@ -9,9 +9,11 @@
 //! generation are in `life/alone.rs`.
 
 mod alone;
+mod connection_limit;
 mod line;
 mod moves;
 mod served;
+mod served_listener;
 mod state;
 mod term;
 
@@ -26,7 +28,8 @@ use crate::generation::Generation;
 pub(super) use alone::DROP_TIMEOUT;
 pub use alone::Stop;
 pub(super) use line::{LifeLine, LifeRequest};
-pub(super) use served::{OpenConnection, ServedListener, ServedListeners, StopOrder};
+pub(super) use served::{ListenerSettings, ServedListeners};
+pub(super) use served_listener::{OpenConnection, ServedListener, StopOrder};
 pub(super) use state::LifeState;
 pub(super) use term::Term;
 

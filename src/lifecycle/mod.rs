@@ -27,6 +27,7 @@ mod signals;
 mod startup;
 mod status;
 mod timers;
+mod unlogged;
 mod wakeup;
 
 use crate::config::Config;

@@ -155,7 +155,13 @@ impl Listener {
     /// accepted. Must be called within a tokio runtime.
     pub(crate) fn watch(&self) -> io::Result<AsyncFd<Arc<Socket>>> {
         sys::interrupt::start_watcher();
-        sys::fd::watch(Arc::clone(&self.socket), Interest::READABLE)
+        match sys::fd::watch(Arc::clone(&self.socket), Interest::READABLE) {
+            // A runtime watches each descriptor only once, so a second accept loop needs a copy.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                sys::fd::watch(Arc::new(self.socket.try_clone()?), Interest::READABLE)
+            }
+            watched => watched,
+        }
     }
 
     /// Accepts one connection without waiting.

@@ -52,7 +52,8 @@ impl ListenerSet {
     /// [`Error::NoSuchListener`] when no listener has this name.
     pub fn get(&self, name: &str) -> Result<&Listener, Error> {
         let found = self.listeners.iter().find(|listener| &**listener.name() == name);
-        found.ok_or_else(|| Error::NoSuchListener { name: name.to_owned() })
+        found
+            .ok_or_else(|| Error::no_such_listener(name, self.listeners.iter().map(Listener::name)))
     }
 
     /// Returns the control socket, if this generation has one.

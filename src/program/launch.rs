@@ -118,7 +118,7 @@ impl ProgramLaunch<'_> {
 
     fn listener(&self, name: &str) -> Result<&Listener, Error> {
         let found = self.listeners.iter().find(|listener| &**listener.name() == name);
-        found.ok_or_else(|| Error::NoSuchListener { name: name.to_owned() })
+        found.ok_or_else(|| Error::no_such_listener(name, self.names()))
     }
 
     fn names(&self) -> Vec<String> {
@@ -226,7 +226,7 @@ pub fn check(config: &ProgramConfig, listeners: &Listeners) -> Result<(), Error>
     }
     match &config.stdin {
         Some(name) if !names.iter().any(|known| known == name.as_str()) => {
-            Err(Error::NoSuchListener { name: name.to_string() })
+            Err(Error::no_such_listener(name.as_str(), &names))
         }
         Some(_) | None => Ok(()),
     }

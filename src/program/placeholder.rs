@@ -94,7 +94,7 @@ impl<'a> Placeholder<'a> {
         match name {
             Some(name) => {
                 let place = names.iter().position(|known| known == name);
-                place.ok_or_else(|| Error::NoSuchListener { name: name.to_owned() })
+                place.ok_or_else(|| Error::no_such_listener(name, names))
             }
             None if names.len() == 1 => Ok(0),
             None => {

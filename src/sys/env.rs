@@ -86,6 +86,10 @@ pub(crate) fn take(
     variables: Variables,
     count: impl FnOnce(&Environment) -> usize,
 ) -> Result<(Environment, PassedDescriptors), Error> {
+    // Check this first, because the library itself has started threads by the second call.
+    if TAKEN.load(Ordering::Relaxed) {
+        return Err(Error::AlreadyTaken);
+    }
     if variables == Variables::Removed {
         process::require_one_thread()?;
     }

@@ -88,6 +88,7 @@ events! {
     ListenerDivertFailed = "listener.divert_failed",
     ListenerFull = "listener.full",
     ListenerPortShared = "listener.port_shared",
+    ListenerUnused = "listener.unused",
     LogDropped = "log.dropped",
     MessageInvalid = "message.invalid",
     MessageUnexpected = "message.unexpected",

@@ -92,6 +92,22 @@ impl Line {
         Self::start(Path::new(REAL), command, |_, _| {})
     }
 
+    /// Starts another program that uses the library, through a launcher and a link to it.
+    pub(crate) fn start_program_under(
+        launcher: &[&str],
+        real: &Path,
+        prepare: impl FnOnce(&mut Command, &Path),
+    ) -> Self {
+        let words = |folder: &Path| {
+            let program = folder.join("handoffd");
+            let mut words = launcher.iter().map(OsStr::new).chain([program.as_os_str()]);
+            let mut command = Command::new(words.next().unwrap());
+            command.args(words);
+            command
+        };
+        Self::start(real, words, prepare)
+    }
+
     /// Starts another program that uses the library, through a link to it.
     pub(crate) fn start_program(real: &Path, prepare: impl FnOnce(&mut Command, &Path)) -> Self {
         Self::start(real, |folder| Command::new(folder.join("handoffd")), prepare)

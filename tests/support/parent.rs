@@ -7,6 +7,7 @@
 use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicU16, Ordering};
 
@@ -63,6 +64,15 @@ impl Parent {
     pub(crate) fn start(self, arguments: &[&str]) -> Line {
         let launcher = self.launcher.clone();
         Line::start_under(&launcher, |command, _| self.prepare(command, arguments))
+    }
+
+    /// Starts another program that uses the library, in the folder of its line.
+    pub(crate) fn start_program(self, real: &Path, arguments: &[&str]) -> Line {
+        let launcher = self.launcher.clone();
+        Line::start_program_under(&launcher, real, |command, folder| {
+            self.prepare(command, arguments);
+            command.current_dir(folder).env("RUNTIME_DIRECTORY", folder);
+        })
     }
 
     /// Starts the daemon, and waits until it serves.

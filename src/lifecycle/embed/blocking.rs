@@ -40,7 +40,8 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// ```
 #[derive(Debug)]
 pub struct BlockingListener {
-    served: Arc<ServedListener>,
+    /// The sockets with the name of the listener.
+    all: Vec<Arc<ServedListener>>,
     /// A socket that becomes readable when the generation has stopped accepting and the drain has
     /// begun.
     retired: UnixStream,
@@ -64,15 +65,15 @@ impl Life {
     /// Returns [`Error::NoSuchListener`] if the name is unknown, or the kernel's error if no
     /// descriptor is free.
     pub fn blocking(&self, name: &str) -> Result<BlockingListener, Error> {
-        let served = self.served(name)?;
+        let all = self.served_all(name)?;
         let failed = Error::system("create a socket for a blocking listener");
         let (retired, told) = UnixStream::pair().map_err(failed)?;
         let term = self.term();
-        let accepting = match served.order {
+        let order = all[0].order;
+        let accepting = match order {
             StopOrder::First => Some(term.awaiting_first_byte().token()),
             StopOrder::Last => None,
         };
-        let order = served.order;
         // Do not keep a handle to this task: it ends when the generation drains, or with the
         // runtime.
         drop(tokio::spawn(async move {
@@ -83,7 +84,7 @@ impl Life {
             term.drain_begun().await;
             drop(told);
         }));
-        Ok(BlockingListener { served, retired, _accepting: accepting })
+        Ok(BlockingListener { all, retired, _accepting: accepting })
     }
 }
 
@@ -92,66 +93,68 @@ impl BlockingListener {
     /// or if the client came over a Unix socket. Several threads may call this function at the same
     /// time.
     pub fn accept_tcp(&self) -> Option<(Tracked<TcpStream>, SocketAddr)> {
-        let (socket, peer) = self.accept()?;
-        peer.address().map(|address| (self.track(socket.into()), address))
+        let (served, socket, peer) = self.accept()?;
+        peer.address().map(|address| (Self::track(served, socket.into()), address))
     }
 
     /// Waits for the next connection to a Unix listener. Returns `None` once the generation has
     /// stopped accepting, or if the client came over TCP.
     pub fn accept_unix(&self) -> Option<Tracked<UnixStream>> {
-        let (socket, peer) = self.accept()?;
-        (peer == Peer::Unix).then(|| self.track(socket.into()))
+        let (served, socket, peer) = self.accept()?;
+        (peer == Peer::Unix).then(|| Self::track(served, socket.into()))
     }
 
-    fn track<S>(&self, stream: S) -> Tracked<S> {
-        let open = self.served.admit(Source::New, &Arc::default(), Instant::now());
+    fn track<S>(served: &Arc<ServedListener>, stream: S) -> Tracked<S> {
+        let open = served.admit(Source::New, &Arc::default(), Instant::now());
         Tracked { stream, _open: open }
     }
 
-    fn accept(&self) -> Option<(OwnedFd, Peer)> {
+    fn accept(&self) -> Option<(&Arc<ServedListener>, OwnedFd, Peer)> {
         loop {
-            let socket = self.served.socket();
-            let is_retired = self.wait(socket.as_ref());
-            // After the generation has retired, leave the clients in the backlog to another
-            // generation, unless no generation accepts on this listener any more.
-            let Some(socket) = socket.filter(|_| !is_retired || self.served.is_given_up()) else {
-                if is_retired { return None } else { continue }
-            };
-            match socket.accept_blocking() {
-                Ok(accepted) => return Some(accepted),
-                Err(_) if is_retired => {
-                    if let Some(left) = self.served.late_clients() {
-                        wait_for_client(&socket, left);
-                        continue;
-                    }
-                    self.served.close();
-                    return None;
+            let open: Vec<_> =
+                self.all.iter().filter_map(|one| Some((one, one.socket()?))).collect();
+            let is_retired = self.wait(open.iter().map(|(_, socket)| socket));
+            if is_retired && open.iter().all(|(served, _)| !served.is_given_up()) {
+                return None;
+            }
+            for (served, socket) in &open {
+                // After the generation has retired, leave the clients in the backlog to another
+                // generation, unless no generation accepts on this listener any more.
+                if is_retired && !served.is_given_up() {
+                    continue;
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => self.pause_after(&error),
+                match socket.accept_blocking() {
+                    Ok((accepted, peer)) => return Some((served, accepted, peer)),
+                    Err(_) if is_retired => match served.late_clients() {
+                        Some(left) => wait_for_client(socket, left),
+                        None => served.close(),
+                    },
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(error) => pause_after(served, &error),
+                }
             }
         }
     }
 
-    /// Waits a moment after an error such as a lack of descriptors, because the kernel does not
-    /// report when a descriptor is free again.
-    #[expect(clippy::disallowed_methods, reason = "a thread of the server's own waits")]
-    fn pause_after(&self, error: &io::Error) {
-        tracing::debug!(
-            event = "accept.failed_too", listener = %self.served.name,
-            "cannot accept a connection, trying again: {error}"
-        );
-        std::thread::sleep(PAUSE);
-    }
-
     /// Waits until a client is in the backlog or the generation has stopped accepting. Returns
     /// whether the generation has stopped accepting.
-    fn wait(&self, socket: Option<&Listener>) -> bool {
+    fn wait<'a>(&self, sockets: impl Iterator<Item = &'a Listener>) -> bool {
         let mut watched = vec![PollFd::new(self.retired.as_fd(), PollFlags::POLLIN)];
-        watched.extend(socket.map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)));
+        watched.extend(sockets.map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)));
         let _ = poll(&mut watched, PollTimeout::NONE);
         watched[0].any().unwrap_or(false)
     }
+}
+
+/// Waits a moment after an error such as a lack of descriptors, because the kernel does not report
+/// when a descriptor is free again.
+#[expect(clippy::disallowed_methods, reason = "a thread of the server's own waits")]
+fn pause_after(served: &ServedListener, error: &io::Error) {
+    tracing::debug!(
+        event = "accept.failed_too", listener = %served.name,
+        "cannot accept a connection, trying again: {error}"
+    );
+    std::thread::sleep(PAUSE);
 }
 
 /// Waits until a client is in the backlog of `socket`, but at most for `limit`.

@@ -127,7 +127,7 @@ impl Acceptor {
         accepts: impl Fn(&CarriedState) -> Result<(), Declined> + Send + Sync + 'static,
     ) -> CarryAcceptor {
         let (sender, arrivals) = unbounded_channel();
-        self.served.queue_arrivals(ArrivalQueue { accepts: Box::new(accepts), sender });
+        self.served().queue_arrivals(ArrivalQueue { accepts: Box::new(accepts), sender });
         CarryAcceptor { acceptor: self, is_accepting: true, arrivals }
     }
 }
@@ -144,7 +144,7 @@ impl CarryAcceptor {
                 Some(client) = arrivals.recv() => return Some(client),
                 accepted = acceptor.accept(), if *is_accepting => match accepted {
                     Some((stream, peer)) => {
-                        let (state, served) = (Arc::clone(&acceptor.state), &acceptor.served);
+                        let (state, served) = (Arc::clone(&acceptor.state), acceptor.served());
                         let carry = CarryHandle::new(state, served, peer, Instant::now());
                         return Some(CarryClient { stream, peer, state: None, carry });
                     }

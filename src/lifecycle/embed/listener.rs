@@ -18,12 +18,12 @@ use crate::error::Error;
 use crate::lifecycle::life::Life;
 #[cfg(feature = "actix")]
 use crate::lifecycle::life::ServedListeners;
-#[cfg(feature = "actix")]
 use crate::net::Listener;
 
 impl Life {
     /// Returns the address on which the listener called `name` listens. If port 0 is configured,
-    /// the address contains the port that the kernel chose.
+    /// the address contains the port that the kernel chose. If several passed sockets have this
+    /// name, returns the address of the first one.
     ///
     /// # Errors
     /// Returns [`Error::NoSuchListener`] if the name is unknown.
@@ -36,19 +36,19 @@ impl Life {
     /// [`Life::retired`] resolves.
     ///
     /// # Errors
-    /// Returns [`Error::NoSuchListener`] if no TCP listener has this name, or the kernel's error if
-    /// no descriptor is free.
+    /// Returns [`Error::NoSuchListener`] if the name is unknown, [`Error::ListenerKind`] if the
+    /// listener has no TCP socket, [`Error::SeveralSockets`] if it has several of them, or the
+    /// kernel's error if no descriptor is free.
     pub fn tcp_listener(&self, name: &str) -> Result<TcpListener, Error> {
-        self.copy_of(name, |domain| domain != Domain::UNIX).map(Into::into)
+        self.copy_of(name, "TCP", |domain| domain != Domain::UNIX).map(Into::into)
     }
 
     /// Returns a new descriptor of the Unix listener called `name`, as [`Life::tcp_listener`] does.
     ///
     /// # Errors
-    /// Returns [`Error::NoSuchListener`] if no Unix listener has this name, or the kernel's error
-    /// if no descriptor is free.
+    /// Returns the same errors as [`Life::tcp_listener`], for Unix sockets.
     pub fn unix_listener(&self, name: &str) -> Result<UnixListener, Error> {
-        self.copy_of(name, |domain| domain == Domain::UNIX).map(Into::into)
+        self.copy_of(name, "Unix", |domain| domain == Domain::UNIX).map(Into::into)
     }
 
     /// Waits until the drain has begun and a client is left that only this server can accept. Such
@@ -86,17 +86,33 @@ impl Life {
         served.map(ServedListeners::left_to_server).unwrap_or_default()
     }
 
-    fn copy_of(&self, name: &str, is_wanted: impl Fn(Domain) -> bool) -> Result<OwnedFd, Error> {
-        let served = self.served(name)?;
-        let failed = Error::system("duplicate the file descriptor of a listener");
-        let unknown = || Error::NoSuchListener { name: name.to_owned() };
-        let copy = served.socket().ok_or_else(unknown)?.try_clone().map_err(failed)?;
-        let domain = SockRef::from(&copy).domain();
-        if domain.is_ok_and(is_wanted) {
-            served.set_copied();
-            Ok(copy)
-        } else {
-            Err(unknown())
+    fn copy_of(
+        &self,
+        name: &str,
+        kind: &'static str,
+        is_wanted: impl Fn(Domain) -> bool,
+    ) -> Result<OwnedFd, Error> {
+        let all = self.served_all(name)?;
+        let open: Vec<_> = all.iter().filter_map(|one| Some((one, one.socket()?))).collect();
+        if open.is_empty() {
+            return Err(Error::ListenerClosed { name: name.to_owned() });
+        }
+        let is_wanted = |socket: &Listener| SockRef::from(socket).domain().is_ok_and(&is_wanted);
+        let wanted: Vec<_> = open.iter().filter(|(_, socket)| is_wanted(socket)).collect();
+        match wanted[..] {
+            [] => {
+                let (name, address) = (name.to_owned(), all[0].address.to_string());
+                Err(Error::ListenerKind { name, kind, address })
+            }
+            [(served, socket)] => {
+                let failed = Error::system("duplicate the file descriptor of a listener");
+                let copy = socket.try_clone().map_err(failed)?;
+                served.set_copied();
+                Ok(copy)
+            }
+            ref several => {
+                Err(Error::SeveralSockets { name: name.to_owned(), count: several.len() })
+            }
         }
     }
 }

@@ -1,0 +1,150 @@
+//! A source of connections from one listening socket, which ends when the generation stops
+//! accepting.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use tokio::time::{Instant, timeout};
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
+use crate::error::Error;
+use crate::ledger::Source;
+use crate::lifecycle::life::{Life, ServedListener, StopOrder, Term};
+use crate::net::{self, Peer, Stream};
+
+/// A source of connections from one socket.
+#[derive(Debug)]
+pub(super) struct SocketAcceptor {
+    source: ConnectionSource,
+    pub(super) served: Arc<ServedListener>,
+    term: Term,
+    retired: Signal,
+    /// A token that is held until this acceptor stops accepting. [`Life::draining`] waits until the
+    /// token is dropped, because this acceptor may just have accepted a connection.
+    accepting: Option<TaskTrackerToken>,
+}
+
+/// The source of an acceptor's next connection.
+#[derive(Debug)]
+enum ConnectionSource {
+    /// The listener, which is registered with the runtime.
+    Listener(net::WatchedListener),
+    /// No source. The generation has stopped accepting, and does not know yet whether it must
+    /// accept the clients that are left in the backlog.
+    Retired,
+    /// The listener, whose last clients this process must still accept, because no other generation
+    /// accepts on it.
+    GivenUp,
+    /// The listener, which the successor has replaced with a new socket. It is closed when no
+    /// further clients arrive.
+    Replaced(net::WatchedListener),
+    /// The clients that were left in the backlog, or none if another generation accepts these
+    /// clients.
+    Backlog(VecDeque<(Stream, Peer)>),
+}
+
+/// A boxed future that several calls can poll until it resolves.
+struct Signal(Pin<Box<dyn Future<Output = ()> + Send>>);
+
+impl std::fmt::Debug for Signal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Signal")
+    }
+}
+
+impl SocketAcceptor {
+    /// Creates an acceptor for the socket of `served`. Must be called in a tokio runtime.
+    pub(super) fn new(life: &Life, served: Arc<ServedListener>) -> Result<Self, Error> {
+        let source = match served.socket().filter(|_| !served.is_given_up()) {
+            Some(socket) => ConnectionSource::Listener(
+                net::WatchedListener::new(socket)
+                    .map_err(Error::system("register a listener for events"))?,
+            ),
+            None => ConnectionSource::GivenUp,
+        };
+        let term = life.term();
+        let accepting = Some(served.awaiting(&term));
+        let retired = match served.order {
+            StopOrder::First => Signal(Box::pin(term.retired())),
+            StopOrder::Last => Signal(Box::pin(term.last_retired())),
+        };
+        Ok(Self { source, served, term, retired, accepting })
+    }
+
+    /// Waits for the next connection. Returns `None` once the generation has stopped accepting.
+    /// Cancel safe.
+    pub(super) async fn accept(&mut self) -> Option<(Stream, Peer)> {
+        loop {
+            match &mut self.source {
+                ConnectionSource::Listener(watched) => tokio::select! {
+                    biased;
+                    () = &mut self.retired.0 => self.source = ConnectionSource::Retired,
+                    accepted = accept_within_limit(&self.served, watched) => {
+                        return Some(self.admit(accepted));
+                    }
+                },
+                ConnectionSource::Retired => {
+                    self.term.drain_begun().await;
+                    self.source = if self.served.is_given_up() {
+                        ConnectionSource::GivenUp
+                    } else {
+                        ConnectionSource::Backlog(VecDeque::new())
+                    };
+                }
+                ConnectionSource::GivenUp => {
+                    let late =
+                        self.served.socket().filter(|_| self.served.late_clients().is_some());
+                    let watched = late.map(net::WatchedListener::new).and_then(Result::ok);
+                    self.source = match watched {
+                        Some(watched) => {
+                            // Do not let the drain wait for clients that may never arrive.
+                            self.accepting = None;
+                            ConnectionSource::Replaced(watched)
+                        }
+                        None => ConnectionSource::Backlog(self.served.take_backlog().into()),
+                    };
+                }
+                ConnectionSource::Replaced(watched) => {
+                    let left = self.served.late_clients().unwrap_or_default();
+                    match timeout(left, watched.accept_here()).await {
+                        Ok(accepted) => return Some(self.admit(accepted)),
+                        Err(_) => {
+                            self.source =
+                                ConnectionSource::Backlog(self.served.take_backlog().into());
+                        }
+                    }
+                }
+                ConnectionSource::Backlog(clients) => {
+                    if let Some(client) = clients.pop_front() {
+                        return Some(self.admit(client));
+                    }
+                    // Wait until the generation retires. It may still serve other listeners, if it
+                    // has resumed after it had given up this listener.
+                    (&mut self.retired.0).await;
+                    self.accepting = None;
+                    return None;
+                }
+            }
+        }
+    }
+
+    /// Counts an accepted connection as open until its stream is dropped.
+    fn admit(&self, (mut stream, peer): (Stream, Peer)) -> (Stream, Peer) {
+        drop(stream.take_earmark());
+        let awaiting = self.served.awaiting(&self.term);
+        let open = self.served.admit(Source::New, stream.traffic(), Instant::now());
+        stream.belongs_to_server(peer, Some(awaiting), open);
+        (stream, peer)
+    }
+}
+
+/// Waits until the listener has fewer connections than its limit, and accepts one more.
+async fn accept_within_limit(
+    served: &ServedListener,
+    watched: &mut net::WatchedListener,
+) -> (Stream, Peer) {
+    served.room().await;
+    watched.accept_here().await
+}

@@ -1,0 +1,231 @@
+//! A listener of a server that accepts connections itself, and the connections that it has accepted.
+//!
+//! A connection counts as open until its stream is dropped, also after a protocol upgrade. So a
+//! websocket is drained, cut and reported like any other connection.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
+use super::connection_limit::{ConnectionLimit, Place};
+use super::term::Term;
+use crate::config::OnHandoff;
+use crate::ledger::{ListenerEntry, ListenerEvents, ListenerLedger, Source};
+use crate::lifecycle::embed::ArrivalQueue;
+use crate::net::{Listener, Peer, Stream, Traffic, pending};
+
+/// A listener and the connections that were accepted on it.
+#[derive(Debug)]
+pub(in crate::lifecycle) struct ServedListener {
+    pub(in crate::lifecycle) name: Arc<str>,
+    pub(in crate::lifecycle) address: Arc<str>,
+    pub(in crate::lifecycle) order: StopOrder,
+    /// Whether the configuration lets the connections move at a handoff.
+    pub(in crate::lifecycle) on_handoff: OnHandoff,
+    /// The listening socket. `None` once it is closed, because no generation accepts on it any
+    /// more.
+    socket: Mutex<Option<Listener>>,
+    /// Whether no generation will accept on this listener again. The server then accepts the
+    /// clients that are left in the backlog, and closes the socket.
+    pub(super) is_given_up: AtomicBool,
+    /// The time until which late clients may arrive. The successor replaced this listener with a
+    /// new socket during the TCP handshakes of these clients.
+    pub(super) late_until: OnceLock<Instant>,
+    /// Whether the server has requested this listener.
+    pub(super) is_used: AtomicBool,
+    /// The limit on the connections of all sockets with this name, if there is one.
+    limit: Option<Arc<ConnectionLimit>>,
+    /// Whether the server accepts on a copy of the socket, on which it accepts by itself.
+    pub(super) is_copied: AtomicBool,
+    pub(super) open: TaskTracker,
+    /// Whether a connection that ends now counts as drained. After a cut, all connections have
+    /// already been counted.
+    pub(super) is_draining: AtomicBool,
+    pub(super) ledger: ListenerLedger,
+    /// The queue for connections from the predecessor. `None` if the server takes over none.
+    arrivals: Mutex<Option<Arc<ArrivalQueue>>>,
+}
+
+/// The entry of an open connection in the counters of its listener. Dropping this value removes the
+/// connection from all counts.
+#[derive(Debug)]
+pub(in crate::lifecycle) struct OpenConnection {
+    /// `None` once the connection is counted as ended.
+    entry: Option<ListenerEntry>,
+    served: Arc<ServedListener>,
+    _place: Option<Place>,
+    // This field is the last, so that it is dropped last: the process may exit when no token is
+    // left.
+    _open: TaskTrackerToken,
+}
+
+/// When a listener stops accepting while the service stops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::lifecycle) enum StopOrder {
+    /// The listener stops accepting at once.
+    First,
+    /// The listener stops after the connections of all other listeners have ended.
+    Last,
+}
+
+impl ServedListener {
+    /// Prepares to count the connections of `listener`.
+    pub(super) fn new(
+        listener: &Listener,
+        order: StopOrder,
+        on_handoff: OnHandoff,
+        limit: Option<Arc<ConnectionLimit>>,
+    ) -> Self {
+        let open = TaskTracker::new();
+        // Close the tracker, because `wait` resolves only on a closed one, which still gives out
+        // tokens.
+        open.close();
+        Self {
+            name: Arc::clone(listener.name()),
+            address: listener.address().into(),
+            order,
+            on_handoff,
+            socket: Mutex::new(Some(listener.clone())),
+            is_given_up: AtomicBool::new(false),
+            late_until: OnceLock::new(),
+            is_used: AtomicBool::new(false),
+            limit,
+            is_copied: AtomicBool::new(false),
+            open,
+            is_draining: AtomicBool::new(false),
+            ledger: ListenerLedger::default(),
+            arrivals: Mutex::default(),
+        }
+    }
+
+    /// Returns the listening socket, or `None` if it is closed.
+    pub(in crate::lifecycle) fn socket(&self) -> Option<Listener> {
+        self.socket.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Returns whether no generation will accept on this listener again.
+    pub(in crate::lifecycle) fn is_given_up(&self) -> bool {
+        self.is_given_up.load(Ordering::Acquire)
+    }
+
+    /// Returns how much longer clients may arrive on this listener, which the successor has
+    /// replaced. Returns `None` if no further clients arrive.
+    pub(in crate::lifecycle) fn late_clients(&self) -> Option<Duration> {
+        self.late_until.get()?.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
+    }
+
+    /// Records that the server has a copy of the socket, on which it accepts by itself.
+    pub(in crate::lifecycle) fn set_copied(&self) {
+        self.is_copied.store(true, Ordering::Relaxed);
+    }
+
+    /// Records that the server has requested this listener.
+    pub(in crate::lifecycle) fn set_used(&self) {
+        self.is_used.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits until the listener has fewer connections than its limit. Cancel safe.
+    pub(in crate::lifecycle) async fn room(&self) {
+        if let Some(limit) = self.limit.as_ref().filter(|limit| !limit.has_room()) {
+            self.ledger.count(|events| events.counters.limited += 1);
+            limit.room().await;
+        }
+    }
+
+    /// Closes the socket of this process, so that the address is free once other processes have
+    /// closed theirs. Keeps a socket of which the server has a copy, because the server needs
+    /// another copy if it is called again.
+    pub(in crate::lifecycle) fn close(&self) {
+        if !self.is_copied.load(Ordering::Relaxed) {
+            self.close_now();
+        }
+    }
+
+    /// Closes the socket of this process, even if the server has a copy of it.
+    pub(super) fn close_now(&self) {
+        drop(self.socket.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+
+    /// Accepts the clients that are left in the backlog, and closes the socket. Must be called in a
+    /// tokio runtime.
+    pub(in crate::lifecycle) fn take_backlog(&self) -> Vec<(Stream, Peer)> {
+        let clients = self.socket().map_or_else(Vec::new, |socket| pending(&socket).collect());
+        self.close();
+        clients
+    }
+
+    /// Returns whether clients wait in the backlog.
+    pub(super) fn has_clients(&self) -> bool {
+        self.socket().is_some_and(|socket| socket.has_clients())
+    }
+
+    /// Waits until no connection of this listener is open. Cancel safe.
+    pub(in crate::lifecycle) async fn ended(&self) {
+        self.open.wait().await;
+    }
+
+    /// Returns a token for which the drain of `term` waits. It belongs to an acceptor that accepts,
+    /// or to a connection on which the client has not sent anything yet.
+    pub(in crate::lifecycle) fn awaiting(&self, term: &Term) -> TaskTrackerToken {
+        match self.order {
+            StopOrder::First => term.awaiting_first_byte().token(),
+            StopOrder::Last => term.last_awaiting().token(),
+        }
+    }
+
+    /// Counts a connection that began at `since`. It counts as open until the returned value is
+    /// dropped.
+    pub(in crate::lifecycle) fn admit(
+        self: &Arc<Self>,
+        source: Source,
+        traffic: &Arc<Traffic>,
+        since: Instant,
+    ) -> OpenConnection {
+        // Count the connection as open first. Otherwise a drain that begins now would count it as
+        // ended.
+        let open = self.open.token();
+        let entry = Some(self.ledger.enter(source, traffic, since));
+        let place = self.limit.as_ref().map(Place::take);
+        OpenConnection { entry, served: Arc::clone(self), _place: place, _open: open }
+    }
+
+    /// Counts a connection that the successor has refused.
+    pub(in crate::lifecycle) fn refused(&self) {
+        self.ledger.count(|events| events.counters.refused += 1);
+    }
+
+    /// Sends connections from the predecessor to `queue` from now on, instead of to an earlier
+    /// queue.
+    pub(in crate::lifecycle) fn queue_arrivals(&self, queue: ArrivalQueue) {
+        *self.arrivals.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(queue));
+    }
+
+    /// Returns where connections from the predecessor go. Returns `None` if the server or the
+    /// configuration does not let connections of this listener move.
+    pub(in crate::lifecycle) fn arrivals(&self) -> Option<Arc<ArrivalQueue>> {
+        let arrivals = self.arrivals.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        arrivals.filter(|_| self.on_handoff == OnHandoff::Carry)
+    }
+}
+
+impl OpenConnection {
+    /// Counts the connection as moved to the successor.
+    pub(in crate::lifecycle) fn carried(mut self) {
+        if let Some(entry) = self.entry.take() {
+            entry.end(ListenerEvents::carried);
+        }
+    }
+}
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        let is_draining = self.served.is_draining.load(Ordering::Relaxed);
+        if let Some(entry) = self.entry.take().filter(|_| is_draining) {
+            entry.end(|events| events.counters.drained += 1);
+        }
+    }
+}
