@@ -20,10 +20,10 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 /// ended, and cuts those that remain.
 #[derive(Debug, Default)]
 pub(crate) struct Drain {
-    told: CancellationToken,
+    requested: CancellationToken,
     /// A token for connections that may move to the successor. Cancelling it asks them to end. It
-    /// is cancelled later than `told`, the token for all other connections.
-    told_after_carry: CancellationToken,
+    /// is cancelled later than `requested`, the token for all other connections.
+    requested_after_carry: CancellationToken,
     connections: TaskTracker,
     /// The number of open connections when the drain began.
     at_start: usize,
@@ -65,11 +65,11 @@ impl Drain {
     /// connections to end immediately.
     #[must_use]
     pub(crate) fn entry(&self, on_drain: OnDrain) -> DrainEntry {
-        let told = match on_drain {
-            OnDrain::Finish => &self.told,
-            OnDrain::Carry => &self.told_after_carry,
+        let request = match on_drain {
+            OnDrain::Finish => &self.requested,
+            OnDrain::Carry => &self.requested_after_carry,
         };
-        let watch = DrainWatch { told: told.clone() };
+        let watch = DrainWatch { requested: request.clone() };
         DrainEntry {
             watch,
             connections: self.connections.clone(),
@@ -85,12 +85,12 @@ impl Drain {
         self.shared.were_cut.store(0, Ordering::Relaxed);
         self.shared.carried.store(0, Ordering::Relaxed);
         self.connections.close();
-        self.told.cancel();
+        self.requested.cancel();
     }
 
     /// Asks the connections that have not moved to the successor to end.
     pub(crate) fn drain_uncarried(&self) {
-        self.told_after_carry.cancel();
+        self.requested_after_carry.cancel();
     }
 
     /// Waits until no connection is left. Never completes unless [`Drain::begin`] was called first.
@@ -110,9 +110,9 @@ impl Drain {
     pub(crate) fn resume(&mut self) {
         // Replace only the cancelled tokens. The next drain needs the other tokens to ask existing
         // connections to end.
-        for told in [&mut self.told, &mut self.told_after_carry] {
-            if told.is_cancelled() {
-                *told = CancellationToken::new();
+        for request in [&mut self.requested, &mut self.requested_after_carry] {
+            if request.is_cancelled() {
+                *request = CancellationToken::new();
             }
         }
         self.connections.reopen();
@@ -159,19 +159,19 @@ impl DrainEntry {
 /// The connection's side of a drain. It shows when the connection is asked to end.
 #[derive(Clone, Debug)]
 pub struct DrainWatch {
-    told: CancellationToken,
+    requested: CancellationToken,
 }
 
 impl DrainWatch {
     /// Waits until the connection is asked to end. Cancel safe.
-    pub async fn told(&self) {
-        self.told.cancelled().await;
+    pub async fn requested(&self) {
+        self.requested.cancelled().await;
     }
 
     /// Returns whether the connection has been asked to end.
     #[must_use]
-    pub fn is_told(&self) -> bool {
-        self.told.is_cancelled()
+    pub fn is_requested(&self) -> bool {
+        self.requested.is_cancelled()
     }
 }
 
@@ -229,7 +229,7 @@ mod tests {
         for _ in 0..10 {
             let (watch, guard) = drain.entry(OnDrain::Finish).admit();
             obedient.spawn(async move {
-                watch.told().await;
+                watch.requested().await;
                 drop(guard);
             });
         }
@@ -255,10 +255,10 @@ mod tests {
         drain.begin();
         drain.resume();
         let (after, _guard) = drain.entry(OnDrain::Finish).admit();
-        assert!(before.is_told());
-        assert!(!after.is_told());
+        assert!(before.is_requested());
+        assert!(!after.is_requested());
         drain.begin();
-        assert!(after.is_told());
+        assert!(after.is_requested());
     }
 
     #[tokio::test]
@@ -268,17 +268,17 @@ mod tests {
         let (left, _two) = drain.entry(OnDrain::Carry).admit();
         drain.begin();
         one.carried();
-        assert!(!carried.is_told() && !left.is_told());
+        assert!(!carried.is_requested() && !left.is_requested());
         assert_eq!(drain.report(), DrainReport { ended: 1, carried: 1, cut: 0 });
         // The successor has not taken the connection `left`, and this process accepts connections
         // again.
         drain.resume();
         drain.begin();
-        assert!(!left.is_told());
+        assert!(!left.is_requested());
         drain.drain_uncarried();
-        assert!(left.is_told());
+        assert!(left.is_requested());
         drain.resume();
-        assert!(!drain.entry(OnDrain::Carry).admit().0.is_told());
+        assert!(!drain.entry(OnDrain::Carry).admit().0.is_requested());
     }
 
     #[tokio::test]

@@ -50,7 +50,7 @@ impl Init {
         let failed = || Error::system("start the init process");
         let (ours, lines) = channel_pair().map_err(failed())?;
         match fork_off().map_err(failed())? {
-            Fork::Line => Ok(Self(lines)),
+            Fork::Child => Ok(Self(lines)),
             Fork::Init { child } => {
                 drop(lines);
                 end(keep_only(ours)

@@ -190,7 +190,7 @@ impl<P: DataPlane> Driver<P> {
     /// Stops accepting for good: serves the clients in the backlogs, removes the paths of Unix
     /// sockets, and closes the listening sockets.
     async fn close_listeners(&mut self) {
-        self.life.retire_for_good();
+        self.life.retire_all_but_last();
         self.plane.stop_accepting().await;
         let all = self.listeners.set.take();
         // Remove the paths of Unix sockets first, so that no new client connects to a socket that

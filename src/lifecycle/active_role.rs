@@ -187,7 +187,7 @@ impl ActiveRole {
     /// Records the open connections and transferred bytes while the service stops. If connections
     /// have ended or bytes were transferred since the last call, asks the service manager for more
     /// time.
-    pub(super) fn stop_stands(&mut self, now: Connections) {
+    pub(super) fn record_stop_progress(&mut self, now: Connections) {
         let is_further =
             |before: Connections| now.open < before.open || now.transferred > before.transferred;
         if self.progress.replace(now).is_some_and(is_further) {

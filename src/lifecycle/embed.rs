@@ -15,7 +15,7 @@ mod handle;
 mod handshake;
 mod listener;
 mod private;
-mod turns;
+mod server_calls;
 
 use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -34,7 +34,7 @@ use crate::error::Error;
 use crate::handoff::SignalUse;
 use data_plane::{Embedded, ServerState};
 use driver_thread::DriverRuntime;
-use turns::{TurnEnd, Turns};
+use server_calls::{CallEvent, ServerCalls};
 
 pub use acceptor::Acceptor;
 pub use blocking::{BlockingListener, Tracked};
@@ -118,8 +118,8 @@ impl Builder {
         serve: impl AsyncFn(Life) -> Result<T, E>,
     ) -> Result<RunReport, Error> {
         let Self { inheritance, config, line, life, last, .. } = self;
-        let (server, calls) = watch::channel(ServerState::Running);
-        let plane = Embedded::new(life.clone(), calls, Handle::current());
+        let (server, states) = watch::channel(ServerState::Running);
+        let plane = Embedded::new(life.clone(), states, Handle::current());
         // In a test, the server must not end the process, because other tests run in it.
         let owns_process = inheritance.signal_use == SignalUse::Handled;
         let _guard = PanicGuard { owns_process };
@@ -148,7 +148,7 @@ impl Builder {
         })?;
         let _cut = CutOnDrop(life.clone());
         let (mut unused, mut has_looked) = (pin!(warn_of_unused(&life)), false);
-        let mut turns = Turns::new(&life, &serve);
+        let mut calls = ServerCalls::new(&life, &serve);
         loop {
             tokio::select! {
                 biased;
@@ -157,15 +157,15 @@ impl Builder {
                     has_looked = true;
                     continue;
                 }
-                ended = turns.next() => match ended {
-                    TurnEnd::AsTold | TurnEnd::Begun => {}
-                    TurnEnd::Early(term) => life.state.request(LifeRequest::Returned(term)),
-                    TurnEnd::Failed(term, reason) => {
+                ended = calls.next() => match ended {
+                    CallEvent::AsTold | CallEvent::Begun => {}
+                    CallEvent::Early(term) => life.state.request(LifeRequest::Returned(term)),
+                    CallEvent::Failed(term, reason) => {
                         life.state.request(LifeRequest::Failed(term, reason));
                     }
                 },
             }
-            server.send_replace(turns.state());
+            server.send_replace(calls.state());
         }
     }
 }

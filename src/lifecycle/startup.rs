@@ -118,7 +118,7 @@ impl<P: DataPlane> Driver<P> {
                 "the successor died, so generation {} accepts connections again",
                 self.process.generation
             );
-            self.say_how_it_stands();
+            self.report_status();
             return None;
         }
         let listeners = self.listeners.set.as_slice().iter();

@@ -108,7 +108,7 @@ impl<P: DataPlane> Driver<P> {
             Duty::RefreshStatus => {
                 // First report the known status, and then ask for new reports, so that a generation
                 // that does not answer cannot delay the status.
-                self.say_how_it_stands();
+                self.report_status();
                 self.ask_the_others();
                 let is_quiet = self.predecessors.is_empty() && self.state != State::Stopping;
                 if let Some(active) = &mut self.active {
@@ -123,12 +123,12 @@ impl<P: DataPlane> Driver<P> {
     }
 
     /// Reports the status to the service manager, if this is the active generation.
-    pub(super) fn say_how_it_stands(&mut self) {
+    pub(super) fn report_status(&mut self) {
         let status = self.status();
         let Some(active) = &mut self.active else { return };
         active.say(status.to_string());
         if self.state == State::Stopping {
-            active.stop_stands(total(&status.generations));
+            active.record_stop_progress(total(&status.generations));
         }
     }
 
@@ -138,7 +138,7 @@ impl<P: DataPlane> Driver<P> {
         let is_due = self.predecessors.reports().any(|(_, poll)| poll.is_due())
             || self.successor().is_some_and(|successor| successor.poll().is_due());
         if !is_due {
-            self.say_how_it_stands();
+            self.report_status();
             self.answer_status();
         }
     }

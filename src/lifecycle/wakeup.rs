@@ -72,7 +72,7 @@ impl<P: DataPlane> Driver<P> {
             Wakeup::Predecessor(event) => self.heard_predecessor(event),
             Wakeup::Successor(event) => self.heard_successor(event).await,
             Wakeup::Signal(event) => Some(event.into()),
-            Wakeup::Plane(event) => self.plane_said(event)?,
+            Wakeup::Plane(event) => self.handle_plane_event(event)?,
             Wakeup::Due(timer) => self.expired(timer).await?,
             Wakeup::Asked(request, answer) => self.asked(request, answer),
             Wakeup::Server(request) => self.server_requested(request)?,
@@ -84,7 +84,7 @@ impl<P: DataPlane> Driver<P> {
         })
     }
 
-    fn plane_said(&mut self, event: PlaneEvent) -> Result<Option<Occurrence>, Error> {
+    fn handle_plane_event(&mut self, event: PlaneEvent) -> Result<Option<Occurrence>, Error> {
         match event {
             PlaneEvent::Started => Ok(self.started()),
             PlaneEvent::Died(error) => self.part_died(error).map(|()| None),

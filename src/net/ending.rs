@@ -38,7 +38,7 @@ impl Stream {
             // Do not wait, because the peer has half-closed and will send no more bytes. Normally,
             // closing the socket ends the connection. A socket that another process shares needs an
             // explicit half-close.
-            self.say_end();
+            self.half_close_if_shared();
             return 0;
         }
         let nothing_at_risk =
@@ -69,7 +69,7 @@ impl Stream {
 
     /// Half-closes the connection if another process may also hold the socket. Otherwise the peer
     /// would not notice that this process closes the socket.
-    pub(crate) fn say_end(&self) {
+    pub(crate) fn half_close_if_shared(&self) {
         if self.is_shared {
             // Ignore an error, which means that the socket is already half-closed or broken.
             let _ = SockRef::from(self).shutdown(Shutdown::Write);

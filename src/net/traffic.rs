@@ -32,7 +32,7 @@ impl Traffic {
     /// Returns the number of bytes transferred in both directions so far. A caller can compare two
     /// results to see whether the connection was idle in between.
     #[cfg(feature = "proxy")]
-    pub(crate) fn carried(&self) -> u64 {
+    pub(crate) fn transferred(&self) -> u64 {
         self.received() + self.sent()
     }
 

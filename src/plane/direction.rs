@@ -32,11 +32,11 @@ pub(super) struct Direction {
 
 /// Whether a direction half-closes its sink after its source has half-closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum End {
+pub(super) enum SinkEnd {
     /// The direction half-closes the sink.
-    Tell,
+    HalfClose,
     /// The direction does nothing, because the caller is about to close the sink.
-    Keep,
+    LeaveOpen,
 }
 
 /// Data that the direction has read from the source but not yet written to the sink.
@@ -83,17 +83,19 @@ impl Direction {
 
     /// Moves bytes through `buffer` until no more can be moved now, but performs at most [`TURN`]
     /// reads and writes. The direction has ended when it has half-closed the sink. With
-    /// [`End::Keep`], it has ended as soon as the source has half-closed.
+    /// [`SinkEnd::LeaveOpen`], it has ended as soon as the source has half-closed.
     pub(super) fn advance(
         &mut self,
         buffer: &mut [u8],
         source: &mut RelaySocket,
         sink: &mut RelaySocket,
-        end: End,
+        end: SinkEnd,
     ) -> Result<Progress, Broken> {
         for _ in 0..TURN {
             match (&self.held, end) {
-                (HeldBytes::Over, _) | (HeldBytes::End, End::Keep) => return Ok(Progress::Ended),
+                (HeldBytes::Over, _) | (HeldBytes::End, SinkEnd::LeaveOpen) => {
+                    return Ok(Progress::Ended);
+                }
                 _ => {}
             }
             match self.step(buffer, source, sink) {

@@ -193,7 +193,7 @@ impl<T: RelayOwner> Entries<T> {
         let relayed = relay.advance(buffer, client, upstream);
         *is_listed = matches!(relayed, RelayStep::HasMore);
         if let Some(now) = now {
-            entry.limits.note(now, entry.carried());
+            entry.limits.note(now, entry.transferred());
         }
         relayed
     }
@@ -316,8 +316,8 @@ impl<T: RelayOwner> Row<T> {
 
 impl<T> RelayEntry<T> {
     /// Returns the number of bytes that both sockets have transferred so far.
-    pub(crate) fn carried(&self) -> u64 {
-        self.client.carried() + self.upstream.carried()
+    pub(crate) fn transferred(&self) -> u64 {
+        self.client.transferred() + self.upstream.transferred()
     }
 
     /// Returns whether the client has reset its connection. A client that has only closed its Unix

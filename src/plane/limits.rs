@@ -23,7 +23,7 @@ struct Clock {
     /// The time at which the lifetime of the connection ends.
     end: Option<Instant>,
     /// The total number of bytes that the connection had moved at the time `moved`.
-    carried: u64,
+    transferred: u64,
     /// The time at which the connection last moved bytes.
     moved: Instant,
 }
@@ -55,7 +55,7 @@ pub(crate) struct Used {
     /// How long ago the connection last moved bytes.
     pub(crate) idle: Duration,
     /// How many bytes the connection has moved so far.
-    pub(crate) carried: u64,
+    pub(crate) transferred: u64,
 }
 
 impl Limits {
@@ -74,7 +74,10 @@ impl Limits {
         }
         let end = lifetime.and_then(|lifetime| made.checked_add(lifetime));
         let idle = idle_timeout;
-        Self { made, clock: Some(Box::new(Clock { idle, end, carried: used.carried, moved })) }
+        Self {
+            made,
+            clock: Some(Box::new(Clock { idle, end, transferred: used.transferred, moved })),
+        }
     }
 
     /// Creates limits that are never reached, for a connection that is not established yet.
@@ -89,7 +92,7 @@ impl Limits {
         match &self.clock {
             Some(clock) => {
                 let idle = clock.idle.map_or(Duration::ZERO, |_| clock.moved.elapsed());
-                Used { age, idle, carried: clock.carried }
+                Used { age, idle, transferred: clock.transferred }
             }
             None => Used { age, ..Used::default() },
         }
@@ -97,9 +100,9 @@ impl Limits {
 
     /// Records how many bytes the connection has moved in total. The caller must call this method
     /// whenever bytes may have moved.
-    pub(crate) fn note(&mut self, now: Instant, carried: u64) {
-        if let Some(clock) = self.clock.as_mut().filter(|clock| clock.carried != carried) {
-            (clock.carried, clock.moved) = (carried, now);
+    pub(crate) fn note(&mut self, now: Instant, transferred: u64) {
+        if let Some(clock) = self.clock.as_mut().filter(|clock| clock.transferred != transferred) {
+            (clock.transferred, clock.moved) = (transferred, now);
         }
     }
 
@@ -159,7 +162,7 @@ mod tests {
     /// counts.
     #[test]
     fn what_was_used_elsewhere_is_used_here() {
-        let used = Used { idle: HOUR, carried: 7, ..Used::default() };
+        let used = Used { idle: HOUR, transferred: 7, ..Used::default() };
         let mut limits = Limits::new(Some(HOUR), Some(HOUR), used);
         limits.note(Instant::now(), 7);
         assert_eq!(limits.expired(Instant::now()), Some(Expired::Idle));

@@ -10,7 +10,7 @@
 
 use std::io;
 
-use super::direction::{Direction, End, Progress};
+use super::direction::{Direction, Progress, SinkEnd};
 use super::entries::RelayEnd;
 use super::settle::Side;
 use crate::net::{Gone, RelaySocket};
@@ -60,7 +60,9 @@ impl Relay {
     ) -> RelayStep {
         // The direction that ends last does not half-close its sink, because the caller closes both
         // connections when the relay has ended.
-        let end = |other: &Direction| if other.is_over() { End::Keep } else { End::Tell };
+        let end = |other: &Direction| {
+            if other.is_over() { SinkEnd::LeaveOpen } else { SinkEnd::HalfClose }
+        };
         let up = match self.up.advance(buffer, client, upstream, end(&self.down)) {
             Err(Broken::Source(error)) => return broke(RelayEnd::ClientBroke, error),
             Err(Broken::Sink(error)) => return broke(RelayEnd::UpstreamBroke, error),

@@ -114,7 +114,7 @@ impl<S: Service> ConnectionTask<S> {
                     ServiceOutcome::Established(established)
                         if self.connection.carry_requested() =>
                     {
-                        let with_client = self.connection.stream.traffic().carried();
+                        let with_client = self.connection.stream.traffic().transferred();
                         self.connection.detach(established.into_state(with_client));
                     }
                     #[cfg(feature = "proxy")]
@@ -180,7 +180,7 @@ impl<S: Service> ConnectionTask<S> {
                 let end = ConnectionEnd::Broken(error);
                 let (received, sent) = (traffic.received(), traffic.sent());
                 EndedConnection { listener: &listener, peer, received, sent }.report(&slot, &end);
-                slot.end(end, rest.2.is_told());
+                slot.end(end, rest.2.is_requested());
             }
         }
     }
@@ -252,10 +252,10 @@ impl<S: Service> ConnectionTask<S> {
         let (received, sent) = (connection.stream.received(), connection.stream.sent());
         let (listener, peer) = (connection.listener(), connection.peer());
         EndedConnection { listener, peer, received, sent }.report(&slot, &end);
-        let was_told = connection.is_told();
+        let was_draining = connection.is_draining();
         // Close the file descriptor before the counters show that the connection is gone.
         drop(connection);
-        slot.end(end, was_told);
+        slot.end(end, was_draining);
     }
 }
 

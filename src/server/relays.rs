@@ -26,7 +26,7 @@ use crate::net::{ACKNOWLEDGE_TIMEOUT, Listener, Peer, ProxiedSocket, RelaySocket
 use crate::plane::{
     Expired, Limits, Plane, Rejected, RelayEnd, RelayEntry, RelayOwner, Side, settle,
 };
-use crate::service::{Connecting, Service, UpstreamCount, client_gone};
+use crate::service::{Connecting, Service, UpstreamCount, client_disconnected};
 
 /// The planes of a server: one for each worker, in the same order. A plane is created when it is
 /// first needed.
@@ -184,11 +184,11 @@ impl<S: Service> ConnectionContext<S> {
             RelayEnd::NotConnected(error) => self.connect_slowly(entry, &error, worker),
             RelayEnd::ClientLeft => {
                 entry.reset_on_drop();
-                finish(entry, ConnectionEnd::Broken(client_gone()));
+                finish(entry, ConnectionEnd::Broken(client_disconnected()));
             }
             RelayEnd::Finished => {
-                entry.upstream.say_end();
-                entry.client.say_end();
+                entry.upstream.half_close_if_shared();
+                entry.client.half_close_if_shared();
                 finish(entry, ConnectionEnd::Finished { late: 0 });
             }
             RelayEnd::PeerClosed(side) => drop(tokio::spawn(close_other_side(entry, side))),
@@ -285,7 +285,7 @@ async fn close_other_side(entry: RelayEntry<RelayedConnection>, closed: Side) {
         Side::Client => (client, upstream),
         Side::Upstream => (upstream, client),
     };
-    closed_socket.say_end();
+    closed_socket.half_close_if_shared();
     drop(closed_socket);
     // The connection counts for its upstream until the upstream's socket is closed.
     let _link = (closed == Side::Client).then_some(link);
@@ -301,7 +301,7 @@ async fn close_other_side(entry: RelayEntry<RelayedConnection>, closed: Side) {
     };
     let (received, sent) = (traffic.received(), traffic.sent());
     EndedConnection { listener: &listener, peer, received, sent }.report(&slot, &end);
-    slot.end(end, drain.is_told());
+    slot.end(end, drain.is_requested());
 }
 
 /// Ends a connection on which no byte has moved for the idle timeout, and of which the relay holds
@@ -346,5 +346,5 @@ fn finish(entry: RelayEntry<RelayedConnection>, end: ConnectionEnd) {
     EndedConnection { listener: &listener, peer, received, sent }.report(&slot, &end);
     // Close the sockets before the counters show that the connection is gone.
     drop((client, upstream, link));
-    slot.end(end, drain.is_told() || carry == Carrying::Stays);
+    slot.end(end, drain.is_requested() || carry == Carrying::Stays);
 }

@@ -69,12 +69,12 @@ impl ConnectionSlot {
         guard.unless_cut(in_turn)
     }
 
-    /// Stops counting the connection as open, and counts how it ended. `was_told` is whether a
+    /// Stops counting the connection as open, and counts how it ended. `was_draining` is whether a
     /// drain had asked the connection to end.
-    pub(super) fn end(self, end: ConnectionEnd, was_told: bool) {
+    pub(super) fn end(self, end: ConnectionEnd, was_draining: bool) {
         let Self { entry, permit, load, carry, guard } = self;
         entry.end(|events| match end {
-            ConnectionEnd::Finished { .. } | ConnectionEnd::Broken(_) if was_told => {
+            ConnectionEnd::Finished { .. } | ConnectionEnd::Broken(_) if was_draining => {
                 events.counters.drained += 1;
             }
             // Count nothing, because the connection ended without a drain, and the ledger has

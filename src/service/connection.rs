@@ -199,8 +199,8 @@ impl Connection {
 
     /// Returns whether the service should finish the connection. This is the case if the server is
     /// draining, or if the connection was asked to move but cannot.
-    pub(crate) fn is_told(&self) -> bool {
-        self.drain.is_told()
+    pub(crate) fn is_draining(&self) -> bool {
+        self.drain.is_requested()
             || self.carry_request.as_ref().is_some_and(|request| request.is_refused())
     }
 
@@ -216,7 +216,7 @@ impl Connection {
     /// # Errors
     /// Fails if the runtime is shutting down.
     pub async fn next_request(&self) -> io::Result<Next> {
-        if !self.is_told() {
+        if !self.is_draining() {
             // This future registers no waker, because the server polls this task when it asks for a
             // move.
             let asked = poll_fn(|_| match &self.carry_request {
@@ -229,7 +229,7 @@ impl Connection {
                 biased;
                 () = asked => if self.carry_requested() { return Ok(Next::Carry) },
                 readable = self.stream.readable() => return readable.map(|()| Next::Read),
-                () = self.drain.told() => {}
+                () = self.drain.requested() => {}
             }
         }
         if self.stream.received() == 0 {

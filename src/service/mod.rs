@@ -23,7 +23,7 @@ pub use echo::Echo;
 #[cfg(feature = "proxy")]
 pub use proxy::Proxy;
 #[cfg(feature = "proxy")]
-pub(crate) use proxy::{Attempt, Connecting, Established, UpstreamCount, client_gone};
+pub(crate) use proxy::{Attempt, Connecting, Established, UpstreamCount, client_disconnected};
 
 use crate::carry::{CarriedState, Declined};
 use crate::report::UpstreamCounters;

@@ -22,7 +22,7 @@ pub(crate) enum Fork {
         child: Pid,
     },
     /// This is the child, which does the work. It continues as if the fork had not happened.
-    Line,
+    Child,
 }
 
 /// Forks this process. The parent becomes the reaper of its orphaned descendants, as process 1
@@ -43,7 +43,7 @@ pub(crate) fn fork_off() -> io::Result<Fork> {
         Ok(ForkResult::Parent { child }) => Ok(Fork::Init { child }),
         forked => {
             sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
-            forked.map(|_| Fork::Line).map_err(Into::into)
+            forked.map(|_| Fork::Child).map_err(Into::into)
         }
     }
 }

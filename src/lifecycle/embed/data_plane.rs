@@ -53,8 +53,8 @@ impl Embedded {
 }
 
 impl DataPlane for Embedded {
-    /// Lets connections move to a successor again. Does not start the server, because `Turns` calls
-    /// the server function whenever the generation begins to accept.
+    /// Lets connections move to a successor again. Does not start the server, because
+    /// `ServerCalls` calls the server function whenever the generation begins to accept.
     fn start(&mut self, _listeners: &[Listener]) -> Result<(), Error> {
         self.departing.end();
         self.taking.resume();

@@ -97,13 +97,13 @@ impl LifeLine {
 
     /// Tells the server to stop accepting on all listeners, because another generation accepts.
     pub(in crate::lifecycle) fn retire(&self) {
-        self.retire_for_good();
+        self.retire_all_but_last();
         self.state.term.borrow().retire_last();
     }
 
     /// Tells the server to stop accepting, because the service stops. The server still accepts on
     /// the listeners that stop last.
-    pub(in crate::lifecycle) fn retire_for_good(&self) {
+    pub(in crate::lifecycle) fn retire_all_but_last(&self) {
         self.state.standing.send_replace(Standing::Retired);
         self.state.term.borrow().retire();
     }

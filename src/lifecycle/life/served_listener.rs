@@ -1,4 +1,4 @@
-//! A listener of a server that accepts connections itself, and the connections that it has accepted.
+//! A listener of a server that accepts connections itself, and its connections.
 //!
 //! A connection counts as open until its stream is dropped, also after a protocol upgrade. So a
 //! websocket is drained, cut and reported like any other connection.

@@ -226,7 +226,7 @@ impl RelaySocket {
 
     /// Half-closes the connection if another process may also hold the socket. Otherwise the peer
     /// would not notice that this process closes the socket.
-    pub(crate) fn say_end(&self) {
+    pub(crate) fn half_close_if_shared(&self) {
         if self.is_shared {
             // Ignore an error, which means that the socket is already half-closed or broken.
             let _ = self.shutdown();
@@ -281,8 +281,8 @@ impl RelaySocket {
     }
 
     /// Returns the number of bytes transferred in both directions so far.
-    pub(crate) fn carried(&self) -> u64 {
-        self.traffic.carried()
+    pub(crate) fn transferred(&self) -> u64 {
+        self.traffic.transferred()
     }
 
     /// Returns the socket, without closing the connection.

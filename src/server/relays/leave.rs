@@ -70,7 +70,7 @@ impl<S: Service> ConnectionContext<S> {
         let RelayedConnection { slot, link, listener, peer, drain, .. } = owner;
         let state = match link {
             UpstreamLink::Established(count) => {
-                Established { upstream, relay, limits, count }.into_state(client.carried())
+                Established { upstream, relay, limits, count }.into_state(client.transferred())
             }
             UpstreamLink::Connecting(connecting) => connecting.into_state(),
             UpstreamLink::Changing => return,
@@ -118,7 +118,7 @@ impl<S: Service> ConnectionContext<S> {
                 let (received, sent) = (traffic.received(), traffic.sent());
                 let end = ConnectionEnd::Broken(error);
                 EndedConnection { listener: &listener, peer, received, sent }.report(&slot, &end);
-                slot.end(end, drain.is_told());
+                slot.end(end, drain.is_requested());
                 return None;
             }
         };

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::Proxy;
 use super::carried::{self, Arriving, Identified};
-use super::connect::is_own;
+use super::connect::is_local_shortage;
 use super::established::UpstreamCount;
 use super::header::{self, Route};
 use super::ledgers::ProxyLedgers;
@@ -79,7 +79,7 @@ impl Proxy {
         };
         let mut socket = match begin_connect(upstream.address()) {
             Ok(socket) => socket,
-            Err(error) if is_own(&error) => return None,
+            Err(error) if is_local_shortage(&error) => return None,
             Err(error) => return Some(Err(connecting.failed(&error))),
         };
         self.options.set(&mut socket, Side::Upstream, listener);
@@ -127,7 +127,7 @@ impl Connecting {
         let Self { load, listener, upstreams, ledgers, route, since, .. } = self;
         let identified = Some(Identified { route });
         let mut arriving = Arriving { identified, since: Some(since), ..Arriving::default() };
-        if !is_own(reason) {
+        if !is_local_shortage(reason) {
             ledgers.failed(&listener, &load.0);
             upstreams.failed(&load.0, &listener, reason);
             arriving.tried.push(Arc::clone(&load.0));

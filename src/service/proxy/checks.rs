@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
-use super::connect::is_own;
+use super::connect::is_local_shortage;
 use super::ledgers::ProxyLedgers;
 use super::upstream::Upstream;
 use super::upstreams::UpstreamPool;
@@ -96,7 +96,7 @@ impl Watch {
                 Ok(()) => upstreams.check_passed(&upstream, &listeners),
                 // This machine has run out of file descriptors or memory, so the failure does not
                 // count against the upstream.
-                Err(reason) if is_own(&reason) => {
+                Err(reason) if is_local_shortage(&reason) => {
                     tracing::debug!(
                         event = "upstream.check_impossible", listener = %listeners,
                         upstream = %upstream.label(), %reason,

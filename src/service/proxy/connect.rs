@@ -47,7 +47,7 @@ enum Failed {
     /// The client has disconnected while the proxy was looking for an upstream.
     ClientGone,
     /// The client has waited for an upstream as long as the configuration allows.
-    OutOfPatience,
+    TimedOut,
 }
 
 impl Proxy {
@@ -91,9 +91,9 @@ impl Proxy {
         loop {
             let reason = match self.go_round(client, header, limit, (tried, unfinished)).await {
                 Ok(connected) => return Ok(connected),
-                Err(Failed::ClientGone) => return Err(client_gone()),
+                Err(Failed::ClientGone) => return Err(client_disconnected()),
                 Err(Failed::Upstream(reason) | Failed::Own(reason)) => reason,
-                Err(Failed::OutOfPatience) => io::ErrorKind::TimedOut.into(),
+                Err(Failed::TimedOut) => io::ErrorKind::TimedOut.into(),
             };
             let next = Instant::now() + pause;
             if until.is_some_and(|until| next >= until) {
@@ -102,7 +102,7 @@ impl Proxy {
             }
             sleep_until(next).await;
             if client.stream.has_hung_up() {
-                return Err(client_gone());
+                return Err(client_disconnected());
             }
             tried.clear();
             unfinished.clear();
@@ -181,11 +181,11 @@ impl Proxy {
             let look = Instant::now() + LAST_PAUSE;
             match timeout_at(look.min(end), connecting.as_mut()).await {
                 Ok(Ok(stream)) => return Ok(stream),
-                Ok(Err(error)) if is_own(&error) => return Err(Failed::Own(error)),
+                Ok(Err(error)) if is_local_shortage(&error) => return Err(Failed::Own(error)),
                 Ok(Err(error)) => return Err(Failed::Upstream(error)),
                 Err(_) if client.stream.has_hung_up() => return Err(Failed::ClientGone),
                 Err(_) if look < end => {}
-                Err(_) if end < deadline => return Err(Failed::OutOfPatience),
+                Err(_) if end < deadline => return Err(Failed::TimedOut),
                 Err(_) => return Err(Failed::Upstream(io::ErrorKind::TimedOut.into())),
             }
         }
@@ -208,7 +208,7 @@ impl Proxy {
 }
 
 /// Returns the error for a client that has disconnected before an upstream accepted its connection.
-pub(crate) fn client_gone() -> io::Error {
+pub(crate) fn client_disconnected() -> io::Error {
     io::Error::new(
         io::ErrorKind::ConnectionAborted,
         "the client disconnected before an upstream accepted its connection",
@@ -220,7 +220,7 @@ pub(crate) fn client_gone() -> io::Error {
 ///
 /// Every other error counts against the upstream, because another upstream may be reachable. This
 /// includes a lack of local ports, because the kernel limits them for each destination.
-pub(super) fn is_own(error: &io::Error) -> bool {
+pub(super) fn is_local_shortage(error: &io::Error) -> bool {
     // ENOSPC comes from epoll_ctl(2). It means that the user already watches the maximum number of
     // file descriptors.
     let wants = [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::ENOBUFS, Errno::ENOSPC];
@@ -235,9 +235,9 @@ mod tests {
     /// against the upstream.
     #[test]
     fn only_a_lack_of_descriptors_or_memory_is_local() {
-        let is_own = |errno: Errno| is_own(&errno.into());
+        let is_local_shortage = |errno: Errno| is_local_shortage(&errno.into());
         for own in [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::ENOBUFS, Errno::ENOSPC] {
-            assert!(is_own(own), "{own}");
+            assert!(is_local_shortage(own), "{own}");
         }
         for upstream in [
             Errno::EADDRNOTAVAIL,
@@ -255,7 +255,7 @@ mod tests {
             Errno::ETIMEDOUT,
             Errno::ENOENT,
         ] {
-            assert!(!is_own(upstream), "{upstream}");
+            assert!(!is_local_shortage(upstream), "{upstream}");
         }
     }
 }

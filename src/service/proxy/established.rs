@@ -32,7 +32,7 @@ impl Established {
     /// number of bytes that the client's socket has transferred.
     pub(crate) fn into_state(self, with_client: u64) -> CarriedState {
         let Self { upstream, relay, limits, count } = self;
-        let used = Used { carried: with_client + upstream.carried(), ..limits.used() };
+        let used = Used { transferred: with_client + upstream.transferred(), ..limits.used() };
         carried::conversing(count.load.0.label().to_owned(), upstream, relay, used)
     }
 }

@@ -114,7 +114,7 @@ pub(crate) fn parcels() -> Vec<(String, CarriedState)> {
     let parcel = |name: &str, words: &str| {
         (name.to_owned(), CarriedState::new("proxy/1", words.as_bytes().to_vec()))
     };
-    let used = r#""used":{"age":{"secs":1,"nanos":2},"idle":{"secs":0,"nanos":5},"carried":7}"#;
+    let used = r#""used":{"age":{"secs":1,"nanos":2},"idle":{"secs":0,"nanos":5},"transferred":7}"#;
     let conversing = |upstream: &str, relay: &str, owed: &str| {
         format!(
             "{{\"conversing\":{{\"upstream\":\"{upstream}\",\"received\":1,\"sent\":2,\"finished\":false,\

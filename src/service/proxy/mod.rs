@@ -56,7 +56,7 @@ use crate::report::UpstreamCounters;
 pub(crate) use at_once::{Attempt, Connecting};
 use carried::{Arriving, Begun, Identified, Resumed};
 use connect::Connected;
-pub(crate) use connect::client_gone;
+pub(crate) use connect::client_disconnected;
 pub(crate) use established::{Established, UpstreamCount};
 use header::Route;
 use ledgers::ProxyLedgers;

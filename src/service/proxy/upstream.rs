@@ -88,7 +88,7 @@ impl Upstream {
 
     /// Logs that the upstream is unavailable. Further calls log nothing until the upstream is
     /// available again, even if it is ejected several times in the meantime.
-    pub(super) fn say_out(&self, listener: &str, reason: &io::Error) {
+    pub(super) fn log_unavailable(&self, listener: &str, reason: &io::Error) {
         if !self.said.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 event = "upstream.unavailable", listener, upstream = %self.label, %reason,

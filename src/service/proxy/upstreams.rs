@@ -193,9 +193,9 @@ impl UpstreamPool {
         let in_turn = (0..all.len()).map(|step| &all[(round.start + step) % all.len()]);
         let untried =
             |one: &&Arc<Upstream>| !round.tried.iter().any(|tried| Arc::ptr_eq(tried, one));
-        let mut well = in_turn.clone().filter(|one| !self.is_out(one));
-        let mut anybody_well = well.clone();
-        let chosen = if anybody_well.next().is_none() {
+        let mut well = in_turn.clone().filter(|one| !self.is_ejected(one));
+        let mut any_available = well.clone();
+        let chosen = if any_available.next().is_none() {
             in_turn.filter(untried).min_by_key(|one| one.out_until.load(Ordering::Relaxed))
         } else {
             match self.balance {
@@ -213,7 +213,7 @@ impl UpstreamPool {
         if upstream.failures.load(Ordering::Relaxed) != 0 {
             upstream.failures.store(0, Ordering::Relaxed);
             upstream.out_until.store(0, Ordering::Relaxed);
-            self.say_well(upstream, listener);
+            self.log_available(upstream, listener);
         }
         if self.deserted.load(Ordering::Relaxed) && self.deserted.swap(false, Ordering::Relaxed) {
             tracing::info!(
@@ -234,13 +234,13 @@ impl UpstreamPool {
         if self.ejection.failures == 0 || failures < self.ejection.failures {
             return;
         }
-        let was_out = self.is_out(upstream);
+        let was_out = self.is_ejected(upstream);
         upstream
             .out_until
             .store(self.now() + milliseconds(self.ejection.time).max(1), Ordering::Relaxed);
         if !was_out {
             upstream.ejected.fetch_add(1, Ordering::Relaxed);
-            upstream.say_out(listener, reason);
+            upstream.log_unavailable(listener, reason);
         }
     }
 
@@ -260,7 +260,7 @@ impl UpstreamPool {
         upstream.check_failed.store(false, Ordering::Relaxed);
         upstream.failures.store(0, Ordering::Relaxed);
         upstream.out_until.store(0, Ordering::Relaxed);
-        self.say_well(upstream, listener);
+        self.log_available(upstream, listener);
     }
 
     /// Records that a health check of the upstream has failed. The proxy does not use the upstream
@@ -271,21 +271,21 @@ impl UpstreamPool {
         listener: &str,
         reason: &std::io::Error,
     ) {
-        let was_out = self.is_out(upstream);
+        let was_out = self.is_ejected(upstream);
         upstream.check_failed.store(true, Ordering::Relaxed);
         if !was_out {
             upstream.ejected.fetch_add(1, Ordering::Relaxed);
-            upstream.say_out(listener, reason);
+            upstream.log_unavailable(listener, reason);
         }
     }
 
-    fn is_out(&self, upstream: &Upstream) -> bool {
+    fn is_ejected(&self, upstream: &Upstream) -> bool {
         let until = upstream.out_until.load(Ordering::Relaxed);
         upstream.check_failed.load(Ordering::Relaxed) || (until != 0 && self.now() < until)
     }
 
-    fn say_well(&self, upstream: &Upstream, listener: &str) {
-        if !self.is_out(upstream) && upstream.said.swap(false, Ordering::Relaxed) {
+    fn log_available(&self, upstream: &Upstream, listener: &str) {
+        if !self.is_ejected(upstream) && upstream.said.swap(false, Ordering::Relaxed) {
             tracing::info!(
                 event = "upstream.available", listener, upstream = %upstream.label(),
                 reason = "it accepts",

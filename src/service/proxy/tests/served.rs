@@ -57,7 +57,7 @@ pub(super) async fn serve(proxy: &Proxy, connection: &mut Connection) -> io::Res
         let entry = plane.0.take(&mut 0, |_| true).expect("it is in the plane");
         let RelayEntry { client, upstream, relay, limits, owner: Entered(count) } = entry;
         let established = Established { upstream, relay, limits, count };
-        connection.detach(established.into_state(client.carried()));
+        connection.detach(established.into_state(client.transferred()));
         connection.stream = client.into_stream()?;
         return Ok(());
     }
@@ -68,7 +68,7 @@ pub(super) async fn serve(proxy: &Proxy, connection: &mut Connection) -> io::Res
             return Err(Expired::Lifetime.into());
         }
         RelayEnd::Finished | RelayEnd::PeerClosed(_) | RelayEnd::Expired(Expired::Idle) => {
-            entry.upstream.say_end();
+            entry.upstream.half_close_if_shared();
             connection.stream = entry.client.into_stream()?;
             return Ok(());
         }

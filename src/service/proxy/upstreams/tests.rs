@@ -145,7 +145,7 @@ fn an_outage_and_its_end_are_logged_once_each() {
             upstreams(2, Balance::InOrder, Ejection { failures: 1, time: Duration::ZERO });
         for times in 1..=5 {
             fail(&upstreams, 0, 1);
-            while upstreams.is_out(&at(&upstreams, 0)) {
+            while upstreams.is_ejected(&at(&upstreams, 0)) {
                 std::thread::yield_now();
             }
             assert_eq!(at(&upstreams, 0).ejected(), times);

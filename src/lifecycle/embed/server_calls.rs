@@ -15,7 +15,7 @@ use super::data_plane::ServerState;
 use crate::lifecycle::life::{Life, Term};
 
 /// The running calls of the server function `serve`.
-pub(super) struct Turns<'a, S> {
+pub(super) struct ServerCalls<'a, S> {
     life: Life,
     serve: &'a S,
     terms: watch::Receiver<Term>,
@@ -27,7 +27,7 @@ pub(super) struct Turns<'a, S> {
 /// A running call of the server function. If the call fails, its result has the text of the error.
 type Call<'a> = Pin<Box<dyn Future<Output = Result<(), String>> + 'a>>;
 
-impl<'a, S, T, E> Turns<'a, S>
+impl<'a, S, T, E> ServerCalls<'a, S>
 where
     S: AsyncFn(Life) -> Result<T, E>,
     E: Display,
@@ -36,9 +36,9 @@ where
     pub(super) fn new(life: &Life, serve: &'a S) -> Self {
         let terms = life.state.term.subscribe();
         let (running, begun) = (Vec::new(), life.term());
-        let mut turns = Self { life: life.clone(), serve, terms, running, begun };
-        turns.begin();
-        turns
+        let mut calls = Self { life: life.clone(), serve, terms, running, begun };
+        calls.begin();
+        calls
     }
 
     fn begin(&mut self) {
@@ -69,7 +69,7 @@ where
     /// Waits until a call of the server function has returned, and returns how it has ended.
     /// Meanwhile begins a call for each new term, stops the listeners that stop last, and drops all
     /// calls at a cut. Cancel safe.
-    pub(super) async fn next(&mut self) -> TurnEnd {
+    pub(super) async fn next(&mut self) -> CallEvent {
         loop {
             let is_cut = self.life.state.cut.is_cancelled();
             let life = self.life.clone();
@@ -86,27 +86,27 @@ where
                 biased;
                 () = self.life.cut(), if !is_cut => {
                     self.running.clear();
-                    return TurnEnd::AsTold;
+                    return CallEvent::AsTold;
                 }
                 (life, ended) = Finished(&mut self.running) => {
                     self.close_unused();
                     return match ended {
-                    Err(reason) if life.is_current() => TurnEnd::Failed(life.term(), reason),
+                    Err(reason) if life.is_current() => CallEvent::Failed(life.term(), reason),
                     Err(reason) => {
                         tracing::error!(
                             event = "server.failed", reason,
                             "the server has failed while it ended the connections of an earlier \
                             term: {reason}"
                         );
-                        TurnEnd::AsTold
+                        CallEvent::AsTold
                     }
-                    Ok(()) if life.has_retired() => TurnEnd::AsTold,
-                    Ok(()) => TurnEnd::Early(life.term()),
+                    Ok(()) if life.has_retired() => CallEvent::AsTold,
+                    Ok(()) => CallEvent::Early(life.term()),
                     };
                 }
                 Ok(()) = self.terms.changed() => {
                     self.begin();
-                    return TurnEnd::Begun;
+                    return CallEvent::Begun;
                 }
                 () = last_may_stop => {}
             }
@@ -114,8 +114,8 @@ where
     }
 }
 
-/// What [`Turns::next`] reports about the calls of the server function.
-pub(super) enum TurnEnd {
+/// What [`ServerCalls::next`] reports about the calls of the server function.
+pub(super) enum CallEvent {
     /// The call has returned at the end of its term, or was dropped.
     AsTold,
     /// Another call has begun.
