@@ -149,7 +149,8 @@ impl Attach {
         matches!(self, Self::Inherit | Self::Detect)
     }
 
-    /// Returns whether this process may have to accept connections and forward them to the program.
+    /// Returns whether this process accepts connections and forwards them to the program, or may
+    /// find out at the start of the program that it must do so.
     #[must_use]
     pub const fn is_private(self) -> bool {
         matches!(self, Self::Detect | Self::PrivatePort | Self::PrivateSocket)

@@ -92,9 +92,9 @@ impl<P: DataPlane> Driver<P> {
         Ok(())
     }
 
-    /// Called when a handoff has failed. If an event waits for the tasks that run in only one
-    /// generation, raises it again, so that it is handled in the new state. Otherwise lets the
-    /// tasks start again.
+    /// The driver calls this function when a handoff has failed. The tasks that run in only one
+    /// generation may start again. But if a stop was delayed until these tasks end, the stop is
+    /// handled now.
     pub(super) fn release_waiting_event(&mut self) {
         match self.life.duty_wait.take() {
             Some(wait) => self.raised.push_back(wait.event.into()),

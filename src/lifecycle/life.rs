@@ -210,9 +210,9 @@ impl Life {
         self.state.request(LifeRequest::Reload);
     }
 
-    /// Stops this generation, as SIGTERM does. The active generation drains its connections, and
-    /// the service ends. During the bake, the handoff is committed at once, and the successor
-    /// serves on.
+    /// Stops this generation, as SIGTERM does. If it is the active generation, it drains its
+    /// connections, and the service ends. If its successor is ready, the successor takes over at
+    /// once and continues to serve.
     pub fn stop(&self) {
         self.state.request(LifeRequest::Stop);
     }

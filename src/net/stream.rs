@@ -74,13 +74,15 @@ impl CountedByServer {
     }
 }
 
-/// When to set `TCP_NODELAY`. The option is set just before the second write.
+/// How many writes are left until `TCP_NODELAY` is set. The option is set just before the second
+/// write, because many connections have only one, and then need no system call for the option.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Delay {
     /// `TCP_NODELAY` is already set, or the connection does not need it.
     None,
     #[cfg_attr(not(feature = "proxy"), expect(dead_code, reason = "only a proxy delays it"))]
     FromTheFirst,
+    /// The next write is the second one.
     FromTheSecond,
 }
 

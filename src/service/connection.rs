@@ -155,7 +155,8 @@ impl Connection {
         self.established = Some(Box::new(established));
     }
 
-    /// Takes the connection to an upstream that the server is to relay, if there is one.
+    /// Takes the upstream's connection, if the service has connected the client to an upstream. The
+    /// server then relays the bytes between the two connections.
     #[cfg(feature = "proxy")]
     pub(crate) fn take_established(&mut self) -> Option<Box<Established>> {
         self.established.take()

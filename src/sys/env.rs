@@ -104,8 +104,8 @@ pub(crate) fn take(
     Ok((environment, descriptors))
 }
 
-/// Returns the value of an environment variable. Only commands that a user runs by hand call this
-/// function, because they inherit nothing from a predecessor.
+/// Returns the value of an environment variable. This function is for commands that a user runs by
+/// hand, such as `handoffd status`. A generation uses [`take`] instead.
 pub(crate) fn variable(name: &str) -> Option<OsString> {
     std::env::var_os(name)
 }

@@ -34,8 +34,8 @@ pub(crate) enum Action {
     /// Close the channels to older generations. Once no process holds the channel to the newest of
     /// them any more, that generation accepts connections again.
     ReleaseOlder,
-    /// If an older generation is alive, close the channels to older generations, so that the newest
-    /// of them accepts connections again. Otherwise close the listeners for good.
+    /// Let the newest of the older generations accept connections again, by closing the channels to
+    /// older generations. If no older generation is alive, close the listeners for good.
     Resign,
     /// Tell the successor to stop, because this generation was told to stop.
     StopSuccessor,

@@ -325,7 +325,7 @@ fn receive_from_unix(socket: &OwnedFd, buffer: &mut [u8]) -> rustix::io::Result<
     let mut no_room = RecvAncillaryBuffer::default();
     let parts = &mut [IoSliceMut::new(buffer)];
     let received = rustix::net::recvmsg(socket, parts, &mut no_room, RecvFlags::empty())?;
-    // The kernel sets this flag when it drops descriptors for want of room.
+    // The kernel sets this flag when it drops descriptors because there is no space.
     let has_dropped = received.flags.contains(ReturnFlags::CTRUNC);
     Ok((received.bytes, if has_dropped { Emptied::Unknown } else { Emptied::IfShort }))
 }

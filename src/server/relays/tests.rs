@@ -194,7 +194,7 @@ async fn a_client_that_leaves_during_the_attempt_is_released() {
     front.becomes_empty().await;
 }
 
-/// A cut resets both sides of every relayed connection, and the drain has then ended.
+/// A cut resets both sides of every relayed connection, and ends the drain.
 #[tokio::test]
 async fn a_cut_resets_both_sides() {
     let (upstream, address) = listen();

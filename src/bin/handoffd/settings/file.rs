@@ -50,7 +50,7 @@ pub(crate) struct FileSettings {
     /// The service of each listener, in the order of the file. Each listener in `listeners` has one
     /// entry, and the list is never empty.
     pub(crate) services: Vec<(ListenerName, ServiceConfig)>,
-    /// The program in the table `[program]`, which then serves all listeners.
+    /// The program in the table `[program]`. If there is one, it serves all listeners.
     pub(crate) program: Option<ProgramConfig>,
 }
 
