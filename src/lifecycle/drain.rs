@@ -33,8 +33,8 @@ const LAST_WORD_TIMEOUT: Duration = Duration::from_secs(1);
 pub(super) struct DrainPhase {
     /// When the remaining connections are cut. `None` if the clock cannot represent the deadline.
     pub(super) until: Option<Instant>,
-    /// The time at which connections that have not moved to the successor are asked to end. `None` if no
-    /// connection can move to a successor, or if they have already been asked.
+    /// The time at which connections that have not moved to the successor are asked to end. `None`
+    /// if no connection can move to a successor, or if they have already been asked.
     pub(super) carry_until: Option<Instant>,
     /// Whether connections may still move to the successor.
     pub(super) carries: bool,

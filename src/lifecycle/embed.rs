@@ -192,8 +192,8 @@ impl Drop for PanicGuard {
 }
 
 /// Ends the process after [`EXIT_TIMEOUT`], unless the server has returned by then, which
-/// disconnects `returned`. `error` is the reason why the generation has ended. This function reports
-/// it, because `main` does not get it.
+/// disconnects `returned`. `error` is the reason why the generation has ended. This function
+/// reports it, because `main` does not get it.
 #[expect(clippy::disallowed_methods, reason = "the server prevents a return from main")]
 fn end_process_later(returned: Receiver<()>, error: Option<&Error>) {
     let code = error.map_or(0, |error| error.exit() as i32);

@@ -58,9 +58,9 @@ where
         }
     }
 
-    /// Closes the listeners that no generation needs any more, once all calls of the server function
-    /// have returned. Usually the acceptors have closed these listeners before, but a server may
-    /// drop its acceptors too early.
+    /// Closes the listeners that no generation needs any more, once all calls of the server
+    /// function have returned. Usually the acceptors have closed these listeners before, but a
+    /// server may drop its acceptors too early.
     fn close_unused(&self) {
         if let Some(served) = self.life.state.served.get().filter(|_| self.running.is_empty()) {
             served.close_unused();
