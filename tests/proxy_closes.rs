@@ -4,7 +4,7 @@
 //! A Unix socket that is closed can receive nothing more, and tells so at once. A TCP socket tells
 //! so only when something is sent to it.
 
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, Read, Write};
 
 use socket2::SockRef;
 
@@ -144,19 +144,43 @@ fn an_idle_connection_with_unread_bytes_is_reset() {
     drop(client);
 }
 
-/// The bytes that the kernel still holds for a slow client arrive, although the connection is idle.
+/// The client reads less in each idle timeout than the proxy passes on at once.
 #[test]
-fn an_idle_connection_with_a_slow_client_ends_in_order() {
-    let (upstream, reply) = (Upstream::tcp(), bytes(REPLY));
-    let line = Line::counted_proxy(&[&upstream.address()], &["--idle-timeout", "100ms"]);
+fn a_slow_client_is_not_idle() {
+    let (upstream, reply) = (Upstream::tcp(), bytes(6_000_000));
+    let line = Line::counted_proxy(&[&upstream.address()], &["--idle-timeout", "300ms"]);
     let mut client = narrow(line.address().parse().unwrap());
     let mut server = upstream.accept();
-    server.write_all(&reply).unwrap();
-    assert_becomes(&(REPLY as u64), || line.counter("listener-1", "sent"));
-    pause(500);
-    client.write_all(b"another request").unwrap();
-    let (heard, end) = client.read_all();
-    end.unwrap();
-    assert!(heard == reply, "{} bytes of {REPLY} arrived", heard.len());
-    assert_eq!(ending(&line).0, "finished");
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            server.write_all(&reply).unwrap();
+            server.half_close().unwrap();
+        });
+        let (mut heard, mut part) = (Vec::new(), [0; 8 * 1024]);
+        loop {
+            match client.read(&mut part).unwrap() {
+                0 => break,
+                count => heard.extend_from_slice(&part[..count]),
+            }
+            if heard.len() % 10 == 0 {
+                pause(1);
+            }
+        }
+        assert!(heard == reply, "{} bytes of {} arrived", heard.len(), reply.len());
+    });
+}
+
+/// The upstream has closed, and the client does not read its reply.
+#[test]
+fn the_lifetime_also_limits_the_end_of_a_connection() {
+    let (_folder, path) = folder();
+    let upstream = Upstream::on(&path);
+    let line = Line::counted_proxy(&[&path], &["--lifetime", "1s"]);
+    let client = narrow(line.address().parse().unwrap());
+    let mut server = upstream.accept();
+    server.write_all(&bytes(REPLY)).unwrap();
+    drop(server);
+    let (end, error) = ending(&line);
+    assert_eq!((end.as_str(), error.as_str()), ("broken", "lifetime"));
+    drop(client);
 }

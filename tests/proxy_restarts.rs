@@ -55,12 +55,39 @@ fn clients_wait_for_an_absent_backend() {
     backend.stop();
 }
 
-/// The old generation has begun to connect the client to the only upstream, whose backlog is full.
-#[test]
-fn a_handoff_does_not_use_up_the_patience_of_a_client() {
+/// Returns an upstream whose backlog is full, and the client that fills it.
+fn full_upstream() -> (Upstream, Client) {
     let upstream = Upstream::tcp();
     nix::sys::socket::listen(&upstream, nix::sys::socket::Backlog::new(0).unwrap()).unwrap();
     let filling = Client::connect(&upstream.address()).unwrap();
+    (upstream, filling)
+}
+
+/// The client has closed its Unix socket before the upstream accepts its connection.
+#[test]
+fn a_request_of_a_client_that_has_closed_survives_a_handoff() {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let path = folder.path().join("socket").to_str().unwrap().to_owned();
+    let (upstream, filling) = full_upstream();
+    let flags = ["--carry", "--bake", "0", "--listen", &path];
+    let line = Line::counted_proxy(&[&upstream.address()], &flags);
+    let mut client = Client::connect(&path).unwrap();
+    client.write_all(b"request").unwrap();
+    drop(client);
+    assert_becomes(&1, || line.counter("listener-2", "accepted"));
+    line.hand_over_from(1);
+    line.wait_for(2, Event::CarryTakenOver.with("taken", 1));
+    drop(upstream.accept());
+    let mut server = upstream.accept();
+    server.expect(b"request").unwrap();
+    server.expect_end().unwrap();
+    drop(filling);
+}
+
+/// The old generation has begun to connect the client to the only upstream, whose backlog is full.
+#[test]
+fn a_handoff_does_not_use_up_the_patience_of_a_client() {
+    let (upstream, filling) = full_upstream();
     let flags = ["--carry", "--bake", "0", "--connect-patience", "0s"];
     let line = Line::counted_proxy(&[&upstream.address()], &flags);
     let mut client = Client::connect(&line.address()).unwrap();

@@ -79,7 +79,7 @@ impl Stream {
     /// Reads and discards bytes until the peer closes. Counts these bytes in `late` and not as
     /// received, because the service does not answer them.
     async fn discard(&mut self, late: &mut u64) {
-        let mut waste = [0; 512];
+        let mut waste = [0; 8 * 1024];
         let mut read = async || match &mut self.socket {
             Family::Tcp(socket) => socket.read(&mut waste).await,
             Family::Unix(socket) => socket.read(&mut waste).await,

@@ -234,6 +234,13 @@ impl<T: RelayOwner> Entries<T> {
             let expired = entry.limits.expired(now);
             let end = match expired {
                 _ if *is_connecting => RelayEnd::NotConnected(std::io::ErrorKind::TimedOut.into()),
+                Some(Expired::Idle)
+                    if entry.limits.note_unacknowledged(now, entry.unacknowledged()) =>
+                {
+                    let next = entry.limits.next();
+                    self.set_timer(index, next);
+                    continue;
+                }
                 Some(expired) => RelayEnd::Expired(expired),
                 None => {
                     let next = entry.limits.next();
@@ -315,6 +322,11 @@ impl<T: RelayOwner> Row<T> {
 }
 
 impl<T> RelayEntry<T> {
+    /// Returns how many bytes both peers have not acknowledged yet.
+    pub(crate) fn unacknowledged(&self) -> usize {
+        self.client.unacknowledged() + self.upstream.unacknowledged()
+    }
+
     /// Returns the number of bytes that both sockets have transferred so far.
     pub(crate) fn transferred(&self) -> u64 {
         self.client.transferred() + self.upstream.transferred()

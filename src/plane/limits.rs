@@ -26,6 +26,9 @@ struct Clock {
     transferred: u64,
     /// The time at which the connection last moved bytes.
     moved: Instant,
+    /// How many bytes the peers had not acknowledged at the last look. The first look is when the
+    /// idle timeout has passed.
+    unacknowledged: Option<usize>,
 }
 
 /// The time limit that has ended a connection.
@@ -76,7 +79,13 @@ impl Limits {
         let idle = idle_timeout;
         Self {
             made,
-            clock: Some(Box::new(Clock { idle, end, transferred: used.transferred, moved })),
+            clock: Some(Box::new(Clock {
+                idle,
+                end,
+                transferred: used.transferred,
+                moved,
+                unacknowledged: None,
+            })),
         }
     }
 
@@ -104,6 +113,23 @@ impl Limits {
         if let Some(clock) = self.clock.as_mut().filter(|clock| clock.transferred != transferred) {
             (clock.transferred, clock.moved) = (transferred, now);
         }
+    }
+
+    /// Records how many bytes the peers have not acknowledged yet, `left`. If they have
+    /// acknowledged some bytes since the last call, the connection is not idle, although the kernel
+    /// takes no more bytes from this process. Returns whether that is so.
+    pub(crate) fn note_unacknowledged(&mut self, now: Instant, left: usize) -> bool {
+        let Some(clock) = self.clock.as_mut().filter(|_| left > 0) else { return false };
+        let has_changed = clock.unacknowledged.replace(left) != Some(left);
+        if has_changed {
+            clock.moved = now;
+        }
+        has_changed
+    }
+
+    /// Returns when the lifetime of the connection ends, if it is limited.
+    pub(crate) fn lifetime_end(&self) -> Option<Instant> {
+        self.clock.as_ref().and_then(|clock| clock.end)
     }
 
     /// Returns the time limit that the connection has reached, if any.
@@ -156,6 +182,20 @@ mod tests {
         assert_eq!(limits.next(), Some(moved + SECOND * 5));
         assert_eq!(limits.expired(moved + SECOND * 4), None);
         assert_eq!(limits.expired(moved + SECOND * 5), Some(Expired::Idle));
+    }
+
+    /// The kernel takes no bytes from this process, but still sends those that it has.
+    #[test]
+    fn a_peer_that_acknowledges_bytes_is_not_idle() {
+        let mut limits = Limits::new(Some(SECOND * 5), None, Used::default());
+        let due = Instant::now() + SECOND * 6;
+        assert_eq!(limits.expired(due), Some(Expired::Idle));
+        assert!(!limits.note_unacknowledged(due, 0));
+        for left in [9, 8] {
+            assert!(limits.note_unacknowledged(due, left));
+            assert_eq!(limits.next(), Some(due + SECOND * 5));
+        }
+        assert!(!limits.note_unacknowledged(due, 8));
     }
 
     /// When a connection moves to a new process, the time that it has used in the old process still

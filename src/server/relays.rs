@@ -14,7 +14,7 @@ use std::io;
 use std::sync::{Arc, OnceLock, Weak};
 
 use tokio::task::AbortHandle;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 pub(super) use leave::RelayedConnections;
 
@@ -22,7 +22,7 @@ use super::connection::{ConnectionContext, EndedConnection, LINGER};
 use super::deaths::{Deaths, panic_text};
 use super::slot::{ConnectionEnd, ConnectionSlot};
 use crate::drain::DrainWatch;
-use crate::net::{ACKNOWLEDGE_TIMEOUT, Listener, Peer, ProxiedSocket, RelaySocket};
+use crate::net::{Listener, Peer, ProxiedSocket, RelaySocket};
 use crate::plane::{
     Expired, Limits, Plane, Rejected, RelayEnd, RelayEntry, RelayOwner, Side, settle,
 };
@@ -192,8 +192,11 @@ impl<S: Service> ConnectionContext<S> {
                 finish(entry, ConnectionEnd::Finished { late: 0 });
             }
             RelayEnd::PeerClosed(side) => drop(tokio::spawn(close_other_side(entry, side))),
-            RelayEnd::Expired(Expired::Idle) if !entry.relay.owes() => {
-                drop(tokio::spawn(close_idle(entry)));
+            // An idle connection without undelivered bytes ends as if both sides had finished.
+            RelayEnd::Expired(Expired::Idle)
+                if !entry.relay.owes() && entry.unacknowledged() == 0 =>
+            {
+                drop(tokio::spawn(close_other_side(entry, Side::Upstream)));
             }
             RelayEnd::Expired(expired) => {
                 entry.reset_on_drop();
@@ -278,7 +281,7 @@ async fn run<S: Service>(
 /// Ends a connection of which one side is of no more use: closes the socket of this side, `closed`,
 /// and then closes the other side without destroying the last bytes on their way to it.
 async fn close_other_side(entry: RelayEntry<RelayedConnection>, closed: Side) {
-    let RelayEntry { client, upstream, owner, .. } = entry;
+    let RelayEntry { client, upstream, owner, limits, .. } = entry;
     let RelayedConnection { slot, link, listener, peer, drain, .. } = owner;
     let traffic = Arc::clone(client.traffic());
     let (closed_socket, other) = match closed {
@@ -290,13 +293,18 @@ async fn close_other_side(entry: RelayEntry<RelayedConnection>, closed: Side) {
     // The connection counts for its upstream until the upstream's socket is closed.
     let _link = (closed == Side::Client).then_some(link);
     let end = match other.into_stream() {
-        Ok(mut stream) => match slot.guard.unless_cut(stream.finish(LINGER)).await {
-            Some(late) => ConnectionEnd::Finished { late },
-            None => {
+        Ok(mut stream) => {
+            let finished = within_lifetime(&limits, stream.finish(LINGER));
+            let end = match slot.guard.unless_cut(finished).await {
+                Some(Ok(late)) => ConnectionEnd::Finished { late },
+                Some(Err(expired)) => ConnectionEnd::Broken(expired.into()),
+                None => ConnectionEnd::Cut,
+            };
+            if !matches!(end, ConnectionEnd::Finished { .. }) {
                 stream.reset_on_drop();
-                ConnectionEnd::Cut
             }
-        },
+            end
+        }
         Err(error) => ConnectionEnd::Broken(error),
     };
     let (received, sent) = (traffic.received(), traffic.sent());
@@ -304,22 +312,15 @@ async fn close_other_side(entry: RelayEntry<RelayedConnection>, closed: Side) {
     slot.end(end, drain.is_requested());
 }
 
-/// Ends a connection on which no byte has moved for the idle timeout, and of which the relay holds
-/// no bytes. The kernel may still hold bytes for a slow peer. When the peers have acknowledged all
-/// bytes, the connection ends as if both sides had finished. If a peer acknowledges no more bytes,
-/// the connection is reset.
-async fn close_idle(entry: RelayEntry<RelayedConnection>) {
-    let acknowledged = async {
-        entry.client.acknowledged(ACKNOWLEDGE_TIMEOUT).await
-            && entry.upstream.acknowledged(ACKNOWLEDGE_TIMEOUT).await
-    };
-    let end = match entry.owner.slot.guard.unless_cut(acknowledged).await {
-        Some(true) => return close_other_side(entry, Side::Upstream).await,
-        Some(false) => ConnectionEnd::Broken(Expired::Idle.into()),
-        None => ConnectionEnd::Cut,
-    };
-    entry.reset_on_drop();
-    finish(entry, end);
+/// Waits for `ending`, but not beyond the lifetime of the connection.
+async fn within_lifetime<T>(
+    limits: &Limits,
+    ending: impl Future<Output = T>,
+) -> Result<T, Expired> {
+    match limits.lifetime_end() {
+        Some(end) => timeout_at(end, ending).await.map_err(|_| Expired::Lifetime),
+        None => Ok(ending.await),
+    }
 }
 
 /// Passes on the last bytes of the side that has failed, and then resets the other side.
@@ -328,10 +329,10 @@ async fn settle_other_side(
     broken: Side,
     error: io::Error,
 ) {
-    let RelayEntry { client, upstream, relay, owner, .. } = &mut entry;
-    let settled = owner.slot.guard.unless_cut(settle(relay, client, upstream, broken)).await;
-    let end = match settled {
-        Some(()) => ConnectionEnd::Broken(error),
+    let RelayEntry { client, upstream, relay, owner, limits } = &mut entry;
+    let settled = within_lifetime(limits, settle(relay, client, upstream, broken));
+    let end = match owner.slot.guard.unless_cut(settled).await {
+        Some(Ok(()) | Err(_)) => ConnectionEnd::Broken(error),
         None => ConnectionEnd::Cut,
     };
     entry.reset_on_drop();

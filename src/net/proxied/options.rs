@@ -75,6 +75,13 @@ pub(crate) trait ProxiedSocket: AsFd + Sized {
     fn has_hung_up(&self) -> bool {
         sys::socket::has_hung_up(self.as_fd())
     }
+
+    /// Returns whether the peer is gone, and has left no bytes that another peer must receive. A
+    /// peer that has closed its Unix socket may have sent bytes before.
+    fn has_left(&self) -> bool {
+        let has_bytes = || matches!(sys::socket::peek(self.as_fd(), &mut [0]), Ok(1..));
+        self.has_hung_up() && (self.is_tcp() || !has_bytes())
+    }
 }
 
 impl ProxiedSocket for Stream {

@@ -247,6 +247,11 @@ impl RelaySocket {
         self.ready.closed.then_some(Gone::Closed)
     }
 
+    /// Returns how many bytes the peer's kernel has not acknowledged yet.
+    pub(crate) fn unacknowledged(&self) -> usize {
+        sys::socket::unacknowledged(self.as_fd()).unwrap_or(0)
+    }
+
     /// Waits until the peer's kernel has acknowledged all data. Gives up if no further data is
     /// acknowledged for `patience`. Returns whether all data is acknowledged. Polls the state of
     /// the socket every 5 ms, because the kernel has no event for this.
@@ -255,6 +260,11 @@ impl RelaySocket {
         let mut left = usize::MAX;
         let mut until = Instant::now() + patience;
         while let Ok(now @ 1..) = sys::socket::unacknowledged(self.as_fd()) {
+            // The kernel never sends the bytes of a connection that is reset. Such a connection has
+            // no peer (see getpeername(2)).
+            if SockRef::from(&self.socket).peer_addr().is_err() {
+                return false;
+            }
             if now < left {
                 (left, until) = (now, Instant::now() + patience);
             } else if Instant::now() >= until {

@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
-use super::connect::is_local_shortage;
+use super::connect::{greeted, is_local_shortage};
 use super::ledgers::ProxyLedgers;
 use super::upstream::Upstream;
 use super::upstreams::UpstreamPool;
@@ -113,5 +113,5 @@ impl Watch {
 
 async fn look(address: &Address, header: &[u8]) -> io::Result<()> {
     let mut stream = dial(address).await?;
-    stream.write_all(header).await
+    greeted(address, stream.write_all(header).await)
 }

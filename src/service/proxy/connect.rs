@@ -19,6 +19,7 @@ use super::carried::Arriving;
 use super::established::UpstreamCount;
 use super::upstream::{Upstream, UpstreamLoad};
 use super::upstreams::Round;
+use crate::address::Address;
 use crate::ledger::Source;
 use crate::net::{ProxiedSocket, Stream, dial};
 use crate::plane::Side;
@@ -101,7 +102,7 @@ impl Proxy {
                 return Err(reason);
             }
             sleep_until(next).await;
-            if client.stream.has_hung_up() {
+            if client.stream.has_left() {
                 return Err(client_disconnected());
             }
             tried.clear();
@@ -183,7 +184,7 @@ impl Proxy {
                 Ok(Ok(stream)) => return Ok(stream),
                 Ok(Err(error)) if is_local_shortage(&error) => return Err(Failed::Own(error)),
                 Ok(Err(error)) => return Err(Failed::Upstream(error)),
-                Err(_) if client.stream.has_hung_up() => return Err(Failed::ClientGone),
+                Err(_) if client.stream.has_left() => return Err(Failed::ClientGone),
                 Err(_) if look < end => {}
                 Err(_) if end < deadline => return Err(Failed::TimedOut),
                 Err(_) => return Err(Failed::Upstream(io::ErrorKind::TimedOut.into())),
@@ -201,10 +202,21 @@ impl Proxy {
         let mut stream = dial(upstream.address()).await?;
         self.options.set(&mut stream, Side::Upstream, listener);
         if !header.is_empty() {
-            stream.write_all(header).await?;
+            greeted(upstream.address(), stream.write_all(header).await)?;
         }
         Ok(stream)
     }
+}
+
+/// Returns whether an upstream was connected, according to the result of writing the PROXY header
+/// to it. A Unix socket is connected when connect(2) returns. If the upstream has closed it since
+/// then, the upstream may have answered before.
+pub(super) fn greeted(upstream: &Address, written: io::Result<()>) -> io::Result<()> {
+    let is_unix = matches!(upstream, Address::UnixPath(_) | Address::UnixAbstract(_));
+    written.or_else(|error| {
+        let has_closed = is_unix && error.kind() == io::ErrorKind::BrokenPipe;
+        if has_closed { Ok(()) } else { Err(error) }
+    })
 }
 
 /// Returns the error for a client that has disconnected before an upstream accepted its connection.
@@ -230,6 +242,16 @@ pub(super) fn is_local_shortage(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_upstream_that_closes_its_unix_socket_was_connected() {
+        let written = |kind: io::ErrorKind| Err(io::Error::from(kind));
+        let [tcp, unix] = ["127.0.0.1:80", "/run/up"].map(|one| one.parse().unwrap());
+        greeted(&unix, written(io::ErrorKind::BrokenPipe)).unwrap();
+        greeted(&unix, written(io::ErrorKind::TimedOut)).unwrap_err();
+        greeted(&tcp, written(io::ErrorKind::BrokenPipe)).unwrap_err();
+        greeted(&tcp, Ok(())).unwrap();
+    }
 
     /// Only a lack of file descriptors or memory is a local failure. Every other error counts
     /// against the upstream.

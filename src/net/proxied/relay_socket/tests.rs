@@ -168,6 +168,22 @@ async fn a_socket_returns_to_the_runtime() {
     assert_eq!(watched.peer.read(&mut bytes).unwrap(), 0);
 }
 
+/// The kernel never sends the bytes of a connection that is reset.
+#[tokio::test]
+async fn no_acknowledgement_of_a_reset_connection_is_awaited() {
+    let mut watched = tcp();
+    watched.next_event();
+    while watched.socket.write(&[0; 64 * 1024]).is_ok() {}
+    let PolledSocket { epoll, socket, peer } = watched;
+    reset(peer);
+    let mut watched = PolledSocket { epoll, socket, peer: () };
+    watched.next_event();
+    assert!(watched.socket.unacknowledged() > 0);
+    let hour = Duration::from_secs(3600);
+    let acknowledged = tokio::time::timeout(hour / 60, watched.socket.acknowledged(hour));
+    assert!(!acknowledged.await.unwrap());
+}
+
 /// The kernel reports the error of a broken connection only once.
 #[test]
 fn an_error_between_a_splice_and_the_peek_is_not_lost() {
