@@ -10,12 +10,14 @@
 use std::error::Error;
 use std::fs::File;
 use std::io;
+use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::Duration;
 
 use handoffd::Builder;
 use handoffd::carry::{CarriedState, Declined};
 use handoffd::embed::{CarryClient, CarryOutcome};
+use handoffd::listen::{ListenerConfig, Listeners};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// The format of the carried state: the number of lines so far, as decimal text. Another encoding
@@ -34,7 +36,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     // The bake time and the drain timeout, in milliseconds.
     let bake = arguments.next().map_or(Ok(10), |bake| bake.parse())?;
     let drain = arguments.next().map_or(Ok(30_000), |drain| drain.parse())?;
-    let server = server.listen(&format!("lines={address}"))?.configure(|config| {
+    // How many connections may be open at once.
+    let limit: Option<NonZeroUsize> = arguments.next().map(|limit| limit.parse()).transpose()?;
+    let mut lines: ListenerConfig = format!("lines={address}").parse()?;
+    lines.max_connections = limit;
+    let listeners = Listeners::new(vec![lines])?;
+    let server = server.configure(|config| {
+        config.listeners = listeners;
         config.bake = Duration::from_millis(bake);
         config.drain_timeout = Duration::from_millis(drain);
     });

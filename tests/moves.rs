@@ -21,8 +21,12 @@ fn start() -> Line {
 
 /// Starts the server with this bake time and drain timeout, in milliseconds.
 fn start_with(bake: &str, drain: &str) -> Line {
+    start_with_arguments(&[bake, drain])
+}
+
+fn start_with_arguments(arguments: &[&str]) -> Line {
     let line = Line::start_program(&example("lines"), |command, folder| {
-        command.args(["127.0.0.1:0", bake, drain]).current_dir(folder);
+        command.arg("127.0.0.1:0").args(arguments).current_dir(folder);
         command.env("RUNTIME_DIRECTORY", folder);
     });
     line.wait("the first generation", |record| record.is_event(Event::GenerationServing));
@@ -115,6 +119,30 @@ fn connections_of_an_own_server_move_at_each_handoff() {
     assert_eq!(line.counter("lines", "received"), received as u64);
     stop(&line, pid);
     clients.iter_mut().for_each(Talker::expect_end);
+}
+
+/// The new process keeps places for the connections of the old one, although clients wait.
+#[test]
+fn a_connection_limit_holds_across_handoffs() {
+    let line = start_with_arguments(&["100", "600000", "3"]);
+    let mut clients: Vec<_> = (0..3).map(|_| Talker::connect(&line)).collect();
+    let mut pid = line.first_pid();
+    clients.iter_mut().for_each(|client| assert_eq!(client.say("hello\n"), pid));
+    let mut waiting: Vec<_> = (0..5).map(|_| Talker::connect(&line)).collect();
+    waiting.iter_mut().for_each(|client| client.send("waiting\n"));
+    for round in 1..=3 {
+        let next = replace(&line, pid);
+        assert_eq!(exit_code(pid), 0);
+        pid = next;
+        clients.iter_mut().for_each(|client| assert_eq!(client.say("moved\n"), pid));
+        let counters = ["accepted", "active", "carried"].map(|name| line.counter("lines", name));
+        assert_eq!(counters, [3, 3, 3 * round]);
+    }
+    drop(clients);
+    for _ in 0..5 {
+        assert_eq!(waiting.remove(0).answer().unwrap(), pid);
+    }
+    stop(&line, pid);
 }
 
 #[test]

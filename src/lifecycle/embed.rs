@@ -134,6 +134,9 @@ impl Builder {
         let driver = runtime.within(|| Driver::start(config, inheritance, plane, line))?;
         let served = ServedListeners::new(driver.listeners(), &last, &settings)
             .inspect_err(|error| driver.refuse(error))?;
+        if let Some(forecast) = life.state.expected.get() {
+            served.expect(forecast);
+        }
         let _ = life.state.served.set(served);
         let (_returned, returns) = sync_channel::<()>(0);
         let mut driver = runtime.run(async move {

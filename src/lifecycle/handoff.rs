@@ -28,10 +28,6 @@ pub(super) use reload::milliseconds;
 /// How long to wait for the last messages of a successor whose handoff has failed.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long a successor that has refused the handoff may take to end. A server of your own ends its
-/// process at the latest two seconds after its generation.
-const REFUSAL_TIMEOUT: Duration = Duration::from_millis(2500);
-
 /// The state of a handoff, from the reload request until the successor has ended.
 #[derive(Debug, Default)]
 pub(super) struct Handoff {
@@ -291,7 +287,7 @@ impl<P: DataPlane> Driver<P> {
             if matches!(failure, HandoffFailure::Refused { .. }) {
                 // Wait until the successor has ended. It ends by itself, and first removes its
                 // files and stops its program.
-                successor.ended(REFUSAL_TIMEOUT).await;
+                successor.ended(SETTLE_TIMEOUT).await;
             }
             successor.end(StopMode::Kill);
             self.log_lost_connections().await;

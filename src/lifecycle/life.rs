@@ -27,6 +27,7 @@ use crate::generation::Generation;
 
 pub(super) use alone::DROP_TIMEOUT;
 pub use alone::Stop;
+pub(super) use connection_limit::Place;
 pub(super) use line::{LifeLine, LifeRequest};
 pub(super) use served::{ListenerSettings, ServedListeners};
 pub(super) use served_listener::{OpenConnection, ServedListener, StopOrder};

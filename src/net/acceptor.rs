@@ -68,6 +68,17 @@ impl WatchedListener {
         &self.listener
     }
 
+    /// Waits until a client is in the backlog. Cancel safe.
+    pub(crate) async fn client_waits(&self) {
+        // An error means that the runtime shuts down, and the accept then fails too.
+        while let Ok(mut ready) = self.watch.readable().await {
+            if self.listener.has_clients() {
+                return;
+            }
+            ready.clear_ready();
+        }
+    }
+
     /// Accepts the next connection and registers it with the current tokio runtime. Cancel safe: an
     /// accepted connection is never lost.
     pub(crate) async fn accept_here(&mut self) -> (Stream, Peer) {

@@ -22,6 +22,8 @@ use socket::SocketAcceptor;
 #[derive(Debug)]
 pub struct Acceptor {
     pub(super) state: Arc<LifeState>,
+    /// The first socket with the name of the listener.
+    served: Arc<ServedListener>,
     /// The sockets with the name of the listener. There is at least one. The order changes, so that
     /// a busy socket does not hold up the others.
     sockets: Vec<SocketAcceptor>,
@@ -37,10 +39,12 @@ impl Life {
     /// Returns [`Error::NoSuchListener`] if the name is unknown, or the kernel's error if the
     /// socket cannot be registered for events.
     pub fn acceptor(&self, name: &str) -> Result<Acceptor, Error> {
-        let sockets = self.served_all(name)?.into_iter();
+        let all = self.served_all(name)?;
+        let served = Arc::clone(&all[0]);
+        let sockets = all.into_iter();
         let sockets =
             sockets.map(|served| SocketAcceptor::new(self, served)).collect::<Result<_, _>>()?;
-        Ok(Acceptor { state: Arc::clone(&self.state), sockets })
+        Ok(Acceptor { state: Arc::clone(&self.state), served, sockets })
     }
 
     /// Returns the first socket of the listener called `name`, with its connections.
@@ -150,9 +154,9 @@ impl Acceptor {
         &self.served().address
     }
 
-    /// Returns a socket of the listener, with its connections.
-    pub(super) fn served(&self) -> &Arc<ServedListener> {
-        &self.sockets[0].served
+    /// Returns the first socket of the listener, with its connections.
+    pub(super) const fn served(&self) -> &Arc<ServedListener> {
+        &self.served
     }
 
     /// Returns the address of a socket of this listener, not of a client. Fails if the socket is

@@ -105,7 +105,7 @@ impl BlockingListener {
     }
 
     fn track<S>(served: &Arc<ServedListener>, stream: S) -> Tracked<S> {
-        let open = served.admit(Source::New, &Arc::default(), Instant::now());
+        let open = served.admit(Source::New, &Arc::default(), Instant::now(), None);
         Tracked { stream, _open: open }
     }
 

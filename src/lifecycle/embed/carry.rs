@@ -190,12 +190,18 @@ impl TakesOver for Arrivals {
         let (served, queue) = queue.ok_or_else(|| connection.unknown_listener())?;
         (queue.accepts)(&connection.parcel)?;
         let ((mut stream, peer), since, parcel) = connection.into_stream()?;
-        let open = served.admit(Source::Carried, stream.traffic(), since);
+        let open = served.admit(Source::Carried, stream.traffic(), since, None);
         let is_silent = stream.received() == 0 && !stream.peer_has_finished();
         let awaiting = is_silent.then(|| served.awaiting(&self.0.term()));
         stream.belongs_to_server(peer, awaiting, open);
         let carry = CarryHandle::new(Arc::clone(&self.0.state), &served, peer, since);
         Ok((queue, CarryClient { stream, peer, state: Some(parcel), carry }))
+    }
+
+    fn release_reserved(&self) {
+        if let Some(served) = self.0.state.served.get() {
+            served.release_reserved();
+        }
     }
 
     fn start(&self, (queue, client): Self::Prepared) {

@@ -165,11 +165,21 @@ impl DataPlane for Embedded {
 }
 
 impl CarryPlane for Embedded {
-    /// Returns an empty forecast if connections can move, because the library does not limit the
-    /// connections of a server that accepts them itself.
     fn forecast(&self) -> Option<CarryForecast> {
         let served = self.life.state.served.get()?;
-        served.carries().then(CarryForecast::default)
+        served.carries().then(|| served.forecast())
+    }
+
+    /// Stores the forecast. The listeners are not known yet, and the server must not accept before
+    /// they keep places for the predecessor's connections.
+    fn expect(&mut self, forecast: CarryForecast) {
+        let _ = self.life.state.expected.set(forecast);
+    }
+
+    fn expect_no_more(&mut self) {
+        if let Some(served) = self.life.state.served.get() {
+            served.release_reserved();
+        }
     }
 
     /// Takes over connections of the predecessor in the runtime of the server, which then handles

@@ -14,7 +14,7 @@ use crate::drain::DrainReport;
 use crate::error::Error;
 use crate::ledger::{ListenerEvents, ListenerLedger, open_connections};
 use crate::net::{HANDSHAKE_TIMEOUT, Listener, ListenerSet};
-use crate::report::{Connections, Counters};
+use crate::report::{CarryForecast, Connections, Counters};
 
 /// The listeners of a server that accepts connections itself.
 #[derive(Debug)]
@@ -110,6 +110,26 @@ impl ServedListeners {
     pub(in crate::lifecycle) fn unused(&self) -> Vec<&str> {
         let unused = self.all.iter().filter(|one| !one.is_used.load(Ordering::Relaxed));
         unused.map(|one| &*one.name).collect()
+    }
+
+    /// Returns how many connections of each listener with a connection limit may move to the
+    /// successor.
+    pub(in crate::lifecycle) fn forecast(&self) -> CarryForecast {
+        let carried = self.all.iter().filter(|one| one.arrivals().is_some());
+        carried.filter_map(|one| Some((one.name.to_string(), one.limit.as_ref()?.open()))).collect()
+    }
+
+    /// Keeps places in the connection limits for the connections that may move here.
+    pub(in crate::lifecycle) fn expect(&self, forecast: &CarryForecast) {
+        for (name, count) in forecast.iter() {
+            let limits = self.all.iter().filter(|one| *one.name == *name);
+            limits.filter_map(|one| one.limit.as_ref()).for_each(|limit| limit.reserve(count));
+        }
+    }
+
+    /// Frees the places that are still kept, because no more connections move here.
+    pub(in crate::lifecycle) fn release_reserved(&self) {
+        self.all.iter().filter_map(|one| one.limit.as_ref()).for_each(|one| one.release_reserved());
     }
 
     /// Closes all sockets, because the server has ended.

@@ -38,7 +38,7 @@ pub(in crate::lifecycle) struct ServedListener {
     /// Whether the server has requested this listener.
     pub(super) is_used: AtomicBool,
     /// The limit on the connections of all sockets with this name, if there is one.
-    limit: Option<Arc<ConnectionLimit>>,
+    pub(super) limit: Option<Arc<ConnectionLimit>>,
     /// Whether the server accepts on a copy of the socket, on which it accepts by itself.
     pub(super) is_copied: AtomicBool,
     pub(super) open: TaskTracker,
@@ -128,12 +128,20 @@ impl ServedListener {
         self.is_used.store(true, Ordering::Relaxed);
     }
 
-    /// Waits until the listener has fewer connections than its limit. Cancel safe.
-    pub(in crate::lifecycle) async fn room(&self) {
-        if let Some(limit) = self.limit.as_ref().filter(|limit| !limit.has_room()) {
-            self.ledger.count(|events| events.counters.limited += 1);
-            limit.room().await;
+    /// Returns whether the connections of this listener are limited.
+    pub(in crate::lifecycle) const fn is_limited(&self) -> bool {
+        self.limit.is_some()
+    }
+
+    /// Waits until the listener has fewer connections than its limit, and takes a place for another
+    /// one. Returns `None` if there is no limit. Cancel safe.
+    pub(in crate::lifecycle) async fn take_place(&self) -> Option<Place> {
+        let limit = self.limit.as_ref()?;
+        if let Some(place) = limit.try_take() {
+            return Some(place);
         }
+        self.ledger.count(|events| events.counters.limited += 1);
+        Some(limit.take().await)
     }
 
     /// Closes the socket of this process, so that the address is free once other processes have
@@ -178,18 +186,25 @@ impl ServedListener {
     }
 
     /// Counts a connection that began at `since`. It counts as open until the returned value is
-    /// dropped.
+    /// dropped. `place` is the place that was taken for it, if any.
     pub(in crate::lifecycle) fn admit(
         self: &Arc<Self>,
         source: Source,
         traffic: &Arc<Traffic>,
         since: Instant,
+        place: Option<Place>,
     ) -> OpenConnection {
         // Count the connection as open first. Otherwise a drain that begins now would count it as
         // ended.
         let open = self.open.token();
         let entry = Some(self.ledger.enter(source, traffic, since));
-        let place = self.limit.as_ref().map(Place::take);
+        let place = place.or_else(|| {
+            let limit = self.limit.as_ref()?;
+            Some(match source {
+                Source::New => limit.take_beyond(),
+                Source::Carried => limit.take_reserved(),
+            })
+        });
         OpenConnection { entry, served: Arc::clone(self), _place: place, _open: open }
     }
 

@@ -13,6 +13,7 @@ use super::term::Term;
 use crate::carry::CarriedState;
 use crate::config::Config;
 use crate::generation::Generation;
+use crate::report::CarryForecast;
 
 /// The state of a generation, as its server sees it.
 #[derive(Debug)]
@@ -36,6 +37,8 @@ pub(in crate::lifecycle) struct LifeState {
     /// The listeners of a server that accepts connections itself. Empty if the built-in server
     /// accepts them.
     pub(in crate::lifecycle) served: OnceLock<ServedListeners>,
+    /// How many connections may move here from the predecessor.
+    pub(in crate::lifecycle) expected: OnceLock<CarryForecast>,
 }
 
 /// Whether this generation may run the tasks of [`super::Life::alone`], which run in only one
@@ -77,6 +80,7 @@ impl LifeState {
             limits: OnceLock::new(),
             moves: Moves::default(),
             served: OnceLock::new(),
+            expected: OnceLock::new(),
         }
     }
 

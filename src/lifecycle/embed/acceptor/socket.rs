@@ -11,7 +11,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::error::Error;
 use crate::ledger::Source;
-use crate::lifecycle::life::{Life, ServedListener, StopOrder, Term};
+use crate::lifecycle::life::{Life, Place, ServedListener, StopOrder, Term};
 use crate::net::{self, Peer, Stream};
 
 /// A source of connections from one socket.
@@ -25,6 +25,9 @@ pub(super) struct SocketAcceptor {
     /// token is dropped, because this acceptor may just have accepted a connection.
     accepting: Option<TaskTrackerToken>,
 }
+
+/// An accepted connection, with the address of its client.
+type Accepted = (Stream, Peer);
 
 /// The source of an acceptor's next connection.
 #[derive(Debug)]
@@ -81,8 +84,8 @@ impl SocketAcceptor {
                 ConnectionSource::Listener(watched) => tokio::select! {
                     biased;
                     () = &mut self.retired.0 => self.source = ConnectionSource::Retired,
-                    accepted = accept_within_limit(&self.served, watched) => {
-                        return Some(self.admit(accepted));
+                    (accepted, place) = accept_within_limit(&self.served, watched) => {
+                        return Some(self.admit(accepted, place));
                     }
                 },
                 ConnectionSource::Retired => {
@@ -109,7 +112,7 @@ impl SocketAcceptor {
                 ConnectionSource::Replaced(watched) => {
                     let left = self.served.late_clients().unwrap_or_default();
                     match timeout(left, watched.accept_here()).await {
-                        Ok(accepted) => return Some(self.admit(accepted)),
+                        Ok(accepted) => return Some(self.admit(accepted, None)),
                         Err(_) => {
                             self.source =
                                 ConnectionSource::Backlog(self.served.take_backlog().into());
@@ -118,7 +121,7 @@ impl SocketAcceptor {
                 }
                 ConnectionSource::Backlog(clients) => {
                     if let Some(client) = clients.pop_front() {
-                        return Some(self.admit(client));
+                        return Some(self.admit(client, None));
                     }
                     // Wait until the generation retires. It may still serve other listeners, if it
                     // has resumed after it had given up this listener.
@@ -131,20 +134,33 @@ impl SocketAcceptor {
     }
 
     /// Counts an accepted connection as open until its stream is dropped.
-    fn admit(&self, (mut stream, peer): (Stream, Peer)) -> (Stream, Peer) {
+    fn admit(&self, (mut stream, peer): Accepted, place: Option<Place>) -> Accepted {
         drop(stream.take_earmark());
         let awaiting = self.served.awaiting(&self.term);
-        let open = self.served.admit(Source::New, stream.traffic(), Instant::now());
+        let open = self.served.admit(Source::New, stream.traffic(), Instant::now(), place);
         stream.belongs_to_server(peer, Some(awaiting), open);
         (stream, peer)
     }
 }
 
-/// Waits until the listener has fewer connections than its limit, and accepts one more.
+/// Waits for a client and for a place within the connection limit, and accepts the client.
 async fn accept_within_limit(
     served: &ServedListener,
     watched: &mut net::WatchedListener,
-) -> (Stream, Peer) {
-    served.room().await;
-    watched.accept_here().await
+) -> (Accepted, Option<Place>) {
+    if !served.is_limited() {
+        return (watched.accept_here().await, None);
+    }
+    loop {
+        // Take a place only when a client waits. A place that is held in vain would be missing for
+        // another socket of the same listener.
+        watched.client_waits().await;
+        let place = served.take_place().await;
+        tokio::select! {
+            biased;
+            accepted = watched.accept_here() => return (accepted, place),
+            // Another acceptor or generation has accepted the client in the meantime.
+            () = std::future::ready(()) => {}
+        }
+    }
 }
