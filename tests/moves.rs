@@ -8,6 +8,7 @@ use std::net::TcpStream;
 
 use nix::sys::signal::Signal;
 
+use crate::support::line::is_asleep;
 use crate::support::{DEADLINE, Event, Line, assert_becomes, example, exit_code, signal};
 
 /// How many connections move at each handoff.
@@ -143,6 +144,26 @@ fn a_connection_limit_holds_across_handoffs() {
         assert_eq!(waiting.remove(0).answer().unwrap(), pid);
     }
     stop(&line, pid);
+}
+
+/// The clients beyond the descriptor limit wait, although the connection limit is not reached.
+#[test]
+fn a_limited_server_without_descriptors_waits_asleep() {
+    let launcher = ["prlimit", "--nofile=48:48"];
+    let line = Line::start_program_under(&launcher, &example("lines"), |command, folder| {
+        command.args(["127.0.0.1:0", "10", "600000", "500"]).current_dir(folder);
+        command.env("RUNTIME_DIRECTORY", folder);
+    });
+    line.wait("the first generation", |record| record.is_event(Event::GenerationServing));
+    let mut clients: Vec<_> = (0..60).map(|_| Talker::connect(&line)).collect();
+    line.wait("the shortage", |record| record.is_event(Event::AcceptFailed));
+    assert_becomes(&true, || is_asleep(line.first_pid()).unwrap());
+    clients.iter_mut().for_each(|client| client.send("hello\n"));
+    while !clients.is_empty() {
+        // Each client that leaves makes room for another one.
+        assert_eq!(clients.remove(0).answer().unwrap(), line.first_pid());
+    }
+    stop(&line, line.first_pid());
 }
 
 #[test]

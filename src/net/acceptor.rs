@@ -94,35 +94,51 @@ impl WatchedListener {
     /// Calls `on_shortage` once at the beginning of each shortage of file descriptors or memory.
     pub(crate) async fn accept(&mut self, on_shortage: impl Fn()) -> Accepted {
         loop {
-            match self.look().await {
-                Ok(Some(accepted)) => {
-                    self.shortage = self.shortage.map(|_| Duration::ZERO);
-                    return accepted;
-                }
-                Ok(None) => {
-                    if self.shortage.take().is_some() {
-                        self.listener.shortage.end(self.listener.name());
-                    }
-                }
-                Err(error) if is_the_peers_affair(&error) => {
-                    tracing::debug!(
-                        event = "connection.aborted", listener = %self.listener.name(), %error,
-                        "a client aborted its connection before it was accepted: {error}"
-                    );
-                }
-                Err(error) => {
-                    let pause = self
-                        .shortage
-                        .map_or(FIRST_PAUSE, |last| (last * 2).clamp(FIRST_PAUSE, LAST_PAUSE));
-                    if self.shortage.replace(pause).is_none()
-                        && self.listener.shortage.begin(self.listener.name(), &error)
-                    {
-                        on_shortage();
-                    }
-                    tokio::time::sleep(pause).await;
-                }
+            if let Some(accepted) = self.attempt(&on_shortage).await {
+                return accepted;
             }
         }
+    }
+
+    /// Accepts a connection after [`WatchedListener::client_waits`] has returned, and registers it
+    /// with the current tokio runtime. Returns `None` if another process has accepted the client in
+    /// the meantime, or after the pause for a shortage. Cancel safe.
+    pub(crate) async fn accept_waiting(&mut self) -> Option<(Stream, Peer)> {
+        self.attempt(&|| {}).await?.into_stream(&self.listener)
+    }
+
+    /// Makes one attempt to accept a connection. After a failure for want of file descriptors or
+    /// memory, waits before it returns.
+    async fn attempt(&mut self, on_shortage: &impl Fn()) -> Option<Accepted> {
+        match self.look().await {
+            Ok(Some(accepted)) => {
+                self.shortage = self.shortage.map(|_| Duration::ZERO);
+                return Some(accepted);
+            }
+            Ok(None) => {
+                if self.shortage.take().is_some() {
+                    self.listener.shortage.end(self.listener.name());
+                }
+            }
+            Err(error) if is_the_peers_affair(&error) => {
+                tracing::debug!(
+                    event = "connection.aborted", listener = %self.listener.name(), %error,
+                    "a client aborted its connection before it was accepted: {error}"
+                );
+            }
+            Err(error) => {
+                let pause = self
+                    .shortage
+                    .map_or(FIRST_PAUSE, |last| (last * 2).clamp(FIRST_PAUSE, LAST_PAUSE));
+                if self.shortage.replace(pause).is_none()
+                    && self.listener.shortage.begin(self.listener.name(), &error)
+                {
+                    on_shortage();
+                }
+                tokio::time::sleep(pause).await;
+            }
+        }
+        None
     }
 
     /// Waits until the listener is readable and tries to accept one connection. Returns `None` if

@@ -112,6 +112,8 @@ impl Limits {
     pub(crate) fn note(&mut self, now: Instant, transferred: u64) {
         if let Some(clock) = self.clock.as_mut().filter(|clock| clock.transferred != transferred) {
             (clock.transferred, clock.moved) = (transferred, now);
+            // The bytes that were unacknowledged at the last look are others now.
+            clock.unacknowledged = None;
         }
     }
 
@@ -196,6 +198,9 @@ mod tests {
             assert_eq!(limits.next(), Some(due + SECOND * 5));
         }
         assert!(!limits.note_unacknowledged(due, 8));
+        // The kernel has taken more bytes since then, and the peer has acknowledged as many.
+        limits.note(due, 1);
+        assert!(limits.note_unacknowledged(due, 8));
     }
 
     /// When a connection moves to a new process, the time that it has used in the old process still

@@ -156,11 +156,8 @@ async fn accept_within_limit(
         // another socket of the same listener.
         watched.client_waits().await;
         let place = served.take_place().await;
-        tokio::select! {
-            biased;
-            accepted = watched.accept_here() => return (accepted, place),
-            // Another acceptor or generation has accepted the client in the meantime.
-            () = std::future::ready(()) => {}
+        if let Some(accepted) = watched.accept_waiting().await {
+            return (accepted, place);
         }
     }
 }
