@@ -89,6 +89,10 @@ fn main() -> Result<(), Box<dyn Error>> {
             let runtime = tokio::runtime::Runtime::new()?;
             runtime.block_on(server.serve_here(panicking))?
         }
+        "copy" => server.serve_with(async |life| {
+            let _copy = life.tcp_listener("echo")?;
+            echo(life).await
+        })?,
         "echo" => server.serve_with(echo)?,
         "threads" => server.serve_with(threads)?,
         "long-bake" => {

@@ -84,7 +84,7 @@ pub enum Error {
         why: &'static str,
     },
     /// A server has requested a listener by name, but no listener has that name.
-    #[error("there is no listener named {name:?}, only {}", names(existing))]
+    #[error("there is no listener named {name:?}{}", others(existing))]
     NoSuchListener {
         /// The requested name.
         name: String,
@@ -342,12 +342,10 @@ impl<T: Into<String>> From<T> for Malformed {
     }
 }
 
-/// Formats the names of all listeners for use in an error message.
-fn names(existing: &[String]) -> String {
-    match existing {
-        [] => "none at all".to_owned(),
-        names => names.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", "),
-    }
+/// Formats the names of the existing listeners for the end of an error message.
+fn others(existing: &[String]) -> String {
+    let names: Vec<_> = existing.iter().map(|name| format!("{name:?}")).collect();
+    if names.is_empty() { String::new() } else { format!(", only {}", names.join(", ")) }
 }
 
 /// Formats the value of `LD_PRELOAD` for use in an error message.

@@ -243,7 +243,7 @@ fn a_client_that_cannot_be_watched_is_reset() {
 }
 
 /// Starts two generations, lets the first one register no socket for events, and kills the second
-/// one. Returns when the first one has tried in vain to accept again, with a connection that it
+/// one. Returns when the first one has failed to accept again, with a connection that it
 /// serves.
 fn fail_to_resume() -> (Line, Tracer, Client) {
     let line = Line::serve(&["--bake", "0", "--drain-timeout", "60s"]);

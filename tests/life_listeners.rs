@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use nix::sys::signal::Signal;
 
 use crate::life::{addresses, bake, replace, start, start_on, stop};
-use crate::support::line::is_asleep;
+use crate::support::view::is_asleep;
 use crate::support::{
     Client, Event, Line, Parent, assert_becomes, defer_accept, example, exit_code, free_port,
     freeze, signal, thaw,
@@ -166,6 +166,19 @@ fn all_passed_sockets_of_a_name_are_served() {
         assert_served(&mut clients);
         line.wait_for_end();
     }
+}
+
+/// Only one of the sockets could be copied, and the clients of the other would wait.
+#[test]
+fn sockets_of_one_name_are_not_copied() {
+    let sockets = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    let address = sockets[0].local_addr().unwrap().to_string();
+    let line = Parent::passing(sockets.map(OwnedFd::from))
+        .saying("LISTEN_FDNAMES", "echo:echo")
+        .start_program(&example("life"), &["copy", &address]);
+    assert_eq!(exit_code(line.first_pid()), 1);
+    line.wait_for_end();
+    assert!(line.text().contains("2 sockets are named \"echo\""), "{}", line.text());
 }
 
 /// The clients of a listener that the server has forgotten would wait for ever.

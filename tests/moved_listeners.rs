@@ -6,7 +6,7 @@
 use nix::sys::signal::Signal;
 
 use crate::config_file::put;
-use crate::support::line::is_asleep;
+use crate::support::view::is_asleep;
 use crate::support::{Callers, Client, Event, Line, assert_becomes, defer_accept, free_port};
 
 fn file(address: &str, port: u16) -> String {

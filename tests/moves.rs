@@ -8,7 +8,7 @@ use std::net::TcpStream;
 
 use nix::sys::signal::Signal;
 
-use crate::support::line::is_asleep;
+use crate::support::view::is_asleep;
 use crate::support::{DEADLINE, Event, Line, assert_becomes, example, exit_code, signal};
 
 /// How many connections move at each handoff.

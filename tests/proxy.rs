@@ -114,26 +114,31 @@ fn a_reply_is_relayed_whole_if_the_upstream_closes_at_once() {
     }
 }
 
+/// Writes until neither the proxy nor the kernel takes more. Returns how many bytes were written.
+pub(crate) fn fill(line: &Line, writer: &mut Client) -> usize {
+    writer.set_nonblocking(true).unwrap();
+    let chunk = bytes(64 * 1024);
+    let (mut written, mut slept) = (0, false);
+    loop {
+        match writer.write(&chunk) {
+            Ok(count) => (written, slept) = (written + count, false),
+            Err(error) if error.kind() == ErrorKind::WouldBlock && slept => return written,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => slept = line.is_asleep(),
+            Err(error) => panic!("{error}"),
+        }
+        // The limit covers the kernel's buffers on both sides, but not an unlimited buffer in the
+        // proxy.
+        assert!(written < 64 * 1024 * 1024, "the proxy reads more than the other side takes");
+    }
+}
+
 #[test]
 fn a_slow_reader_blocks_only_its_own_upstream() {
     let upstream = Upstream::tcp();
     let line = Line::proxy(&[&upstream.address()], &[]);
     let slow = narrow(line.address().parse().unwrap());
     let mut pouring = upstream.accept();
-    pouring.set_nonblocking(true).unwrap();
-    let chunk = bytes(64 * 1024);
-    let (mut poured, mut slept) = (0, false);
-    loop {
-        match pouring.write(&chunk) {
-            Ok(count) => (poured, slept) = (poured + count, false),
-            Err(error) if error.kind() == ErrorKind::WouldBlock && slept => break,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => slept = line.is_asleep(),
-            Err(error) => panic!("{error}"),
-        }
-        // The limit covers the kernel's buffers on both sides, but not an unlimited buffer in the
-        // proxy.
-        assert!(poured < 64 * 1024 * 1024, "the proxy reads more than the client takes");
-    }
+    fill(&line, &mut pouring);
     let (mut client, mut server) = line.pair(&upstream);
     for _ in 0..100 {
         client.write_all(b"request").unwrap();

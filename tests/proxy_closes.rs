@@ -4,11 +4,11 @@
 //! A Unix socket that is closed can receive nothing more, and tells so at once. A TCP socket tells
 //! so only when something is sent to it.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{Read, Write};
 
 use socket2::SockRef;
 
-use crate::proxy::bytes;
+use crate::proxy::{bytes, fill};
 use crate::proxy_faults::ending;
 use crate::support::view::pause;
 use crate::support::{Client, Event, Line, Upstream, assert_becomes, narrow};
@@ -88,21 +88,6 @@ fn the_request_of_a_closed_client_reaches_a_slow_upstream() {
     assert_eq!(ending(&line).0, "finished");
 }
 
-/// Writes until neither the proxy nor the kernel takes more. Returns how many bytes were written.
-fn fill(line: &Line, writer: &mut Client) -> usize {
-    writer.set_nonblocking(true).unwrap();
-    let chunk = bytes(64 * 1024);
-    let (mut written, mut slept) = (0, false);
-    loop {
-        match writer.write(&chunk) {
-            Ok(count) => (written, slept) = (written + count, false),
-            Err(error) if error.kind() == ErrorKind::WouldBlock && slept => return written,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => slept = line.is_asleep(),
-            Err(error) => panic!("{error}"),
-        }
-    }
-}
-
 /// The proxy learns of the close while it still has bytes for the other side.
 #[test]
 fn a_unix_peer_that_closes_under_pressure_is_not_forgotten() {
@@ -148,7 +133,7 @@ fn an_idle_connection_with_unread_bytes_is_reset() {
 #[test]
 fn a_slow_client_is_not_idle() {
     let (upstream, reply) = (Upstream::tcp(), bytes(6_000_000));
-    let line = Line::counted_proxy(&[&upstream.address()], &["--idle-timeout", "300ms"]);
+    let line = Line::counted_proxy(&[&upstream.address()], &["--idle-timeout", "1s"]);
     let mut client = narrow(line.address().parse().unwrap());
     let mut server = upstream.accept();
     std::thread::scope(|scope| {
@@ -162,9 +147,7 @@ fn a_slow_client_is_not_idle() {
                 0 => break,
                 count => heard.extend_from_slice(&part[..count]),
             }
-            if heard.len() % 10 == 0 {
-                pause(1);
-            }
+            pause(4);
         }
         assert!(heard == reply, "{} bytes of {} arrived", heard.len(), reply.len());
     });

@@ -216,7 +216,8 @@ fn end_process_later(returned: Receiver<()>, error: Option<&Error>) {
     });
 }
 
-/// Cuts the connections and closes the listeners if the future of the server is dropped.
+/// Cuts the connections and closes the listeners when the server has ended, also if its future is
+/// dropped before that.
 struct CutOnDrop(Life);
 
 impl Drop for CutOnDrop {

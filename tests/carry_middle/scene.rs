@@ -6,7 +6,7 @@ use std::process::Command;
 
 use nix::sys::signal::Signal;
 
-use crate::support::line::is_asleep;
+use crate::support::view::is_asleep;
 use crate::support::{
     Client, Echoing, Event, Gate, Line, REAL, Upstream, assert_becomes, exit_code, freeze,
     raise_descriptor_limit, thaw,

@@ -72,14 +72,8 @@ impl Line {
         launcher: &[&str],
         prepare: impl FnOnce(&mut Command, &Path),
     ) -> Self {
-        let words = |folder: &Path| {
-            let program = folder.join("handoffd");
-            let mut words = launcher.iter().map(OsStr::new).chain([program.as_os_str()]);
-            let mut command = Command::new(words.next().unwrap());
-            command.args(words).args(["--log", "debug"]);
-            command
-        };
-        Self::start(Path::new(REAL), words, |command, folder| {
+        Self::start_program_under(launcher, Path::new(REAL), |command, folder| {
+            command.args(["--log", "debug"]);
             prepare(command, folder);
             if !command.get_args().any(|argument| argument == "--carry" || argument == "--config") {
                 command.arg("--no-carry");
@@ -110,7 +104,7 @@ impl Line {
 
     /// Starts another program that uses the library, through a link to it.
     pub(crate) fn start_program(real: &Path, prepare: impl FnOnce(&mut Command, &Path)) -> Self {
-        Self::start(real, |folder| Command::new(folder.join("handoffd")), prepare)
+        Self::start_program_under(&[], real, prepare)
     }
 
     fn start(
@@ -349,24 +343,8 @@ impl Line {
     /// Returns whether every process of the lineage is idle. Bytes that are still unread then will
     /// stay unread.
     pub(crate) fn is_asleep(&self) -> bool {
-        self.processes().into_iter().all(|pid| is_asleep(pid).unwrap_or(false))
+        self.processes().into_iter().all(|pid| super::view::is_asleep(pid).unwrap_or(false))
     }
-}
-
-/// Returns whether every thread of a process sleeps.
-pub(crate) fn is_asleep(pid: u32) -> std::io::Result<bool> {
-    are_all(pid, 'S')
-}
-
-/// Returns whether every thread of a process is in this state, see proc_pid_stat(5).
-pub(crate) fn are_all(pid: u32, state: char) -> std::io::Result<bool> {
-    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
-        let stat = fs::read_to_string(thread?.path().join("stat"))?;
-        if !stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with(state)) {
-            return Ok(false);
-        }
-    }
-    Ok(true)
 }
 
 impl Log {

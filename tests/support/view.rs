@@ -81,6 +81,22 @@ pub(crate) fn watched(pid: u32) -> Vec<usize> {
     targets.collect::<BTreeSet<_>>().iter().map(BTreeSet::len).collect()
 }
 
+/// Returns whether every thread of a process sleeps.
+pub(crate) fn is_asleep(pid: u32) -> std::io::Result<bool> {
+    are_all(pid, 'S')
+}
+
+/// Returns whether every thread of a process is in this state, see proc_pid_stat(5).
+pub(crate) fn are_all(pid: u32, state: char) -> std::io::Result<bool> {
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let stat = fs::read_to_string(thread?.path().join("stat"))?;
+        if !stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with(state)) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// Returns the environment that a process was started with, sorted.
 pub(crate) fn environment(pid: u32) -> Vec<String> {
     let bytes = fs::read(format!("/proc/{pid}/environ")).unwrap();

@@ -15,9 +15,9 @@ use std::time::Instant;
 use nix::sched::{CloneFlags, setns};
 use tempfile::TempDir;
 
-use crate::support::line::{are_all, is_asleep};
 use crate::support::operator::Answered;
 use crate::support::view::pause;
+use crate::support::view::{are_all, is_asleep};
 use crate::support::{DEADLINE, Operator, REAL, Stuck};
 
 /// Where the shipped socket unit listens.

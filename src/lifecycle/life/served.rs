@@ -109,7 +109,9 @@ impl ServedListeners {
     /// Returns the names of the listeners that the server has not requested yet.
     pub(in crate::lifecycle) fn unused(&self) -> Vec<&str> {
         let unused = self.all.iter().filter(|one| !one.is_used.load(Ordering::Relaxed));
-        unused.map(|one| &*one.name).collect()
+        let mut names: Vec<_> = unused.map(|one| &*one.name).collect();
+        names.dedup();
+        names
     }
 
     /// Returns how many connections of each listener with a connection limit may move to the

@@ -152,8 +152,8 @@ async fn accept_within_limit(
         return (watched.accept_here().await, None);
     }
     loop {
-        // Take a place only when a client waits. A place that is held in vain would be missing for
-        // another socket of the same listener.
+        // Take a place only when a client waits. Otherwise a socket without clients would keep a
+        // place that another socket of the same listener needs.
         watched.client_waits().await;
         let place = served.take_place().await;
         if let Some(accepted) = watched.accept_waiting().await {
