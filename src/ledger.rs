@@ -5,6 +5,7 @@
 //! and the proxy keep ledgers. Each of them adds its own counters, which the ledger stores next to
 //! the totals.
 
+mod limit;
 mod listener;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,6 +14,7 @@ use slab::Slab;
 
 use crate::net::Traffic;
 
+pub(crate) use limit::{ConnectionLimit, Permit};
 pub(crate) use listener::{ListenerEntry, ListenerEvents, ListenerLedger, open_connections};
 
 /// A list of open connections, and totals over these and all ended connections. `C` holds

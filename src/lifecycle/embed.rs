@@ -17,6 +17,7 @@ mod listener;
 mod private;
 mod server_calls;
 
+use std::convert::Infallible;
 use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::pin;
@@ -28,7 +29,7 @@ use tokio::sync::watch;
 
 use super::builder::Builder;
 use super::driver::{Driver, RunReport};
-use super::life::{Life, LifeRequest, ListenerSettings, ServedListeners};
+use super::life::{Life, LifeRequest, ServedListeners, ServedSettings};
 use super::unlogged;
 use crate::error::Error;
 use crate::handoff::SignalUse;
@@ -130,7 +131,7 @@ impl Builder {
                 return Err(error);
             }
         };
-        let settings = ListenerSettings::of(&config);
+        let settings = ServedSettings::of(&config);
         let driver = runtime.within(|| Driver::start(config, inheritance, plane, line))?;
         let served = ServedListeners::new(driver.listeners(), &last, &settings)
             .inspect_err(|error| driver.refuse(error))?;
@@ -139,27 +140,15 @@ impl Builder {
         }
         let _ = life.state.served.set(served);
         let (_returned, returns) = sync_channel::<()>(0);
-        let mut driver = runtime.run(async move {
-            let ended = match driver.live() {
-                Ok(driver) => driver.run().await,
-                Err(error) => Err(error),
-            };
-            if owns_process {
-                end_process_later(returns, ended.as_ref().err());
-            }
-            ended
-        })?;
+        let mut driver = runtime.run(run(driver, owns_process.then_some(returns)))?;
         let _cut = CutOnDrop(life.clone());
-        let (mut unused, mut has_looked) = (pin!(warn_of_unused(&life)), false);
+        let mut unused = pin!(warn_of_unused(&life));
         let mut calls = ServerCalls::new(&life, &serve);
         loop {
             tokio::select! {
                 biased;
                 ended = driver.ended() => return ended,
-                () = &mut unused, if !has_looked => {
-                    has_looked = true;
-                    continue;
-                }
+                never = &mut unused => match never {},
                 ended = calls.next() => match ended {
                     CallEvent::AsTold | CallEvent::Begun => {}
                     CallEvent::Early(term) => life.state.request(LifeRequest::Returned(term)),
@@ -171,6 +160,20 @@ impl Builder {
             server.send_replace(calls.state());
         }
     }
+}
+
+/// Runs the driver until the generation has ended. Then ends the process after [`EXIT_TIMEOUT`],
+/// unless the server returns before, which disconnects `returned`. If `returned` is `None`, the
+/// process does not end.
+async fn run(driver: Driver<Embedded>, returned: Option<Receiver<()>>) -> Result<RunReport, Error> {
+    let ended = match driver.live() {
+        Ok(driver) => driver.run().await,
+        Err(error) => Err(error),
+    };
+    if let Some(returned) = returned {
+        end_process_later(returned, ended.as_ref().err());
+    }
+    ended
 }
 
 /// Ends the process if it does not end by itself after a panic of the server.
@@ -236,8 +239,9 @@ impl Drop for CutOnDrop {
 /// How long after it is ready a server may take to request all listeners.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Warns of the listeners that a server has not requested. Their clients would wait for ever.
-async fn warn_of_unused(life: &Life) {
+/// Warns once of the listeners that a server has not requested. Their clients would wait forever.
+/// Never returns.
+async fn warn_of_unused(life: &Life) -> Infallible {
     life.term().ready().await;
     tokio::time::sleep(REQUEST_TIMEOUT).await;
     let unused = life.state.served.get().map(ServedListeners::unused).unwrap_or_default();
@@ -249,4 +253,5 @@ async fn warn_of_unused(life: &Life) {
             "the server does not accept on these listeners, so their clients wait: {listeners}"
         );
     }
+    std::future::pending().await
 }

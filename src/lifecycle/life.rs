@@ -9,7 +9,6 @@
 //! generation are in `life/alone.rs`.
 
 mod alone;
-mod connection_limit;
 mod line;
 mod moves;
 mod served;
@@ -27,9 +26,8 @@ use crate::generation::Generation;
 
 pub(super) use alone::DROP_TIMEOUT;
 pub use alone::Stop;
-pub(super) use connection_limit::Place;
 pub(super) use line::{LifeLine, LifeRequest};
-pub(super) use served::{ListenerSettings, ServedListeners};
+pub(super) use served::{ServedListeners, ServedSettings};
 pub(super) use served_listener::{OpenConnection, ServedListener, StopOrder};
 pub(super) use state::LifeState;
 pub(super) use term::Term;

@@ -12,10 +12,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::deaths::{Deaths, panic_text};
-use super::limit::Permit;
 use super::listener::ListenerSlot;
 use super::workers::choose;
-use crate::ledger::ListenerEvents;
+use crate::ledger::{ListenerEvents, Permit};
 use crate::net::{Accepted, WatchedListener};
 use crate::service::Service;
 

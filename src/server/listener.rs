@@ -11,15 +11,14 @@ use tokio::runtime::EnterGuard;
 use tokio::time::Instant;
 
 use super::connection::{ConnectionContext, ConnectionTask};
-use super::limit::{ConnectionLimit, Permit};
 #[cfg(feature = "proxy")]
 use super::relays::{Carrying, RelayedConnection, UpstreamLink};
 use super::slot::ConnectionSlot;
 use super::workers::Worker;
 use crate::carry::CarriedState;
 use crate::drain::{DrainEntry, DrainWatch, OnDrain};
-use crate::ledger::ListenerLedger;
 use crate::ledger::Source;
+use crate::ledger::{ConnectionLimit, ListenerLedger, Permit};
 use crate::net::{Accepted, Listener, Peer, Stream, Traffic};
 #[cfg(feature = "proxy")]
 use crate::plane::{Limits, RelayEntry};

@@ -11,7 +11,6 @@ mod connection;
 mod data_plane;
 mod deaths;
 mod late;
-mod limit;
 mod listener;
 #[cfg(feature = "proxy")]
 mod relays;
@@ -33,10 +32,9 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use crate::carry::{DepartureTasks, Takeovers};
 use crate::config::{Config, OnHandoff};
 use crate::drain::{Drain, OnDrain};
-use crate::ledger::ListenerLedger;
+use crate::ledger::{ConnectionLimit, ListenerLedger};
 use crate::service::Service;
 use connection::ConnectionContext;
-use limit::ConnectionLimit;
 use listener::ListenerSlot;
 
 pub use workers::Workers;

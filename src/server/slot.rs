@@ -7,11 +7,10 @@ use std::time::Duration;
 
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::limit::Permit;
 use super::workers::Load;
 use crate::carry::CarrySlot;
 use crate::drain::DrainGuard;
-use crate::ledger::ListenerEntry;
+use crate::ledger::{ListenerEntry, Permit};
 
 /// The slot of one connection. Dropping this value removes the connection from all counts.
 #[derive(Debug)]

@@ -7,12 +7,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::time::Instant;
 
-use super::connection_limit::ConnectionLimit;
 use super::served_listener::{ServedListener, StopOrder};
 use crate::config::{Config, OnHandoff};
 use crate::drain::DrainReport;
 use crate::error::Error;
-use crate::ledger::{ListenerEvents, ListenerLedger, open_connections};
+use crate::ledger::{ConnectionLimit, ListenerEvents, ListenerLedger, open_connections};
 use crate::net::{HANDSHAKE_TIMEOUT, Listener, ListenerSet};
 use crate::report::{CarryForecast, Connections, Counters};
 
@@ -20,6 +19,8 @@ use crate::report::{CarryForecast, Connections, Counters};
 #[derive(Debug)]
 pub(in crate::lifecycle) struct ServedListeners {
     all: Vec<Arc<ServedListener>>,
+    /// The connection limits by the name of the listener. All sockets of a name share one.
+    limits: HashMap<String, Arc<ConnectionLimit>>,
     /// How connections of earlier drains ended. A report of the current drain leaves these
     /// connections out.
     before_drain: Mutex<DrainReport>,
@@ -27,13 +28,13 @@ pub(in crate::lifecycle) struct ServedListeners {
 
 /// The settings of the listeners, by name.
 #[derive(Debug)]
-pub(in crate::lifecycle) struct ListenerSettings {
+pub(in crate::lifecycle) struct ServedSettings {
     limits: HashMap<String, NonZeroUsize>,
     on_handoff: HashMap<String, OnHandoff>,
     default: OnHandoff,
 }
 
-impl ListenerSettings {
+impl ServedSettings {
     pub(in crate::lifecycle) fn of(config: &Config) -> Self {
         Self {
             limits: config.listeners.limits(),
@@ -57,11 +58,12 @@ impl ServedListeners {
     pub(in crate::lifecycle) fn new(
         listeners: &ListenerSet,
         last: &HashSet<String>,
-        settings: &ListenerSettings,
+        settings: &ServedSettings,
     ) -> Result<Self, Error> {
         last.iter().try_for_each(|name| listeners.get(name).map(drop))?;
         let limits = settings.limits.iter();
-        let limits = limits.map(|(name, limit)| (name.as_str(), ConnectionLimit::new(*limit)));
+        let limits = limits
+            .map(|(name, limit)| (name.clone(), Arc::new(ConnectionLimit::new(name, *limit))));
         let limits: HashMap<_, _> = limits.collect();
         let all = listeners.as_slice().iter().map(|listener| {
             let is_last = last.contains(&**listener.name());
@@ -71,7 +73,7 @@ impl ServedListeners {
             Arc::new(ServedListener::new(listener, order, on_handoff, limit))
         });
         let before_drain = Mutex::new(DrainReport { ended: 0, carried: 0, cut: 0 });
-        Ok(Self { all: all.collect(), before_drain })
+        Ok(Self { all: all.collect(), limits, before_drain })
     }
 
     /// Returns whether the server accepts on a listener by itself. If so, the library does not know
@@ -118,20 +120,20 @@ impl ServedListeners {
     /// successor.
     pub(in crate::lifecycle) fn forecast(&self) -> CarryForecast {
         let carried = self.all.iter().filter(|one| one.arrivals().is_some());
-        carried.filter_map(|one| Some((one.name.to_string(), one.limit.as_ref()?.open()))).collect()
+        carried.filter_map(|one| Some((one.name.to_string(), one.limit.as_ref()?.used()))).collect()
     }
 
-    /// Keeps places in the connection limits for the connections that may move here.
+    /// Reserves permits for the connections that may move here.
     pub(in crate::lifecycle) fn expect(&self, forecast: &CarryForecast) {
         for (name, count) in forecast.iter() {
-            let limits = self.all.iter().filter(|one| *one.name == *name);
-            limits.filter_map(|one| one.limit.as_ref()).for_each(|limit| limit.reserve(count));
+            self.limits.get(name).into_iter().for_each(|limit| limit.reserve(count));
         }
     }
 
-    /// Frees the places that are still kept, because no more connections move here.
+    /// Makes the permits that are still reserved available to new clients, because no more
+    /// connections move here.
     pub(in crate::lifecycle) fn release_reserved(&self) {
-        self.all.iter().filter_map(|one| one.limit.as_ref()).for_each(|one| one.release_reserved());
+        self.limits.values().for_each(|limit| limit.release_reserved());
     }
 
     /// Closes all sockets, because the server has ended.
@@ -188,6 +190,11 @@ impl ServedListeners {
         for one in &self.all {
             let listener = counters.listeners.entry(one.name.to_string()).or_default();
             listener.add(one.ledger.counters());
+        }
+        for (name, limit) in &self.limits {
+            if let Some(listener) = counters.listeners.get_mut(name) {
+                listener.limited += limit.times_full();
+            }
         }
         counters
     }

@@ -3,6 +3,7 @@
 //! A connection counts as open until its stream is dropped, also after a protocol upgrade. So a
 //! websocket is drained, cut and reported like any other connection.
 
+use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -11,10 +12,11 @@ use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::connection_limit::{ConnectionLimit, Place};
 use super::term::Term;
 use crate::config::OnHandoff;
-use crate::ledger::{ListenerEntry, ListenerEvents, ListenerLedger, Source};
+use crate::ledger::{
+    ConnectionLimit, ListenerEntry, ListenerEvents, ListenerLedger, Permit, Source,
+};
 use crate::lifecycle::embed::ArrivalQueue;
 use crate::net::{Listener, Peer, Stream, Traffic, pending};
 
@@ -57,7 +59,7 @@ pub(in crate::lifecycle) struct OpenConnection {
     /// `None` once the connection is counted as ended.
     entry: Option<ListenerEntry>,
     served: Arc<ServedListener>,
-    _place: Option<Place>,
+    _permit: Option<Permit>,
     // This field is the last, so that it is dropped last: the process may exit when no token is
     // left.
     _open: TaskTrackerToken,
@@ -133,15 +135,10 @@ impl ServedListener {
         self.limit.is_some()
     }
 
-    /// Waits until the listener has fewer connections than its limit, and takes a place for another
-    /// one. Returns `None` if there is no limit. Cancel safe.
-    pub(in crate::lifecycle) async fn take_place(&self) -> Option<Place> {
-        let limit = self.limit.as_ref()?;
-        if let Some(place) = limit.try_take() {
-            return Some(place);
-        }
-        self.ledger.count(|events| events.counters.limited += 1);
-        Some(limit.take().await)
+    /// Waits until the listener has fewer connections than its limit, and takes a permit for
+    /// another one. Returns `None` if there is no limit. Cancel safe.
+    pub(in crate::lifecycle) async fn take_permit(&self) -> Option<Permit> {
+        Some(self.limit.as_ref()?.take().await)
     }
 
     /// Closes the socket of this process, so that the address is free once other processes have
@@ -186,26 +183,28 @@ impl ServedListener {
     }
 
     /// Counts a connection that began at `since`. It counts as open until the returned value is
-    /// dropped. `place` is the place that was taken for it, if any.
+    /// dropped. `permit` is the permit that was taken for it, if any.
     pub(in crate::lifecycle) fn admit(
         self: &Arc<Self>,
         source: Source,
         traffic: &Arc<Traffic>,
         since: Instant,
-        place: Option<Place>,
+        permit: Option<Permit>,
     ) -> OpenConnection {
         // Count the connection as open first. Otherwise a drain that begins now would count it as
         // ended.
         let open = self.open.token();
         let entry = Some(self.ledger.enter(source, traffic, since));
-        let place = place.or_else(|| {
+        let permit = permit.map(Permit::used).or_else(|| {
             let limit = self.limit.as_ref()?;
-            Some(match source {
-                Source::New => limit.take_beyond(),
-                Source::Carried => limit.take_reserved(),
-            })
+            match source {
+                Source::New => Some(limit.acquire_beyond()),
+                // A limit of one there is never higher than the limit here, so the connection is
+                // never refused.
+                Source::Carried => limit.acquire_for_carried(Some(NonZeroUsize::MIN)),
+            }
         });
-        OpenConnection { entry, served: Arc::clone(self), _place: place, _open: open }
+        OpenConnection { entry, served: Arc::clone(self), _permit: permit, _open: open }
     }
 
     /// Counts a connection that the successor has refused.

@@ -10,8 +10,8 @@ use tokio::time::{Instant, timeout};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::error::Error;
-use crate::ledger::Source;
-use crate::lifecycle::life::{Life, Place, ServedListener, StopOrder, Term};
+use crate::ledger::{Permit, Source};
+use crate::lifecycle::life::{Life, ServedListener, StopOrder, Term};
 use crate::net::{self, Peer, Stream};
 
 /// A source of connections from one socket.
@@ -84,8 +84,8 @@ impl SocketAcceptor {
                 ConnectionSource::Listener(watched) => tokio::select! {
                     biased;
                     () = &mut self.retired.0 => self.source = ConnectionSource::Retired,
-                    (accepted, place) = accept_within_limit(&self.served, watched) => {
-                        return Some(self.admit(accepted, place));
+                    (accepted, permit) = accept_within_limit(&self.served, watched) => {
+                        return Some(self.admit(accepted, permit));
                     }
                 },
                 ConnectionSource::Retired => {
@@ -96,27 +96,12 @@ impl SocketAcceptor {
                         ConnectionSource::Backlog(VecDeque::new())
                     };
                 }
-                ConnectionSource::GivenUp => {
-                    let late =
-                        self.served.socket().filter(|_| self.served.late_clients().is_some());
-                    let watched = late.map(net::WatchedListener::new).and_then(Result::ok);
-                    self.source = match watched {
-                        Some(watched) => {
-                            // Do not let the drain wait for clients that may never arrive.
-                            self.accepting = None;
-                            ConnectionSource::Replaced(watched)
-                        }
-                        None => ConnectionSource::Backlog(self.served.take_backlog().into()),
-                    };
-                }
+                ConnectionSource::GivenUp => self.source = self.last_clients(),
                 ConnectionSource::Replaced(watched) => {
                     let left = self.served.late_clients().unwrap_or_default();
                     match timeout(left, watched.accept_here()).await {
                         Ok(accepted) => return Some(self.admit(accepted, None)),
-                        Err(_) => {
-                            self.source =
-                                ConnectionSource::Backlog(self.served.take_backlog().into());
-                        }
+                        Err(_) => self.source = self.backlog(),
                     }
                 }
                 ConnectionSource::Backlog(clients) => {
@@ -133,31 +118,48 @@ impl SocketAcceptor {
         }
     }
 
+    /// Returns the source of the last clients of a listener that no other generation accepts on.
+    fn last_clients(&mut self) -> ConnectionSource {
+        let late = self.served.socket().filter(|_| self.served.late_clients().is_some());
+        let Some(watched) = late.map(net::WatchedListener::new).and_then(Result::ok) else {
+            return self.backlog();
+        };
+        // Do not let the drain wait for clients that may never arrive.
+        self.accepting = None;
+        ConnectionSource::Replaced(watched)
+    }
+
+    /// Accepts the clients that are left in the backlog, and closes the listener.
+    fn backlog(&self) -> ConnectionSource {
+        ConnectionSource::Backlog(self.served.take_backlog().into())
+    }
+
     /// Counts an accepted connection as open until its stream is dropped.
-    fn admit(&self, (mut stream, peer): Accepted, place: Option<Place>) -> Accepted {
+    fn admit(&self, (mut stream, peer): Accepted, permit: Option<Permit>) -> Accepted {
         drop(stream.take_earmark());
         let awaiting = self.served.awaiting(&self.term);
-        let open = self.served.admit(Source::New, stream.traffic(), Instant::now(), place);
+        let open = self.served.admit(Source::New, stream.traffic(), Instant::now(), permit);
         stream.belongs_to_server(peer, Some(awaiting), open);
         (stream, peer)
     }
 }
 
-/// Waits for a client and for a place within the connection limit, and accepts the client.
+/// Waits for a client, and for a permit if the listener has a connection limit. Then accepts the
+/// client.
 async fn accept_within_limit(
     served: &ServedListener,
     watched: &mut net::WatchedListener,
-) -> (Accepted, Option<Place>) {
+) -> (Accepted, Option<Permit>) {
     if !served.is_limited() {
         return (watched.accept_here().await, None);
     }
     loop {
-        // Take a place only when a client waits. Otherwise a socket without clients would keep a
-        // place that another socket of the same listener needs.
+        // Take a permit only when a client waits. Otherwise a socket without clients would hold a
+        // permit that another socket of the same listener needs.
         watched.client_waits().await;
-        let place = served.take_place().await;
+        let permit = served.take_permit().await;
         if let Some(accepted) = watched.accept_waiting().await {
-            return (accepted, place);
+            return (accepted, permit);
         }
     }
 }

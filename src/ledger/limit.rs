@@ -1,4 +1,4 @@
-//! A connection limit shared by all accept loops of one listener.
+//! A connection limit shared by all accept loops and acceptors of one listener.
 //!
 //! An accept loop takes a permit before it accepts, so a loop that waits for a client holds a
 //! permit without a connection. A listener without free permits may therefore still have fewer
@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 
 /// A permit for one connection. Dropping this value returns the permit.
 #[derive(Debug)]
-pub(super) struct Permit {
+pub(crate) struct Permit {
     limit: Arc<ConnectionLimit>,
     /// Whether a connection uses this permit. If not, an accept loop holds the permit while it
     /// waits for a client.
@@ -25,7 +25,7 @@ pub(super) struct Permit {
 
 /// The connection limit of one listener, shared by its accept loops.
 #[derive(Debug)]
-pub(super) struct ConnectionLimit {
+pub(crate) struct ConnectionLimit {
     listener: String,
     limit: usize,
     permits: Mutex<Permits>,
@@ -48,14 +48,14 @@ struct Permits {
 
 impl ConnectionLimit {
     /// Creates a limit of `limit` connections for the listener with the name `listener`.
-    pub(super) fn new(listener: &str, limit: NonZeroUsize) -> Self {
+    pub(crate) fn new(listener: &str, limit: NonZeroUsize) -> Self {
         let (permits, freed) = (Mutex::default(), Notify::new());
         Self { listener: listener.to_owned(), limit: limit.get(), permits, freed }
     }
 
     /// Waits for a free permit. Cancel safe, but a cancelled call loses its place in the queue for
     /// permits.
-    pub(super) async fn take(self: &Arc<Self>) -> Permit {
+    pub(crate) async fn take(self: &Arc<Self>) -> Permit {
         loop {
             let mut freed = pin!(self.freed.notified());
             // Join the queue before the check. Otherwise the call could miss a permit that becomes
@@ -82,36 +82,50 @@ impl ConnectionLimit {
     /// granted, because the move does not raise the total number of connections. Otherwise a permit
     /// is granted only if one is reserved, or if fewer connections use permits than the limit here
     /// allows.
-    pub(super) fn acquire_for_carried(
+    pub(crate) fn acquire_for_carried(
         self: &Arc<Self>,
         there: Option<NonZeroUsize>,
     ) -> Option<Permit> {
         let mut permits = self.lock();
         let were_more = there.is_none_or(|there| there.get() > self.limit);
-        if permits.reserved > 0 {
-            permits.reserved -= 1;
-        } else if were_more && permits.used >= self.limit {
+        let is_reserved = permits.reserved > 0;
+        if !is_reserved && were_more && permits.used >= self.limit {
             return None;
         }
+        permits.reserved -= usize::from(is_reserved);
+        Some(self.exceed(permits))
+    }
+
+    /// Takes a permit for a connection that is already open, even if that exceeds the limit.
+    pub(crate) fn acquire_beyond(self: &Arc<Self>) -> Permit {
+        self.exceed(self.lock())
+    }
+
+    fn exceed(self: &Arc<Self>, permits: MutexGuard<'_, Permits>) -> Permit {
         self.use_one(permits);
-        Some(Permit { limit: Arc::clone(self), is_used: true })
+        Permit { limit: Arc::clone(self), is_used: true }
     }
 
     /// Reserves up to `count` free permits for connections that may move here from the predecessor.
-    pub(super) fn reserve(&self, count: usize) {
+    pub(crate) fn reserve(&self, count: usize) {
         let mut permits = self.lock();
         permits.reserved += count.min(self.free(&permits));
     }
 
     /// Makes all permits that are still reserved available to new clients.
-    pub(super) fn release_reserved(&self) {
+    pub(crate) fn release_reserved(&self) {
         self.lock().reserved = 0;
         self.freed.notify_waiters();
     }
 
+    /// Returns the number of connections that use a permit.
+    pub(crate) fn used(&self) -> usize {
+        self.lock().used
+    }
+
     /// Returns how many times the listener has become full, which means that its connections have
     /// reached the limit.
-    pub(super) fn times_full(&self) -> u64 {
+    pub(crate) fn times_full(&self) -> u64 {
         self.lock().times_full
     }
 
@@ -142,7 +156,7 @@ impl ConnectionLimit {
 
 impl Permit {
     /// Marks the permit as used, because the accept loop that held it has accepted a client.
-    pub(super) fn used(mut self) -> Self {
+    pub(crate) fn used(mut self) -> Self {
         let mut permits = self.limit.lock();
         permits.held -= 1;
         self.limit.use_one(permits);
