@@ -1,5 +1,6 @@
 //! The layers of the source: a module imports only the modules that the table in
-//! docs/architecture.md allows.
+//! docs/architecture.md allows. Also the names of types, because a reader who searches for one
+//! should find one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -94,4 +95,35 @@ fn unsafe_code_is_only_in_sys() {
             code.filter(|line| line.contains("unsafe {") || line.contains("unsafe fn")).collect();
         assert!(found.is_empty(), "{}: {found:?}", path.display());
     }
+}
+
+/// Returns the type that a line of code declares, if any.
+fn declared_type(line: &str) -> Option<&str> {
+    let line = line.trim_start();
+    let line = match line.strip_prefix("pub") {
+        Some(rest) => rest.split_once(' ')?.1.trim_start(),
+        None => line,
+    };
+    // `pub(in path)` has a space inside.
+    let line = line
+        .split_once(") ")
+        .filter(|(path, _)| !path.contains(' '))
+        .map_or(line, |(_, rest)| rest);
+    let keywords = ["struct ", "enum ", "trait ", "union "];
+    let name = keywords.iter().find_map(|keyword| line.strip_prefix(keyword))?;
+    name.split(|letter: char| !letter.is_alphanumeric()).next()
+}
+
+#[test]
+fn no_two_types_have_one_name() {
+    let mut seen = BTreeMap::<String, PathBuf>::new();
+    for path in files(&source()) {
+        let text = fs::read_to_string(&path).unwrap();
+        for name in text.lines().filter_map(declared_type) {
+            if let Some(first) = seen.insert(name.to_owned(), path.clone()) {
+                panic!("{name} is a type in {} and in {}", first.display(), path.display());
+            }
+        }
+    }
+    assert!(seen.len() > 300, "only {} types were found", seen.len());
 }

@@ -241,12 +241,10 @@ impl<P: DataPlane> Driver<P> {
         }
         let is_too_late =
             matches!(failure, HandoffFailure::OutOfTime { .. } | HandoffFailure::NotStarted { .. });
-        let (outcome, why) = if is_too_late {
-            (Outcome::TimedOut, Refusal::TryAgain)
-        } else if was_ready {
-            (Outcome::RolledBack, Refusal::RolledBack)
-        } else {
-            (Outcome::Failed, Refusal::Failed)
+        let (outcome, why) = match (is_too_late, was_ready) {
+            (true, _) => (Outcome::TimedOut, Refusal::TryAgain),
+            (false, true) => (Outcome::RolledBack, Refusal::RolledBack),
+            (false, false) => (Outcome::Failed, Refusal::Failed),
         };
         self.history.failed(successor, outcome, failure.to_string());
         if let Some(answer) = handoff.waits_for_drain.take() {

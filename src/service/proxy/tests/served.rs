@@ -23,9 +23,9 @@ impl RelayOwner for Entered {
 }
 
 /// A relay plane that resets its connections when it is dropped, as the planes of the server do.
-struct CutOnDrop(Plane<Entered>);
+struct PlaneGuard(Plane<Entered>);
 
-impl Drop for CutOnDrop {
+impl Drop for PlaneGuard {
     fn drop(&mut self) {
         self.0.cut().iter().for_each(RelayEntry::reset_on_drop);
     }
@@ -41,7 +41,7 @@ pub(super) async fn serve(proxy: &Proxy, connection: &mut Connection) -> io::Res
     let stream =
         std::mem::replace(&mut connection.stream, Stream::new(nothing, Peer::Unix).unwrap());
     let client = stream.into_relay_socket()?;
-    let plane = CutOnDrop(Plane::new()?);
+    let plane = PlaneGuard(Plane::new()?);
     let entry = RelayEntry { client, upstream, relay, limits, owner: Entered(count) };
     assert!(plane.0.admit(entry).is_ok(), "the plane takes no connection");
     let ended = Mutex::new(None);
