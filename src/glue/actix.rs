@@ -25,7 +25,7 @@ const ACCEPT_TIME: Duration = Duration::from_millis(5);
 /// Call `disable_signals` on the server, because the library handles the signals.
 ///
 /// # Errors
-/// Returns [`Error::Server`] if the server fails.
+/// Returns actix-web's error if the server fails.
 pub async fn serve(life: &Life, server: Server) -> Result<(), Error> {
     let handle = server.handle();
     life.ready();
@@ -43,7 +43,7 @@ pub async fn serve(life: &Life, server: Server) -> Result<(), Error> {
         served = &mut server => served,
         () = stop => server.await,
     };
-    served.map_err(|error| Error::Server { reason: error.to_string() })
+    served.map_err(Error::system("run the server of actix-web"))
 }
 
 /// Lets the server accept the last clients of listeners on which no other generation accepts. Never

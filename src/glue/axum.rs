@@ -40,8 +40,8 @@ use crate::listen::{Peer, Stream};
 /// ```
 ///
 /// # Errors
-/// Returns [`Error::NoSuchListener`] if the name is unknown, or the kernel's error if the socket
-/// cannot be registered for events.
+/// Returns [`Error::NoSuchListener`] if the name is unknown, the kernel's error if the socket cannot
+/// be registered for events, or axum's error if the server fails.
 pub async fn serve(life: &Life, name: &str, app: Router) -> Result<(), Error> {
     serve_on(life, name, life.acceptor(name)?, app).await
 }
@@ -61,7 +61,7 @@ where
     let closing = life.closing_of(name)?;
     life.ready();
     let served = ::axum::serve(listener, app).with_graceful_shutdown(closing).await;
-    served.map_err(|error| Error::Server { reason: error.to_string() })
+    served.map_err(Error::system("run the server of axum"))
 }
 
 impl Listener for Acceptor {
