@@ -3,6 +3,9 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use handoffd::embed::Life;
 use handoffd::listen::{ListenerConfig, Listeners};
@@ -19,7 +22,7 @@ fn serve_once() {
     let ended = runtime.block_on(server.serve_here(async |life| {
         let mut acceptor = life.acceptor("echo")?;
         let (address, stop) = (life.address("echo")?, life.clone());
-        let client = std::thread::spawn(move || {
+        let client = thread::spawn(move || {
             let mut client = TcpStream::connect(address).unwrap();
             client.write_all(b"hello").unwrap();
             let mut reply = [0; 5];
@@ -42,7 +45,7 @@ fn serve_once() {
 
 #[test]
 fn several_servers_run_in_one_process() {
-    let servers: Vec<_> = (0..4).map(|_| std::thread::spawn(serve_once)).collect();
+    let servers: Vec<_> = (0..4).map(|_| thread::spawn(serve_once)).collect();
     servers.into_iter().for_each(|server| server.join().unwrap());
 }
 
@@ -88,32 +91,62 @@ fn a_listener_may_have_several_acceptors() {
     );
 }
 
-#[test]
-fn a_connection_limit_applies_to_an_acceptor() {
-    let limit = |config: &mut handoffd::Config| {
+/// Configures a listener that may have two connections.
+fn two_at_most(server: Builder) -> Builder {
+    server.configure(|config| {
         let mut echo: ListenerConfig = "echo=127.0.0.1:0".parse().unwrap();
         echo.max_connections = NonZeroUsize::new(2);
         config.listeners = Listeners::new(vec![echo]).unwrap();
-    };
-    with_server(
-        |server| server.configure(limit),
-        async |life| {
-            let mut acceptor = life.acceptor("echo").unwrap();
-            life.ready();
-            let _clients = [(); 3].map(|()| connect(&life));
-            let first = acceptor.accept().await.unwrap();
-            let _second = acceptor.accept().await.unwrap();
-            let mut third = Box::pin(acceptor.accept());
-            // The third client waits until another one has gone.
-            tokio::select! {
-                biased;
-                _ = &mut third => panic!("the limit is two connections"),
-                () = tokio::task::yield_now() => {}
-            }
-            drop(first);
-            assert!(third.await.is_some());
-        },
-    );
+    })
+}
+
+#[test]
+fn a_connection_limit_applies_to_an_acceptor() {
+    with_server(two_at_most, async |life| {
+        let mut acceptor = life.acceptor("echo").unwrap();
+        life.ready();
+        let _clients = [(); 3].map(|()| connect(&life));
+        let first = acceptor.accept().await.unwrap();
+        let _second = acceptor.accept().await.unwrap();
+        let mut third = Box::pin(acceptor.accept());
+        // The third client waits until another one has gone.
+        tokio::select! {
+            biased;
+            _ = &mut third => panic!("the limit is two connections"),
+            () = tokio::task::yield_now() => {}
+        }
+        drop(first);
+        assert!(third.await.is_some());
+    });
+}
+
+/// A thread that waits because of the limit continues when a connection ends, and when the service
+/// stops.
+#[test]
+fn a_connection_limit_applies_to_threads() {
+    with_server(two_at_most, async |life| {
+        let listener = life.blocking("echo").unwrap();
+        life.ready();
+        let _clients = [(); 4].map(|()| connect(&life));
+        let (send, mut accepted) = tokio::sync::mpsc::unbounded_channel();
+        let has_room = Arc::new(AtomicBool::new(false));
+        let room = Arc::clone(&has_room);
+        let thread = thread::spawn(move || {
+            let accept = || listener.accept_tcp().unwrap();
+            (0..2).for_each(|_| send.send(accept()).unwrap());
+            let third = accept();
+            assert!(room.load(Ordering::SeqCst), "there were more than two connections");
+            send.send(third).unwrap();
+            // The last process serves the clients that are left, even beyond the limit.
+            drop(accept());
+        });
+        let [first, _second] = [accepted.recv().await.unwrap(), accepted.recv().await.unwrap()];
+        has_room.store(true, Ordering::SeqCst);
+        drop(first);
+        let _third = accepted.recv().await.unwrap();
+        life.stop();
+        tokio::task::spawn_blocking(|| thread.join()).await.unwrap().unwrap();
+    });
 }
 
 #[test]

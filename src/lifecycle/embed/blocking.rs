@@ -3,12 +3,16 @@
 //! The listening socket itself must stay non-blocking, because other generations share it. So this
 //! module waits with poll(2) and then accepts without blocking.
 
+use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -16,8 +20,8 @@ use tokio::time::Instant;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::error::Error;
-use crate::ledger::Source;
-use crate::lifecycle::life::{Life, OpenConnection, ServedListener, StopOrder};
+use crate::ledger::{Permit, Source};
+use crate::lifecycle::life::{Life, OpenConnection, ServedListener, StopOrder, Term};
 use crate::net::{Listener, Peer};
 
 /// The pause after an error of accept(2).
@@ -45,6 +49,7 @@ pub struct BlockingListener {
     /// A socket that becomes readable when the generation has stopped accepting and the drain has
     /// begun.
     retired: UnixStream,
+    term: Term,
     /// A token that is held until this listener accepts no more, because [`Life::draining`] waits
     /// for that.
     _accepting: Option<TaskTrackerToken>,
@@ -74,17 +79,26 @@ impl Life {
             StopOrder::First => Some(term.awaiting_first_byte().token()),
             StopOrder::Last => None,
         };
+        let over = stopped_accepting(&term, order);
         // Do not keep a handle to this task: it ends when the generation drains, or with the
         // runtime.
         drop(tokio::spawn(async move {
-            match order {
-                StopOrder::First => term.retired().await,
-                StopOrder::Last => term.last_retired().await,
-            }
-            term.drain_begun().await;
+            over.await;
             drop(told);
         }));
-        Ok(BlockingListener { all, retired, _accepting: accepting })
+        Ok(BlockingListener { all, retired, term, _accepting: accepting })
+    }
+}
+
+/// Waits until the generation has stopped accepting and the drain has begun.
+fn stopped_accepting(term: &Term, order: StopOrder) -> impl Future<Output = ()> + Send + use<> {
+    let (first, last, drain) = (term.retired(), term.last_retired(), term.drain_begun());
+    async move {
+        match order {
+            StopOrder::First => first.await,
+            StopOrder::Last => last.await,
+        }
+        drain.await;
     }
 }
 
@@ -93,23 +107,18 @@ impl BlockingListener {
     /// or if the client came over a Unix socket. Several threads may call this function at the same
     /// time.
     pub fn accept_tcp(&self) -> Option<(Tracked<TcpStream>, SocketAddr)> {
-        let (served, socket, peer) = self.accept()?;
-        peer.address().map(|address| (Self::track(served, socket.into()), address))
+        let client = self.accept()?;
+        client.peer.address().map(|address| (client.track(), address))
     }
 
     /// Waits for the next connection to a Unix listener. Returns `None` once the generation has
     /// stopped accepting, or if the client came over TCP.
     pub fn accept_unix(&self) -> Option<Tracked<UnixStream>> {
-        let (served, socket, peer) = self.accept()?;
-        (peer == Peer::Unix).then(|| Self::track(served, socket.into()))
+        let client = self.accept()?;
+        (client.peer == Peer::Unix).then(|| client.track())
     }
 
-    fn track<S>(served: &Arc<ServedListener>, stream: S) -> Tracked<S> {
-        let open = served.admit(Source::New, &Arc::default(), Instant::now(), None);
-        Tracked { stream, _open: open }
-    }
-
-    fn accept(&self) -> Option<(&Arc<ServedListener>, OwnedFd, Peer)> {
+    fn accept(&self) -> Option<BlockingClient<'_>> {
         loop {
             let open: Vec<_> =
                 self.all.iter().filter_map(|one| Some((one, one.socket()?))).collect();
@@ -123,8 +132,20 @@ impl BlockingListener {
                 if is_retired && !served.is_given_up() {
                     continue;
                 }
+                // Take a permit only when a client waits. Otherwise a socket without clients would
+                // hold a permit that another socket of the same listener needs.
+                let is_limited = !is_retired && served.is_limited();
+                if is_limited && !socket.has_clients() {
+                    continue;
+                }
+                let permit = is_limited.then(|| self.permit(served)).flatten();
+                if is_limited && permit.is_none() {
+                    continue;
+                }
                 match socket.accept_blocking() {
-                    Ok((accepted, peer)) => return Some((served, accepted, peer)),
+                    Ok((socket, peer)) => {
+                        return Some(BlockingClient { served, socket, peer, permit });
+                    }
                     Err(_) if is_retired => match served.late_clients() {
                         Some(left) => wait_for_client(socket, left),
                         None => served.close(),
@@ -134,6 +155,18 @@ impl BlockingListener {
                 }
             }
         }
+    }
+
+    /// Waits until the listener has fewer connections than its limit. Returns `None` if the
+    /// generation stops accepting before that.
+    fn permit(&self, served: &ServedListener) -> Option<Permit> {
+        block_on(async {
+            tokio::select! {
+                biased;
+                () = stopped_accepting(&self.term, served.order) => None,
+                permit = served.take_permit() => permit,
+            }
+        })
     }
 
     /// Waits until a client is in the backlog or the generation has stopped accepting. Returns
@@ -146,6 +179,43 @@ impl BlockingListener {
     }
 }
 
+/// A client that a [`BlockingListener`] has accepted.
+struct BlockingClient<'a> {
+    served: &'a Arc<ServedListener>,
+    socket: OwnedFd,
+    peer: Peer,
+    permit: Option<Permit>,
+}
+
+impl BlockingClient<'_> {
+    fn track<S: From<OwnedFd>>(self) -> Tracked<S> {
+        let Self { served, socket, permit, .. } = self;
+        let open = served.admit(Source::New, &Arc::default(), Instant::now(), permit);
+        Tracked { stream: socket.into(), _open: open }
+    }
+}
+
+/// Blocks the calling thread until `future` resolves. The runtime cannot do this, because the
+/// calling thread may belong to it.
+fn block_on<F: Future>(future: F) -> F::Output {
+    struct Unpark(Thread);
+
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let (mut future, mut context) = (pin!(future), Context::from_waker(&waker));
+    loop {
+        match future.as_mut().poll(&mut context) {
+            Poll::Ready(value) => return value,
+            Poll::Pending => thread::park(),
+        }
+    }
+}
+
 /// Waits a moment after an error such as a lack of descriptors, because the kernel does not report
 /// when a descriptor is free again.
 #[expect(clippy::disallowed_methods, reason = "a thread of the server's own waits")]
@@ -154,7 +224,7 @@ fn pause_after(served: &ServedListener, error: &io::Error) {
         event = "accept.failed_too", listener = %served.name,
         "cannot accept a connection, trying again: {error}"
     );
-    std::thread::sleep(PAUSE);
+    thread::sleep(PAUSE);
 }
 
 /// Waits until a client is in the backlog of `socket`, but at most for `limit`.
