@@ -158,6 +158,11 @@ fn all_passed_sockets_of_a_name_are_served() {
             pid = replace(&line, pid).unwrap();
         }
         assert_becomes(&12, || line.counter("echo", "accepted"));
+        // The sockets share the counters, which the table shows once.
+        let table = line.asked(&["status"]).well();
+        let rows = addresses.each_ref().map(|one| table.lines().find(|row| row.contains(one)));
+        let columns = rows.map(|row| row.unwrap().split_whitespace().count());
+        assert_eq!(columns, [11, 2, 2], "{table}");
         freeze(pid);
         let clients = addresses.iter().map(|address| Client::connect(address).unwrap());
         let mut clients: Vec<_> = clients.collect();

@@ -40,8 +40,8 @@ use crate::listen::{Peer, Stream};
 /// ```
 ///
 /// # Errors
-/// Returns [`Error::NoSuchListener`] if the name is unknown, the kernel's error if the socket cannot
-/// be registered for events, or axum's error if the server fails.
+/// Returns [`Error::NoSuchListener`] if the name is unknown, or an [`Error::System`] if the socket
+/// cannot be registered for events or the server of axum fails.
 pub async fn serve(life: &Life, name: &str, app: Router) -> Result<(), Error> {
     serve_on(life, name, life.acceptor(name)?, app).await
 }

@@ -1,7 +1,7 @@
 //! The `status` command, which shows every generation as text or JSON. The command prints the
 //! status once, or repeatedly until no handoff and no drain is in progress.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
@@ -87,10 +87,7 @@ fn table(status: &Status) -> String {
         "CARRIED", "REFUSED",
     ];
     text.push('\n');
-    text += &aligned(
-        head,
-        status.listeners.iter().map(|listener| listener_row(listener, &status.counters)),
-    );
+    text += &aligned(head, listener_rows(&status.listeners, &status.counters));
     text += &upstream_table(&status.counters.upstreams);
     text.push('\n');
     text += &refusals(&status.counters);
@@ -185,6 +182,22 @@ fn aligned<const COLUMNS: usize>(
         text.push('\n');
     }
     text
+}
+
+/// Returns a row for each address. If several addresses have one name, they share its counters, so
+/// only the row of the first address has numbers.
+fn listener_rows<'a>(
+    listeners: &'a [ListenerReport],
+    counters: &'a Counters,
+) -> impl Iterator<Item = [String; 11]> + 'a {
+    let mut seen = BTreeSet::new();
+    listeners.iter().map(move |listener| {
+        let mut row = listener_row(listener, counters);
+        if !seen.insert(&listener.name) {
+            row[2..].iter_mut().for_each(String::clear);
+        }
+        row
+    })
 }
 
 fn listener_row(listener: &ListenerReport, counters: &Counters) -> [String; 11] {
