@@ -1,11 +1,10 @@
-//! The traits through which the lifecycle controls a data plane, the part of the process that
-//! serves clients. The data plane is the built-in server, a program that this process runs, or your
-//! own server.
+//! The traits of a data plane, the part of the process that accepts and serves clients. The data
+//! plane is the built-in server, a program that this process runs, or your own server.
 //!
-//! The lifecycle decides when the data plane accepts connections, stops accepting, drains its
-//! connections and cuts them. Every data plane implements [`DataPlane`]. [`CarryPlane`] has the
-//! methods that move open connections between generations. By default, these methods move no
-//! connections.
+//! The module `lifecycle` tells the data plane when to accept connections, when to stop accepting,
+//! and when to drain or cut its connections. Every data plane implements [`DataPlane`].
+//! [`CarryPlane`] has the methods that move open connections between generations. By default, these
+//! methods move no connections.
 
 use std::future::{Future, pending, ready};
 use std::os::fd::OwnedFd;
@@ -19,16 +18,16 @@ use crate::error::Error;
 use crate::net::Listener;
 use crate::report::{CarryForecast, Connections, Counters, ProgramReport};
 
-/// A server that accepts and serves clients. The lifecycle of a generation starts and stops it.
+/// A server that accepts and serves clients. The module `lifecycle` starts and stops it.
 pub(crate) trait DataPlane: CarryPlane {
-    /// Starts to accept on all `listeners`, for the first time or after a drain. Must be called in
-    /// a tokio runtime. [`DataPlane::started`] resolves once the data plane accepts connections.
+    /// Starts to accept connections on all `listeners`. Must be called in a tokio runtime, at the
+    /// start and again after a drain. [`DataPlane::started`] waits until connections are accepted.
     ///
     /// # Errors
     /// Returns an error if it is immediately clear that the data plane cannot start.
     fn start(&mut self, listeners: &[Listener]) -> Result<(), Error>;
 
-    /// Waits until the data plane accepts on all listeners. Cancel safe.
+    /// Waits until the data plane accepts connections on all listeners. Cancel safe.
     ///
     /// # Errors
     /// Returns the reason why the data plane will never accept connections.
@@ -39,8 +38,8 @@ pub(crate) trait DataPlane: CarryPlane {
         Error::NotAccepting { limit }
     }
 
-    /// Waits until a part of the data plane has died, and returns the reason. The generation cannot
-    /// continue without that part. Cancel safe.
+    /// Waits until a part of the data plane, such as a worker thread, has died. Returns the reason.
+    /// The generation cannot continue without that part. Cancel safe.
     fn died(&self) -> impl Future<Output = Error> + Send;
 
     /// Sends a heartbeat to every accept loop, to detect a loop that hangs. The returned tracker
@@ -59,8 +58,8 @@ pub(crate) trait DataPlane: CarryPlane {
     /// to the old sockets.
     fn accept_late(&mut self, replaced: Vec<Listener>);
 
-    /// Asks every connection to finish. If `successor` contains a channel to a successor,
-    /// connections that can move to the successor do so instead.
+    /// Asks every connection to finish. If `successor` is a channel to the new process, asks only
+    /// the connections that cannot move to the new process. The others move.
     fn drain(&mut self, successor: Option<OwnedFd>);
 
     /// Waits until no connection is left. Cancel safe.
@@ -99,8 +98,8 @@ pub(crate) trait DataPlane: CarryPlane {
     }
 }
 
-/// The data plane events that the driver waits for at the moment. Each flag stands for one variant
-/// of [`PlaneEvent`].
+/// Which events of the data plane the lifecycle waits for now. Each flag stands for one variant of
+/// [`PlaneEvent`].
 #[expect(clippy::struct_excessive_bools, reason = "one for each branch of the select")]
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Awaited {
@@ -150,11 +149,11 @@ pub(crate) trait CarryPlane: Send + Sync + Sized + 'static {
         None
     }
 
-    /// Reserves permits in the listeners' connection limits for the connections that may move here
+    /// Reserves room under the listeners' connection limits for the connections that may move here
     /// from the predecessor. Must be called before the first [`DataPlane::start`].
     fn expect(&mut self, _forecast: CarryForecast) {}
 
-    /// Releases the reserved permits, because no more connections move here from the predecessor.
+    /// Releases the reserved room, because no more connections move here from the predecessor.
     fn expect_no_more(&mut self) {}
 
     /// Takes over the connections that the predecessor sends through `channel`. The default
@@ -177,8 +176,8 @@ pub(crate) trait CarryPlane: Send + Sync + Sized + 'static {
         ready(())
     }
 
-    /// Waits until no more connections will move to the successor, and returns the reason. Never
-    /// resolves unless connections have begun to move. Cancel safe.
+    /// Waits until no more connections will move to the successor, and returns the reason. Waits
+    /// forever if no move has begun. Cancel safe.
     fn carry_ended(&self) -> impl Future<Output = CarryEnd> + Send {
         pending()
     }
@@ -186,8 +185,8 @@ pub(crate) trait CarryPlane: Send + Sync + Sized + 'static {
     /// Asks the connections that have not moved to the successor to finish.
     fn drain_uncarried(&mut self) {}
 
-    /// Waits until the data plane knows which connections the successor took over before it died.
-    /// Cancel safe.
+    /// After the death of the successor, waits until the data plane knows which connections the
+    /// successor had taken over. Cancel safe.
     fn settled(&self) -> impl Future<Output = ()> + Send {
         ready(())
     }

@@ -1,8 +1,7 @@
 //! The drain: the graceful end of all connections. A drain asks each connection to end, waits, cuts
 //! the connections that remain, and counts how the connections ended.
 //!
-//! A connection that can move to the successor is not asked to end while the move may still
-//! succeed.
+//! A connection that can move to the successor is not asked to end as long as it may still move.
 //!
 //! The request to end is a `CancellationToken`, and the counter of connections is a `TaskTracker`
 //! (both from tokio-util), so no task has to poll. The server owns the [`Drain`], and each accept
@@ -21,8 +20,8 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 #[derive(Debug, Default)]
 pub(crate) struct Drain {
     requested: CancellationToken,
-    /// A token for connections that may move to the successor. Cancelling it asks them to end. It
-    /// is cancelled later than `requested`, the token for all other connections.
+    /// Asks the connections that may move to the successor to end. This token is cancelled later
+    /// than `requested`, the token for all other connections.
     requested_after_carry: CancellationToken,
     connections: TaskTracker,
     /// The number of open connections when the drain began.
@@ -48,8 +47,8 @@ struct DrainState {
 pub(crate) enum OnDrain {
     /// The connection is asked to end when the drain begins.
     Finish,
-    /// The connection may move to the successor. It is asked to end only if it is still open when
-    /// no more connections move.
+    /// The connection may move to the successor. If it has not moved when the moves are over, it is
+    /// asked to end.
     Carry,
 }
 
@@ -60,9 +59,9 @@ impl Drain {
         Self::default()
     }
 
-    /// Returns an entry that an accept loop uses to add its new connections to the drain. After
-    /// [`Drain::resume`] the accept loop needs a new entry, because the old entry may ask new
-    /// connections to end immediately.
+    /// Returns a handle with which an accept loop adds its new connections to the drain. The accept
+    /// loop needs a new handle after [`Drain::resume`], because the old one may ask new connections
+    /// to end immediately.
     #[must_use]
     pub(crate) fn entry(&self, on_drain: OnDrain) -> DrainEntry {
         let request = match on_drain {
@@ -77,8 +76,8 @@ impl Drain {
         }
     }
 
-    /// Begins the drain, and asks connections to end. Connections that may move to the successor
-    /// are asked later, by [`Drain::drain_uncarried`].
+    /// Begins the drain. Connections that cannot move to the successor are asked to end now, and
+    /// all others in [`Drain::drain_uncarried`].
     pub(crate) fn begin(&mut self) {
         self.at_start = self.connections.len();
         self.shared.came.store(0, Ordering::Relaxed);
@@ -93,8 +92,7 @@ impl Drain {
         self.requested_after_carry.cancel();
     }
 
-    /// Waits until no connection is left. Never completes unless [`Drain::begin`] was called first.
-    /// Cancel safe.
+    /// Waits until the drain has begun and no connection is left. Cancel safe.
     pub(crate) async fn drained(&self) {
         self.connections.wait().await;
     }
@@ -145,8 +143,7 @@ impl DrainEntry {
     #[must_use]
     pub(crate) fn admit(&self) -> (DrainWatch, DrainGuard) {
         if self.connections.is_closed() {
-            // Count this connection separately, because it has arrived after the beginning of the
-            // drain.
+            // Count this connection separately, because it has arrived after the drain began.
             self.shared.came.fetch_add(1, Ordering::Relaxed);
         }
         (
@@ -156,7 +153,7 @@ impl DrainEntry {
     }
 }
 
-/// The connection's side of a drain. It shows when the connection is asked to end.
+/// A signal that tells a connection when a drain asks it to end.
 #[derive(Clone, Debug)]
 pub struct DrainWatch {
     requested: CancellationToken,
@@ -175,8 +172,8 @@ impl DrainWatch {
     }
 }
 
-/// A guard that counts one connection as open until it is dropped. The guard also cuts the
-/// connection if necessary.
+/// A guard that counts one connection as open until it is dropped. [`DrainGuard::unless_cut`] stops
+/// serving the connection if the drain cuts it.
 #[derive(Debug)]
 pub(crate) struct DrainGuard {
     _counted: TaskTrackerToken,

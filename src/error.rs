@@ -1,4 +1,5 @@
-//! The reasons why a generation cannot start or continue, and the exit code of each.
+//! This module defines the errors that keep a generation (a process of the service) from starting
+//! or continuing, and the exit code for each error.
 //!
 //! An error stores its details in fields. Its text is one line and includes the underlying error.
 //! Clients of the control socket use a separate error type, [`crate::control::ControlError`]. A
@@ -33,7 +34,7 @@ pub enum Error {
         /// A description of a valid address.
         why: &'static str,
     },
-    /// The name of a listener contains characters that `LISTEN_FDNAMES` cannot hold.
+    /// The name of a listener is not valid, for example because `LISTEN_FDNAMES` cannot contain it.
     #[error("bad listener name {text:?}: {why}")]
     ListenerName {
         /// The text that was given as a name.
@@ -104,7 +105,7 @@ pub enum Error {
         /// How many sockets of the requested kind have this name.
         count: usize,
     },
-    /// A server has requested a copy of a TCP socket of a Unix listener, or the other way round.
+    /// A server has requested a TCP socket, but the listener has a Unix socket, or the reverse.
     #[error("the listener {name:?} is not a {kind} socket, it listens on {address}")]
     ListenerKind {
         /// The requested name.
@@ -114,8 +115,8 @@ pub enum Error {
         /// The address of the listener.
         address: String,
     },
-    /// The socket of a listener was requested after it was closed, because no generation accepts on
-    /// it any more.
+    /// A server has requested the socket of a listener, but this process has already closed the
+    /// socket. A successor has taken over and does not use the listener.
     #[error("the listener {name:?} is closed, because the successor does not use it")]
     ListenerClosed {
         /// The requested name.
@@ -137,11 +138,11 @@ pub enum Error {
         /// threads.
         preloaded: Option<OsString>,
     },
-    /// The program has called [`crate::Inheritance::take`] a second time. A process can take its
-    /// inheritance from its parent or predecessor only once.
+    /// The program has called [`crate::Inheritance::take`] a second time. A process can take the
+    /// sockets from its parent or predecessor only once.
     #[error("the inherited sockets have already been taken: a process can take them only once")]
     AlreadyTaken,
-    /// An environment variable of the handoff protocol has an invalid value.
+    /// An environment variable that this process has received at its start has an invalid value.
     #[error("bad {variable}={value:?}: {why}")]
     Environment {
         /// The name of the environment variable.
@@ -185,10 +186,11 @@ pub enum Error {
         /// The error that the kernel has returned.
         source: io::Error,
     },
-    /// The inheritance from the predecessor is invalid, or has an unknown version of the protocol.
+    /// The data that the predecessor (the old process) has passed to this process is invalid, or
+    /// has an unknown protocol version.
     #[error("cannot take over from the predecessor: {why}")]
     Predecessor {
-        /// A description of what is wrong with the inheritance.
+        /// A description of what is wrong with the data.
         why: String,
     },
     /// A serving thread or an accept loop has panicked. All connections that it served are lost.
@@ -199,7 +201,7 @@ pub enum Error {
         /// The message of the panic.
         reason: String,
     },
-    /// The accept loops were started, but did not begin to accept before the time limit.
+    /// The server was started, but did not begin to accept connections before the time limit.
     #[error("the server did not start accepting connections within {}", Seconds(*limit))]
     NotAccepting {
         /// The time limit, as set by `--ready-timeout`.
@@ -248,8 +250,8 @@ pub enum Error {
         /// The text of the server's error.
         reason: String,
     },
-    /// A task that must run in only one generation has not ended although it was dropped, because
-    /// it blocks its thread. The process must end before the successor may run the task.
+    /// A task that may run in only one generation blocks its thread, so this process cannot end the
+    /// task. The process itself must end before the successor may run the task.
     #[error("a task that runs in only one generation blocks its thread and cannot be ended")]
     AloneBlocks,
     /// [`Builder::serve_with`](crate::Builder::serve_with) was called inside a tokio runtime. That

@@ -3,8 +3,8 @@
 //! A process takes its listening sockets from systemd, from another parent or from its predecessor.
 //! On SIGHUP it starts the binary that is now at its own path, usually a new version. It passes the
 //! listening sockets to the new process. Then it moves its live connections to the new process, and
-//! drains those that cannot move. Clients notice nothing. If the new process fails, the old process
-//! keeps serving without interruption.
+//! gives the other connections time to end. Clients notice nothing. If the new process fails, the
+//! old process keeps serving without interruption.
 //!
 //! # Your own service
 //!
@@ -40,10 +40,10 @@
 //!
 //! # Your own server
 //!
-//! A server that accepts connections itself is run by [`Builder::serve_with`]. Its function gets a
-//! [`Life`](embed::Life), which tells it when to stop accepting, when to end its connections, and
-//! when to drop them. The features `actix`, `axum`, `hyper`, `tonic` and `tower` contain the glue
-//! for these libraries. `docs/servers.md` has a complete program for each of them.
+//! [`Builder::serve_with`] runs a server that accepts connections itself. It calls your function
+//! with a [`Life`](embed::Life), which tells the server when to stop accepting, when to end its
+//! connections, and when to drop them. The features `actix`, `axum`, `hyper`, `tonic` and `tower`
+//! connect handoffd to these libraries. `docs/servers.md` has a complete program for each library.
 //!
 //! ```no_run
 //! use handoffd::{Builder, Error};
@@ -112,10 +112,10 @@ pub use lifecycle::{Builder, run};
 pub use server::Workers;
 pub use service::{Connection, Echo, Next, Service};
 
-/// Support for a server that accepts connections itself but needs the same zero-downtime restarts.
+/// Zero-downtime restarts for a server that accepts its connections itself.
 ///
-/// [`Builder::serve_with`] runs such a server. [`Life`](embed::Life) is its view of the generation,
-/// and [`Acceptor`](embed::Acceptor) is a source of connections. The connections of a
+/// [`Builder::serve_with`] runs such a server. [`Life`](embed::Life) tells the server when to stop,
+/// and [`Acceptor`](embed::Acceptor) accepts its connections. The connections of a
 /// [`CarryAcceptor`](embed::CarryAcceptor) move to the new process at a handoff.
 pub mod embed {
     pub use crate::drain::{DrainReport, DrainWatch};
@@ -126,7 +126,7 @@ pub mod embed {
     pub use crate::net::Handshake;
 }
 
-/// Listeners: their addresses, names and settings, and the streams that they accept.
+/// Types for listeners: their addresses, names and settings, and the streams that they accept.
 pub mod listen {
     pub use crate::address::Address;
     pub use crate::config::{
@@ -160,7 +160,7 @@ pub mod proxy {
     pub use crate::service::Proxy;
 }
 
-/// Reports from the generations of a service: their states, connections and counters.
+/// What a service reports about each of its processes: the state, the connections and the counters.
 pub mod status {
     pub use crate::lifecycle::RunReport;
     pub use crate::report::{

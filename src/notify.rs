@@ -1,5 +1,5 @@
-//! State notifications to the service manager (see sd_notify(3)). Without a service manager this
-//! module sends nothing.
+//! This module tells the service manager, such as systemd, the state of the service (see
+//! sd_notify(3)). Without a service manager it sends nothing.
 //!
 //! The `sd-notify` crate formats the messages, and this module sends them. The crate cannot send
 //! them, because it reads `NOTIFY_SOCKET` from the environment, and handoffd has already removed
@@ -98,8 +98,8 @@ impl Notifier {
         self.is_supervised() && self.main_process == MainProcess::ActiveGeneration
     }
 
-    /// Reports that this process, the main process, serves. This also ends a reload that was
-    /// reported.
+    /// Reports that this process, which is the main process, serves clients. This message also ends
+    /// a reload that [`Notifier::reloading`] has reported.
     pub(crate) fn ready(&self, status: &str) {
         self.send(Delivery::Reliable, &[NotifyState::Ready, NotifyState::Status(status)], &[]);
     }
@@ -147,8 +147,8 @@ impl Notifier {
         self.send(Delivery::Dropped, &[NotifyState::Status(status)], &[]);
     }
 
-    /// Asks the service manager to allow `by` more time for stopping, counted from now. The total
-    /// may exceed the unit's stop timeout.
+    /// Asks the service manager for more time to start or stop: `by`, counted from now. The total
+    /// may exceed the start or stop timeout of the unit.
     pub(crate) fn extend(&self, by: Duration) {
         let by = u32::try_from(by.as_micros()).unwrap_or(u32::MAX);
         self.send(Delivery::Dropped, &[NotifyState::ExtendTimeoutUsec(by)], &[]);

@@ -56,7 +56,7 @@ fn push(line: &mut String, character: char) {
     }
 }
 
-/// Returns whether a character breaks a line or changes the direction of the text around it.
+/// Returns whether a character is invisible, such as a line separator or a byte order mark.
 const fn is_invisible(character: char) -> bool {
     matches!(
         character,

@@ -1,8 +1,8 @@
-//! The connections that leave this process for the successor.
+//! This module sends the connections of this process to the successor.
 //!
 //! The tasks of all connections share one [`Departures`]: the scheduler that asks connections to
-//! move, and the channel through which they move. [`DepartureTasks`] belongs to the server, which
-//! begins and ends the move with it.
+//! move, and the channel through which they move. The server begins and ends the move through its
+//! [`DepartureTasks`].
 
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -31,8 +31,8 @@ pub(crate) struct Departures {
 /// The outcome of sending a connection to the successor.
 #[derive(Debug)]
 pub(crate) enum Departure {
-    /// The connection belongs to the successor. The caller drops the token when it has counted the
-    /// move.
+    /// The connection belongs to the successor from now on. The caller keeps the token until it has
+    /// counted the move, because [`Departures::settled`] waits for this.
     Taken(TaskTrackerToken),
     /// The connection stays in this process, which must drain it, because the successor has refused
     /// it.
@@ -144,8 +144,9 @@ impl Departures {
         loop {
             others.register_all().await;
             self.scheduler.all_went().await;
-            // Check the unregistered connections last. A connection stays registered until it is
-            // one of them, so it cannot be overlooked.
+            // Check the unregistered connections last. A connection that did not move may have
+            // become one of them, but it stays registered until then. So no connection is
+            // overlooked.
             if !others.is_any_left() {
                 return;
             }
@@ -153,7 +154,7 @@ impl Departures {
     }
 
     /// Sets the channel through which connections move to the successor. With `None`, connections
-    /// that have not been sent yet stay here.
+    /// that have not been sent yet stay in this process.
     fn carry_to(&self, successor: Option<Arc<Outgoing>>) {
         let mut current = self.successor.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(last) = std::mem::replace(&mut *current, successor) {
@@ -182,10 +183,10 @@ impl DepartureTasks {
         &self.departures
     }
 
-    /// Asks every connection that can move to do so, through `channel`. `arriving` tracks the tasks
-    /// that still take over connections from the predecessor. `others` are the connections that are
-    /// not registered yet. Returns `false` if connections cannot move, because the channel cannot
-    /// be registered with the tokio runtime.
+    /// Begins to move all connections that can move to the successor, through `channel`. `arriving`
+    /// tracks the tasks that still take over connections from the predecessor. `others` are the
+    /// connections that are not registered yet. Returns `false` if connections cannot move, because
+    /// the channel cannot be registered with the tokio runtime.
     pub(crate) fn begin(
         &mut self,
         channel: OwnedFd,
@@ -235,8 +236,8 @@ impl DepartureTasks {
         self.ended = None;
     }
 
-    /// Waits until no more connections will move to the successor, and returns the reason. Never
-    /// resolves unless connections have begun to move. Cancel safe.
+    /// Waits until no more connections will move to the successor, and returns the reason. Waits
+    /// forever if connections have not begun to move. Cancel safe.
     pub(crate) async fn ended(&self) -> CarryEnd {
         if let Some(mut ended) = self.ended.clone() {
             if let Ok(end) = ended.wait_for(Option::is_some).await {

@@ -1,5 +1,5 @@
-//! Carrying: the transfer of open connections to the successor. This module defines the packets,
-//! and decides the order in which connections move.
+//! Carrying means moving open connections to the successor. This module defines the packets, and
+//! decides the order in which connections move.
 //!
 //! A service saves the state of a connection as a [`CarriedState`]. The predecessor sends the state
 //! with the client's socket (`outgoing`). The successor accepts or refuses the connection and sends

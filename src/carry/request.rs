@@ -15,9 +15,9 @@ pub(crate) struct CarryRequest {
     /// Whether the connection has been asked to move since the last call to
     /// [`CarryRequest::was_asked`].
     was_asked: AtomicBool,
-    /// Whether the connection's task is in the middle of a message, and does not look at this
-    /// request. Such a connection gets no permit. Always false in the built-in server, which passes
-    /// on the permit of a busy connection itself.
+    /// Whether the connection's task is in the middle of a message and does not look at this
+    /// request. Then the connection gets no permit to move. Always false in the built-in server,
+    /// whose busy connections give up their permits themselves.
     is_busy: AtomicBool,
     /// Whether the service has opted out, which means that this connection cannot move to the
     /// successor.
@@ -32,13 +32,14 @@ pub(crate) struct CarryRequest {
 pub(super) enum RequestState {
     /// The connection has not been asked to move.
     Nothing = 0,
-    /// The connection has been asked to move, and holds one of the scheduler's permits.
+    /// The connection has been asked to move, and holds one of a limited number of permits to do
+    /// so.
     AskedWithPermit = 1,
-    /// The connection has been asked to move, but it was in the middle of a message and has passed
-    /// its permit on.
+    /// The connection has been asked to move. It was in the middle of a message, so it has passed
+    /// its permit on to another connection.
     Asked = 2,
-    /// The connection must be drained, because the successor refused it or its own service opted
-    /// out.
+    /// The connection must be drained, because the successor has refused it or its own service has
+    /// opted out.
     Refused = 3,
 }
 

@@ -3,8 +3,8 @@
 //!
 //! There is a fixed number of permits. A connection that gets a permit is asked to pause at its
 //! next message boundary. It passes the permit on as soon as it has moved to the successor. It also
-//! passes the permit on if it is in the middle of a message. The request then stays in force, and
-//! the connection moves when it reaches a message boundary.
+//! passes the permit on if it is in the middle of a message. Such a connection moves later, when it
+//! reaches a message boundary.
 //!
 //! So a connection's pause does not grow with the number of connections, and a busy connection does
 //! not delay the others. The modules `outgoing` and `incoming` transfer the connections. Each
@@ -47,10 +47,10 @@ struct CarryRound {
     next: usize,
     /// How many connections hold a permit.
     permits: usize,
-    /// How many connections have been refused in this round. The round does not wait for these
-    /// connections.
+    /// How many connections this round no longer waits for, because they were refused, have moved
+    /// or have opted out.
     refused: usize,
-    /// The requests that have changed, and whose connections must be woken.
+    /// The requests that have changed. The tasks of their connections must be woken.
     changed: Vec<Arc<CarryRequest>>,
 }
 
@@ -127,8 +127,7 @@ impl CarryScheduler {
 }
 
 impl CarryRound {
-    /// Returns whether an attempt to move connections is in progress but waits for no connection
-    /// any more.
+    /// Returns whether the current attempt to move connections has no connection left to wait for.
     fn is_over(&self) -> bool {
         self.is_in_progress && self.refused == self.requests.len()
     }
@@ -194,9 +193,8 @@ pub(crate) struct CarrySlot {
 }
 
 impl CarrySlot {
-    /// Registers a new connection with `scheduler`. If a round (an attempt to move all connections)
-    /// is in progress, the connection gets an extra permit at once, because its turn in the round
-    /// may already have passed.
+    /// Registers a new connection with `scheduler`. If connections are moving at the moment, the
+    /// new connection gets an extra permit at once, because its turn may already have passed.
     pub(crate) fn new(scheduler: Arc<CarryScheduler>) -> Self {
         let request = Arc::<CarryRequest>::default();
         let index = scheduler.change(|round| {
@@ -231,9 +229,8 @@ impl CarrySlot {
     }
 
     /// Records that the connection's task looks at the request until the returned value is dropped.
-    /// At all other times, the connection gets no permit, because it could be in the middle of a
-    /// message. Only a server that does not call [`CarrySlot::watch`] before each poll needs this
-    /// method.
+    /// At all other times, the connection may be in the middle of a message, so it gets no permit.
+    /// Only a server that does not call [`CarrySlot::watch`] before each poll needs this method.
     pub(crate) fn attend(&self) -> AttentionGuard<'_> {
         self.request.set_busy(false);
         AttentionGuard(self)
@@ -246,13 +243,14 @@ impl CarrySlot {
         self.request.wake();
     }
 
-    /// Records that the connection's task does not look at the request, and passes its permit on.
+    /// Records that the connection's task does not look at the request to move, and passes its
+    /// permit on to another connection.
     pub(crate) fn ignore(&self) {
         self.request.set_busy(true);
         self.pass_on();
     }
 
-    /// Withdraws the request to move, because no successor accepts connections any more.
+    /// Stops asking the connection to move, because no successor accepts connections any more.
     pub(crate) fn alone(&self) {
         self.scheduler.change(|round| round.set(self.index, RequestState::Nothing));
     }
@@ -288,8 +286,8 @@ impl CarrySlot {
     }
 }
 
-/// The time in which the task of a connection looks at the request to move. Dropping this value
-/// passes an unused permit on.
+/// While this value exists, the connection's task looks at the request to move. Dropping it passes
+/// an unused permit on to another connection.
 #[derive(Debug)]
 pub(crate) struct AttentionGuard<'a>(&'a CarrySlot);
 

@@ -2,7 +2,7 @@
 //! predecessor, or refuses them.
 //!
 //! The server prepares a connection, this module sends an answer to the predecessor, and only then
-//! the server serves the connection. Until the answer is sent, the connection belongs to the
+//! does the server serve the connection. Until the answer is sent, the connection belongs to the
 //! predecessor. The server refuses a connection that it cannot serve, for example because the
 //! listener's connection limit is reached. The predecessor then keeps the connection.
 
@@ -25,10 +25,10 @@ const STRETCH: u32 = 64;
 /// wait for less than one millisecond.
 const REST: Duration = Duration::from_millis(1);
 
-/// How long to keep permits reserved while no connection arrives from the predecessor. After that,
-/// the reserved permits go to new clients. Otherwise new clients might wait for a predecessor that
-/// hangs or for connections that are busy. A connection that arrives later may exceed the
-/// listener's limit, unless this process has a lower limit than the predecessor.
+/// How long to reserve places in a connection limit for the predecessor while none of its
+/// connections arrives. After that, new clients get these places, so that they do not wait for a
+/// predecessor that hangs or for busy connections. A connection that arrives later may exceed the
+/// limit, unless this process has a lower limit than the predecessor.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A server that takes over connections from the predecessor.
@@ -46,8 +46,8 @@ pub(crate) trait TakesOver: Send + Sync + 'static {
     /// Serves a connection that now belongs to this process.
     fn start(&self, prepared: Self::Prepared);
 
-    /// Makes the permits that are reserved for the predecessor's connections available to new
-    /// clients.
+    /// Gives new clients the places in the connection limits that are reserved for the
+    /// predecessor's connections.
     fn release_reserved(&self) {}
 }
 
@@ -67,7 +67,7 @@ impl Default for Takeovers {
 }
 
 impl Takeovers {
-    /// Creates a value without tasks. `all` will track the tasks.
+    /// Creates a value without tasks. From now on, `all` tracks the tasks of this value.
     pub(crate) fn new(all: TaskTracker) -> Self {
         // Close the tracker, because `TaskTracker::wait` completes only on a closed tracker. A
         // closed tracker still tracks new tasks.

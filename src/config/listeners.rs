@@ -25,7 +25,8 @@ pub enum Listeners {
 }
 
 impl Listeners {
-    /// Uses exactly the listeners in this list. An empty list means [`Listeners::Inherited`].
+    /// Returns a setting with exactly these listeners. An empty list means
+    /// [`Listeners::Inherited`].
     ///
     /// # Errors
     /// Returns [`Error::DuplicateName`], [`Error::DuplicateAddress`] or
@@ -106,8 +107,9 @@ impl UniqueListeners {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ListenerConfig {
-    /// The name of the listener. The listener inherits the socket with this name. If there is none,
-    /// it inherits the socket with its address, or else the next passed socket without a name.
+    /// The name of the listener. The listener inherits the socket that a parent passes in under
+    /// this name. Otherwise it inherits the socket with its address, or else the next socket
+    /// without a name.
     pub name: Option<ListenerName>,
     /// The address that the listener binds to if it inherits no socket.
     pub address: Address,

@@ -1,4 +1,4 @@
-//! The configuration of a generation, as values that are always valid.
+//! The configuration of a generation (a process of the service). All values in it are valid.
 //!
 //! Every value is checked once, when it is created. The values can come from flags, from a file or
 //! from a program that uses this library.
@@ -42,8 +42,8 @@ pub const DEFAULT_ADDRESS: &str = "127.0.0.1:48879";
 pub(crate) const CONTROL: &str = "control";
 
 /// The name of the metrics listener, which serves the counters of all generations. It may use
-/// reserved file descriptors, so that a daemon can still be monitored after it has run out of all
-/// others.
+/// reserved file descriptors, so that a daemon can still be monitored when no other descriptor is
+/// free.
 pub const METRICS_LISTENER: &str = "metrics";
 
 /// The configuration of a generation. [`Builder`](crate::Builder) can change individual settings.
@@ -68,8 +68,8 @@ pub struct Config {
     /// report what it was waiting for. Default 30 s.
     pub ready_timeout: Duration,
     /// How long both generations accept connections after the successor is ready. If the successor
-    /// fails during this time, it is rolled back. Otherwise the predecessor retires at the end.
-    /// Default 1 s. With zero, the predecessor retires at once.
+    /// fails during this time, it is rolled back. Otherwise the predecessor stops accepting at the
+    /// end. Default 1 s. With zero, the predecessor stops accepting at once.
     pub bake: Duration,
     /// How long connections may take to end by themselves during a drain. After this time the
     /// server closes them. Default 30 s.
@@ -78,7 +78,7 @@ pub struct Config {
     /// setting. Default: they move to the successor.
     pub on_handoff: OnHandoff,
     /// During a drain, how long a client that has sent nothing yet may take to send its first
-    /// request, counted from accept. Default 1 s.
+    /// request, counted from when it was accepted. Default 1 s.
     pub first_request_grace: Duration,
     /// During a drain, how long a server of your own lets a connection wait for its next request.
     /// [`Life::closing`](crate::embed::Life::closing) waits for this time, but at most for half of

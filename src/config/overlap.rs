@@ -1,15 +1,17 @@
-//! Detection of addresses that two listeners cannot use at the same time.
+//! This module finds addresses that two listeners cannot use at the same time, such as `[::]:80`
+//! and `0.0.0.0:80`.
 //!
-//! Without this check, a generation with such addresses would fail to start. The kernel would
-//! report "address in use" without naming the other listener. This module opens no sockets, and
-//! does not know the addresses of the network interfaces.
+//! Without this check, the process would fail to start. The kernel would report "address in use"
+//! without naming the other listener. This module opens no sockets, and does not know the addresses
+//! of the network interfaces.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::address::Address;
 
-/// The addresses that listeners already use. Each address has an owner, for use in error messages.
+/// The addresses that listeners already use. Each address has an owner, which an error message can
+/// name.
 #[derive(Debug)]
 pub struct TakenAddresses<T> {
     unix: HashMap<Address, T>,

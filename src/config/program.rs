@@ -1,4 +1,5 @@
-//! The configuration of a program, in any language, that serves the listeners.
+//! The configuration of a program that serves the listeners. The program can be written in any
+//! language.
 //!
 //! Every value is checked when it is created. The module `program` starts the program and replaces
 //! it at a handoff.
@@ -16,8 +17,8 @@ use super::proxy::ProxyConfig;
 use super::upstream::Upstreams;
 use crate::error::Error;
 
-/// How long a client waits, by default, while a program to which this process forwards connections
-/// is not running. The client's own timeout normally ends the wait much earlier.
+/// If this process forwards connections to a program, a client waits this long by default while the
+/// program is not running. The client's own timeout normally ends the wait much earlier.
 const PATIENCE: Duration = Duration::from_secs(3600);
 
 /// The configuration of a program that serves the listeners.
@@ -37,8 +38,8 @@ pub struct ProgramConfig {
     pub attach: Attach,
     /// How a started program reports that it is ready. `None` means the default for `attach`.
     pub ready: Option<Ready>,
-    /// How often to check again that a ready program is still healthy. Default: never. A check that
-    /// fails during the bake causes a rollback.
+    /// How often to check that a ready program is still healthy. Default: never. A check that fails
+    /// before the old generation retires causes a rollback.
     pub check_interval: Option<Duration>,
     /// What happens when a program that was ready ends. Default: it is started again.
     pub restart: Restart,
@@ -127,8 +128,8 @@ pub enum Attach {
 }
 
 impl Attach {
-    /// Returns the variant that the placeholders in `command` imply. Without such placeholders,
-    /// returns [`Attach::Detect`].
+    /// Returns how connections reach the program, as the placeholders in `command` show: `{port}`,
+    /// for example, means a private port. Without a placeholder, returns [`Attach::Detect`].
     #[must_use]
     pub fn of_command(command: &[String]) -> Self {
         let mentions = |word: &str| command.iter().any(|argument| argument.contains(word));
@@ -149,8 +150,7 @@ impl Attach {
         matches!(self, Self::Inherit | Self::Detect)
     }
 
-    /// Returns whether this process accepts connections and forwards them to the program, or may
-    /// find out at the start of the program that it must do so.
+    /// Returns whether this process may have to accept connections and forward them to the program.
     #[must_use]
     pub const fn is_private(self) -> bool {
         matches!(self, Self::Detect | Self::PrivatePort | Self::PrivateSocket)
@@ -177,7 +177,7 @@ pub enum Ready {
     /// The program answers an HTTP request for this path, on its private address, with a status
     /// below 400.
     Http(String),
-    /// The program is ready when it has run for this long.
+    /// The program is ready when it has run for this time.
     After(Duration),
 }
 

@@ -156,7 +156,7 @@ pub struct Check {
 }
 
 impl Check {
-    /// Returns health checks at this interval, each with a timeout of 2 s.
+    /// Returns the settings for a health check at this interval, with a timeout of 2 s.
     #[must_use]
     pub const fn every(interval: Duration) -> Self {
         Self { interval, timeout: Duration::from_secs(2) }

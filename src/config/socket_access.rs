@@ -6,9 +6,9 @@ use crate::error::Error;
 
 /// The mode, the user and the group of the path of a Unix listener.
 ///
-/// If a field is `None`, the value is the one that bind(2) sets from the umask, the user and the
-/// group of the process. The settings apply only to a path that a generation binds, not to a socket
-/// that a parent passes in.
+/// For a field that is `None`, bind(2) derives the value from the umask, the user and the group of
+/// the process. The settings apply only to a path that a generation binds, not to a socket that a
+/// parent passes in.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SocketAccess {

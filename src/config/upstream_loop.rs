@@ -1,7 +1,7 @@
-//! Detection of proxies that would connect to themselves, directly or through other listeners.
+//! This module finds proxies that would connect to themselves, directly or through other listeners.
 //!
-//! Without this check, such a proxy would start, and use up all file descriptors with its first
-//! client. This module resolves no host names. It recognizes only the name `localhost`.
+//! Without this check, such a proxy would start, but its first client would use up all file
+//! descriptors. This module resolves no host names. It recognizes only the name `localhost`.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -80,8 +80,8 @@ enum Visit {
 struct Places {
     unix: HashMap<Address, usize>,
     tcp: HashMap<(u16, IpAddr), usize>,
-    /// The listeners at unspecified addresses, by port: `0.0.0.0` in this field, IPv6-only `[::]`
-    /// in `all_v6`, and `[::]` that accepts IPv4 too in `all`.
+    /// The listeners that listen on all addresses of the machine, by port. This field is for
+    /// `0.0.0.0`, `all_v6` for IPv6-only `[::]`, and `all` for `[::]` with IPv4.
     all_v4: HashMap<u16, usize>,
     all_v6: HashMap<u16, usize>,
     all: HashMap<u16, usize>,

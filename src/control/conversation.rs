@@ -102,8 +102,8 @@ impl<'a> Conversation<'a> {
     }
 }
 
-/// Returns the instant that is `time` from now. If the clock cannot represent that instant, returns
-/// an instant a year from now.
+/// Returns the instant that is `time` from now, but at most a year from now. The limit prevents an
+/// overflow of the clock.
 pub(super) fn from_now(time: Duration) -> Instant {
     const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
     Instant::now() + time.min(LONGEST)

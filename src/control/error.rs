@@ -38,7 +38,7 @@ pub enum ControlError {
         /// Why the daemon cannot carry out the request now.
         reason: String,
     },
-    /// The daemon refuses this request, or refuses all requests of this user.
+    /// The daemon refuses this request or this user, or the daemon's answer is invalid.
     #[error("the request failed: {reason}")]
     Denied {
         /// The reason for the refusal.

@@ -215,8 +215,8 @@ impl Control {
     }
 }
 
-/// Returns how many milliseconds of the time limit are left. Returns `limit` itself if hardly any
-/// time has passed, because the daemon quotes the limit in its messages.
+/// Returns how many milliseconds of the time limit are left. If hardly any time has passed, returns
+/// `limit` itself, so that the daemon's messages show the limit that the operator gave.
 fn left_of(limit: u64, elapsed: Duration) -> u64 {
     let elapsed = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
     if elapsed <= limit / 20 { limit } else { limit.saturating_sub(elapsed) }

@@ -3,8 +3,8 @@
 //!
 //! The kernel reports a client's user when the client connects. Because root has a separate limit,
 //! clients of other users cannot keep root out. An operator's client sends its request right after
-//! connecting. So if no place is free, or if too many clients have sent nothing, the server
-//! disconnects the oldest silent client when another client connects.
+//! connecting. If no place is free, the server therefore disconnects the oldest client that has
+//! sent nothing. It does the same if too many clients have sent nothing.
 
 use std::collections::VecDeque;
 use std::io;
@@ -55,7 +55,7 @@ pub(super) struct Seats {
     strangers: Class,
 }
 
-/// The place of one client that has sent no request yet. Each place counts towards a limit.
+/// The place of one client in the connection limit, while the client has sent no request yet.
 #[derive(Debug)]
 pub(super) struct Seat {
     /// A receiver that resolves when another client has taken the place. Then the server must
@@ -64,8 +64,8 @@ pub(super) struct Seat {
     place: Arc<SharedPermit>,
 }
 
-/// A permit of the limit. `None` once another client has taken the place, or once the client of
-/// this place has sent its request.
+/// The semaphore permit for one place. It is `None` after another client has taken the place, or
+/// after the client has sent its request.
 #[derive(Debug)]
 struct SharedPermit(Mutex<Option<OwnedSemaphorePermit>>);
 
@@ -78,7 +78,7 @@ struct Class {
     silent: VecDeque<SilentClient>,
 }
 
-/// A client that the server may disconnect in favour of another client.
+/// A client that has sent nothing yet. The server may disconnect it in favor of a new client.
 #[derive(Debug)]
 struct SilentClient {
     /// The channel closes once the client has sent a request or has disconnected.
@@ -189,7 +189,8 @@ mod tests {
         assert!(silent.remove(0).keep().is_none());
     }
 
-    /// Fewer clients are silent than the limit allows, but all other places are taken.
+    /// All places are taken, and only one client has sent no request. A new client takes the place
+    /// of this client.
     #[test]
     fn the_last_silent_client_makes_room_beside_busy_clients() {
         let mut seats = Seats::new();

@@ -32,7 +32,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 const REPLY_TIMEOUT: Duration = Duration::from_secs(2);
 /// The maximum length of a request in bytes.
 const REQUEST_MAX: u64 = 16 * 1024;
-/// The maximum number of requests that wait for the lifecycle to handle them.
+/// The maximum number of requests that wait until the module `lifecycle` handles them.
 const REQUESTS_MAX: usize = 64;
 /// The minimum time between two log records about users who have no permission.
 const WARN_INTERVAL: Duration = Duration::from_secs(1);
@@ -43,7 +43,8 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// The maximum number of unwritten replies to one request. A reload has fewer replies than this.
 const REPLIES_MAX: usize = 8;
 
-/// The daemon's side of the control socket, which passes the requests of clients to the lifecycle.
+/// The daemon's side of the control socket. It receives the clients' requests, which the module
+/// `lifecycle` handles.
 #[derive(Debug)]
 pub(crate) struct ControlServer {
     asked: mpsc::Receiver<(Request, Answer)>,
@@ -178,8 +179,8 @@ async fn accept(listener: Listener, ask: mpsc::Sender<(Request, Answer)>, client
             };
             refuse_at_once(&stream, &Reply::Refused { why, reason });
         }
-        // Yield, so that the task of an evicted client can close its connection before the next
-        // client is accepted.
+        // Yield, so that a client that has lost its place is disconnected before the next client is
+        // accepted.
         tokio::task::yield_now().await;
     }
 }

@@ -30,8 +30,8 @@ pub enum ExitStatus {
     RolledBack = 76,
     /// The control socket refuses this user or this request (`EX_NOPERM`).
     Denied = 77,
-    /// The configuration or the inheritance is not valid, so the process cannot serve
-    /// (`EX_CONFIG`). The process has changed nothing.
+    /// The process cannot serve, because its configuration or something that it has inherited is
+    /// not valid (`EX_CONFIG`). The process has changed nothing.
     Configuration = 78,
 }
 

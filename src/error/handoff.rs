@@ -1,4 +1,5 @@
-//! The reasons why a handoff fails. The process that reports the failure keeps serving.
+//! This module defines the reasons why a handoff to a new process fails. The old process reports
+//! the failure and keeps serving.
 
 use std::io;
 use std::path::PathBuf;
@@ -8,10 +9,11 @@ use std::time::Duration;
 use super::Seconds;
 use crate::text::printable;
 
-/// The reason why a successor has not taken over. The predecessor keeps serving.
+/// The reason why a successor (the new process) has not taken over. The predecessor (the old
+/// process) keeps serving.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum HandoffFailure {
-    /// The predecessor could not fork the process, or could not create the channel to the
+    /// The predecessor could not fork a new process, or could not create the channel to the
     /// successor.
     #[error("cannot start a process: {source}")]
     Fork {
@@ -71,7 +73,8 @@ pub(crate) enum HandoffFailure {
     /// The successor received a request to stop while it could still be rolled back.
     #[error("the successor received a stop request before it had taken over")]
     ToldToStop,
-    /// The server of the successor has given the handoff back while it could still be rolled back.
+    /// The server in the successor has given the handoff back to the predecessor, while this was
+    /// still possible.
     #[error("the successor gave the handoff back: {reason}")]
     GivenBack {
         /// The reason that the successor has given.
@@ -96,8 +99,8 @@ pub(crate) enum HandoffFailure {
 }
 
 impl HandoffFailure {
-    /// Returns whether the successor itself has rolled the handoff back, so that it drains its
-    /// connections and ends.
+    /// Returns whether the successor itself has rolled the handoff back. If so, the successor
+    /// drains its connections and ends.
     pub(crate) const fn is_rollback(&self) -> bool {
         matches!(self, Self::ToldToStop | Self::GivenBack { .. })
     }

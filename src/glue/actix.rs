@@ -1,7 +1,7 @@
-//! Servers of actix-web.
+//! Support for actix-web servers.
 //!
-//! actix-web accepts connections itself, so the library does not count them. Its replies announce
-//! the end of a connection only if the app has the middleware [`CloseMiddleware`].
+//! actix-web accepts connections itself, so handoffd does not count them. Add the middleware
+//! [`CloseMiddleware`] to the app, so that replies announce the end of a connection.
 
 use std::future::{Future, Ready, ready};
 use std::pin::Pin;
@@ -18,11 +18,12 @@ use crate::error::Error;
 /// The pause between two checks whether actix-web has accepted the last clients.
 const ACCEPT_TIME: Duration = Duration::from_millis(5);
 
-/// Runs a server that listens on [`Life::tcp_listener`] or [`Life::unix_listener`]. Reports that
-/// the server is ready, and returns when the generation has retired and the connections have ended.
-/// If no other generation accepts on a listener, the server still accepts the clients that wait.
+/// Runs an actix-web server that listens on [`Life::tcp_listener`] or [`Life::unix_listener`].
+/// Reports that the server is ready. Returns when this generation has stopped accepting and all
+/// connections have ended. If no other generation accepts on a listener, the server first accepts
+/// the clients that still wait there.
 ///
-/// Call `disable_signals` on the server, because the library handles the signals.
+/// Call `disable_signals` on the server, because handoffd handles the signals.
 ///
 /// # Errors
 /// Returns actix-web's error if the server fails.
@@ -46,8 +47,8 @@ pub async fn serve(life: &Life, server: Server) -> Result<(), Error> {
     served.map_err(Error::system("run the server of actix-web"))
 }
 
-/// Lets the server accept the last clients of listeners on which no other generation accepts. Never
-/// returns, because clients can arrive until actix-web stops and closes its copies of the sockets.
+/// Accepts the last clients of each listener on which no other generation accepts. Never returns,
+/// because clients can arrive until actix-web stops and closes its copies of the sockets.
 async fn serve_last_clients(life: &Life, handle: &ServerHandle) {
     loop {
         life.client_left().await;
@@ -59,9 +60,9 @@ async fn serve_last_clients(life: &Life, handle: &ServerHandle) {
     }
 }
 
-/// A middleware that announces the end of the connection in each reply, once the generation has
-/// retired. Without it, a request is lost if the client sends it just before the server closes an
-/// idle connection.
+/// A middleware that announces the end of the connection in each reply, once this generation has
+/// stopped accepting clients. Without it, a request is lost if the client sends it just before the
+/// server closes an idle connection.
 #[derive(Clone, Debug)]
 pub struct CloseMiddleware {
     life: Life,

@@ -1,5 +1,5 @@
-//! An HTTP service that announces the end of the connection in each reply, once the generation has
-//! retired, that is, stopped accepting.
+//! This module adds `Connection: close` to each HTTP/1.1 reply once the generation has retired,
+//! that is, stopped accepting.
 //!
 //! An HTTP/1.1 client reuses its connection for the next request, unless a reply contains
 //! `Connection: close` (RFC 9112, section 9.6). If the server closes the connection without this
@@ -15,7 +15,7 @@ use pin_project_lite::pin_project;
 
 use crate::embed::Life;
 
-/// An HTTP service whose replies contain `Connection: close` once the generation has retired.
+/// A service that adds `Connection: close` to replies once the generation has stopped accepting.
 #[derive(Clone, Debug)]
 #[cfg_attr(not(feature = "tower"), expect(unreachable_pub, reason = "only tower shows it"))]
 pub struct Announcing<S> {

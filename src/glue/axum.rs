@@ -1,8 +1,8 @@
-//! Servers of axum.
+//! Support for axum servers.
 //!
-//! A handler gets the address of its client from [`ConnectInfo<Peer>`](axum::extract::ConnectInfo).
-//! A handler of a websocket or of another long reply must end it when [`Life::draining`] resolves.
-//! The handler gets the [`Life`] from the state of the app, or holds a clone.
+//! A handler gets the client's address from [`ConnectInfo<Peer>`](axum::extract::ConnectInfo). A
+//! handler with a long reply, such as a websocket, must end the reply when [`Life::draining`]
+//! resolves. To give handlers access to the [`Life`], put a clone of it into the state of the app.
 
 use std::future::pending;
 use std::io;
@@ -19,10 +19,10 @@ use crate::embed::{Acceptor, Handshakes, Life};
 use crate::error::Error;
 use crate::listen::{Peer, Stream};
 
-/// Serves the listener called `name` with an axum app. Reports that the server is ready, and
-/// returns when the generation has retired and the connections have ended.
+/// Serves the listener called `name` with an axum app. Reports that the server is ready. Returns
+/// when this generation has stopped accepting and all connections have ended.
 ///
-/// Once the generation has retired, each reply in HTTP/1.1 announces the end of its connection.
+/// Once this generation stops accepting, each HTTP/1.1 reply announces the end of its connection.
 /// Idle connections are closed after [`Config::keep_alive_grace`](crate::Config::keep_alive_grace).
 ///
 /// ```no_run
@@ -47,7 +47,7 @@ pub async fn serve(life: &Life, name: &str, app: Router) -> Result<(), Error> {
 }
 
 /// Serves an axum app as [`serve`] does, on connections that begin with a handshake, such as TLS.
-/// `listener` accepts the connections of the listener called `name`; see [`Acceptor::handshakes`].
+/// As `listener`, pass the result of [`Acceptor::handshakes`] for the listener called `name`.
 ///
 /// # Errors
 /// Returns the same errors as [`serve`].
@@ -68,9 +68,8 @@ impl Listener for Acceptor {
     type Io = Stream;
     type Addr = Peer;
 
-    /// Waits for the next connection. Never resolves once the generation has stopped accepting,
-    /// because this function cannot report an end. Axum then waits until its connections have
-    /// ended.
+    /// Waits for the next connection. Waits forever once the generation has stopped accepting,
+    /// because the trait has no way to report this. The shutdown signal then ends the server.
     async fn accept(&mut self) -> (Stream, Peer) {
         match Self::accept(self).await {
             Some(accepted) => accepted,

@@ -1,4 +1,4 @@
-//! Servers of hyper, with HTTP/1.1 and HTTP/2.
+//! Support for hyper servers, with HTTP/1.1 and HTTP/2.
 
 use std::error::Error as StdError;
 use std::pin::pin;
@@ -15,10 +15,10 @@ use super::announce::Announcing;
 use crate::embed::Life;
 use crate::error::Error;
 
-/// Serves the listener called `name` with a hyper service. Reports that the server is ready, and
-/// returns when the generation has retired and the connections have ended.
+/// Serves the listener called `name` with a hyper service. Reports that the server is ready.
+/// Returns when this generation has stopped accepting and all connections have ended.
 ///
-/// Once the generation has retired, each reply in HTTP/1.1 announces the end of its connection.
+/// Once this generation stops accepting, each HTTP/1.1 reply announces the end of its connection.
 /// Idle connections are closed after [`Config::keep_alive_grace`](crate::Config::keep_alive_grace).
 /// In HTTP/2, GOAWAY tells the clients at once to open another connection. No request is lost,
 /// because the server still handles the requests that the client sends before it receives GOAWAY.
@@ -77,18 +77,18 @@ where
     Ok(())
 }
 
-/// The signals that tell the connections of a server to end.
+/// Two signals that tell connections to end: one only for HTTP/2, one for all connections.
 #[derive(Clone, Default)]
 struct ConnectionEnds {
-    /// Cancelled when connections of HTTP/2 must end.
+    /// Cancelled when HTTP/2 connections must end.
     http2: CancellationToken,
     /// Cancelled when all connections must end.
     all: CancellationToken,
 }
 
 impl ConnectionEnds {
-    /// Waits until a connection must end. `speaks_http2` is cancelled when the client has sent an
-    /// HTTP/2 request.
+    /// Waits until a connection must end. The token `speaks_http2` is cancelled when the client
+    /// sends its first HTTP/2 request.
     async fn of(&self, speaks_http2: &CancellationToken) {
         let both = async { tokio::join!(self.http2.cancelled(), speaks_http2.cancelled()) };
         tokio::select! {

@@ -1,5 +1,5 @@
-//! Glue between this library and other server libraries. Each public module belongs to the Cargo
-//! feature of the same name, and uses only the public interface of [`crate::embed`].
+//! These modules connect handoffd to other server libraries. Each public module belongs to the
+//! Cargo feature of the same name, and is built on [`crate::embed`].
 
 #[cfg(any(feature = "hyper", feature = "tower"))]
 mod announce;

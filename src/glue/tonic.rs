@@ -1,4 +1,4 @@
-//! Servers of tonic.
+//! Support for tonic (gRPC) servers.
 
 use std::fmt;
 use std::future::Future;
@@ -12,17 +12,17 @@ use crate::embed::{Acceptor, Life};
 use crate::error::Error;
 use crate::listen::{Peer, Stream};
 
-/// A stream of the connections of one listener, for `serve_with_incoming_shutdown` of a tonic
-/// router. Made by [`incoming`].
+/// The stream of one listener's connections. Create it with [`incoming`], and pass it to
+/// `serve_with_incoming_shutdown` of a tonic router.
 pub struct IncomingConnections(NextConnection);
 
 type NextConnection = Pin<Box<dyn Future<Output = (Acceptor, Option<Stream>)> + Send>>;
 
 /// Returns the connections of the listener called `name`, and reports that the server is ready.
 ///
-/// The stream does not end when the generation retires, because tonic would then drop its
-/// connections. Pass [`Life::draining_of`] as the shutdown signal. When it resolves, tonic sends
-/// GOAWAY, which asks the clients to end their connections:
+/// The stream does not end when the generation stops accepting, because tonic would then drop its
+/// connections. Pass [`Life::draining_of`] as the shutdown signal. When this signal resolves, tonic
+/// sends GOAWAY, which asks the clients to end their connections:
 ///
 /// ```ignore
 /// let incoming = handoffd::tonic::incoming(&life, "grpc")?;

@@ -1,5 +1,5 @@
-//! A tower layer for any HTTP/1.1 server. It prevents the loss of requests on keep-alive
-//! connections.
+//! A tower layer for any HTTP/1.1 server. During a restart it prevents the loss of requests on
+//! keep-alive connections.
 //!
 //! [`crate::axum::serve`] and [`crate::hyper::serve`] already contain this layer.
 
@@ -8,9 +8,9 @@ use tower_layer::Layer;
 pub use super::announce::{AnnouncedReply, Announcing};
 use crate::embed::Life;
 
-/// A layer whose services announce the end of the connection in each reply, once the generation has
-/// retired. Give the clients time to receive such a reply: close idle connections only when
-/// [`Life::closing`] resolves.
+/// A layer that adds `Connection: close` to each HTTP/1.1 reply once the generation has stopped
+/// accepting. Close idle connections only when [`Life::closing`] resolves, so that every client has
+/// time to receive this header.
 #[derive(Clone, Debug)]
 pub struct AnnounceClose {
     life: Life,

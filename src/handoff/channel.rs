@@ -1,14 +1,14 @@
 //! A message channel between two generations. Each message is one packet, and each end learns when
 //! the process at the other end dies.
 //!
-//! The death of the peer is reported by a process descriptor (see pidfd_open(2)). End of file alone
-//! is not a reliable report: a child process of the peer may still hold a copy of the peer's end.
+//! A process descriptor reports the death of the peer (see pidfd_open(2)). End of file alone is not
+//! a reliable report, because a child process of the peer may still hold a copy of the peer's end.
 //! The kernel reports which process sent a message (`SCM_CREDENTIALS`, see unix(7)), so a sender
 //! cannot pretend to be another process.
 //!
-//! Sending never waits for the peer. If the channel is full because the peer does not read, sending
-//! fails. Receiving is cancel safe, because one system call takes a whole packet. This module
-//! itself replies to messages of an unknown kind.
+//! Sending never waits for the peer, but fails if the channel is full. Receiving is cancel safe,
+//! because one system call takes a whole packet. This module itself replies to messages of an
+//! unknown kind.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -91,8 +91,8 @@ impl Channel {
         Self::new(socket)
     }
 
-    /// Makes the sender of the last message the peer of this channel. From then on signals go to
-    /// that process, and its death ends the channel.
+    /// Makes the sender of the last message the peer of this channel. From then on, this process
+    /// sends signals to the peer, and the peer's death ends the channel.
     pub(crate) fn follow_sender(&mut self) {
         if let Some(sender) = self.sender.take() {
             self.follow(sender);

@@ -1,7 +1,7 @@
 //! An encoder and a decoder for the `KEY=value` lines of a packet between generations.
 //!
-//! This module does not know which messages exist. Text from another process cannot forge a line,
-//! because the encoder replaces each line break in a value with a space.
+//! This module does not know which messages exist. A value cannot forge another line, because the
+//! encoder replaces each line break in a value with a space.
 
 use std::collections::VecDeque;
 use std::fmt::{Display, Write as _};

@@ -1,12 +1,12 @@
-//! The inheritance of a process: its sockets, its generation number, and its channels to older
-//! generations.
+//! This module reads what a process inherits at startup: its sockets, its generation number, and
+//! its channels to older generations.
 //!
 //! All parents use one protocol, whether systemd, another program or a predecessor. They pass file
 //! descriptors from 3 up and set `LISTEN_FDS` and `LISTEN_FDNAMES` (see sd_listen_fds(3)). A parent
 //! sets `LISTEN_PID` to the pid of the process that should use the sockets. A predecessor cannot
 //! know the pid of its successor before the fork. So it sets another variable, which names the
 //! channel between the two processes. Any invalid value is an error, because a process that guessed
-//! could serve the wrong socket.
+//! the value could serve the wrong socket.
 
 use std::collections::HashSet;
 use std::fmt::Display;
@@ -294,9 +294,9 @@ pub(super) fn ordinal(environment: &Environment) -> Result<Generation, Error> {
     Ok(parse(environment, GENERATION, "a generation number")?.unwrap_or(Generation::FIRST))
 }
 
-/// Checks the file descriptors that the hello message names. Each may be named only once. The
-/// message must name neither the channel nor one of the first `count` passed descriptors, which are
-/// sockets.
+/// Checks the file descriptors that the hello message names for other channels. Each may be named
+/// only once. None may be the channel to the predecessor or one of the first `count` passed
+/// descriptors, which are sockets.
 pub(super) fn check_descriptors(hello: &Hello, count: usize, channel: RawFd) -> Result<(), Error> {
     let mut taken = HashSet::from([channel]);
     for descriptor in hello.draining.iter().map(|(_, descriptor)| *descriptor).chain(hello.init) {

@@ -8,8 +8,8 @@
 //!
 //! The first process forks before it does anything else. The parent stays as the init process, and
 //! the child becomes generation 1. All generations inherit one end of a channel to the init
-//! process. On this channel the active generation tells the init process its pid. End of file on
-//! the channel means that all generations have ended.
+//! process. On this channel, the init process learns the pid of the active generation. End of file
+//! on the channel means that all generations have ended.
 //!
 //! The init process opens no files and binds no sockets. It does not know what the service does.
 
@@ -204,8 +204,8 @@ impl InitProcess {
         }
     }
 
-    /// Sends a signal to the active generation, unless the init process has already reaped it. In
-    /// that case, the pid may already belong to another process.
+    /// Sends a signal to the active generation. Does nothing if the init process has already reaped
+    /// that generation, because its pid may now belong to another process.
     fn send(&self, signal: Signal) {
         if self.status.is_none() {
             // Ignore an error, which means that the process has ended. The init process then reads

@@ -26,8 +26,9 @@ const REASON_MAX: usize = 4000;
 /// not know this kind and reply with [`Message::Unknown`].
 pub(super) const ASK: &str = "ask";
 
-/// The messages that a new process sends between fork and exec, encoded as by [`Message::encode`].
-/// They are constants because memory cannot be allocated between fork and exec.
+/// The messages that a new process sends between fork and exec, in the format of
+/// [`Message::encode`]. They are constants, because a process cannot allocate memory between fork
+/// and exec.
 pub(crate) const WORDS: PreExecMessages = PreExecMessages {
     born: b"VERSION=2\nKIND=started\nPID=",
     fork_failed: b"VERSION=2\nKIND=fork-failed\nERRNO=",
@@ -76,11 +77,10 @@ pub(crate) enum Message {
     /// to stop, or finds a fault of its own, before the handoff is committed. `reason` is empty if
     /// the successor was told to stop.
     Rollback { reason: String },
-    /// The successor asks its predecessor for at least this much more time, from now on, until it
-    /// is ready.
+    /// The successor needs at least this much more time until it is ready, counted from now.
     Extend { milliseconds: u64 },
-    /// The predecessor passes a state of its server to the successor, just before it commits the
-    /// handoff. The attached file contains the state, and `format` is the name of its format.
+    /// The predecessor passes the state of its server to the successor, just before it commits the
+    /// handoff. The attached file contains the state, and `format` names its format.
     Offer { format: String },
     /// The newest generation tells all draining generations that the whole service stops. They must
     /// then not accept connections again, even if the newest generation dies.
@@ -91,8 +91,8 @@ pub(crate) enum Message {
     /// The newest generation tells a draining generation to close its remaining connections early,
     /// because too many generations are alive.
     Cut,
-    /// The active generation tells the init process (if one exists) that the process `pid` is the
-    /// active generation.
+    /// A generation tells the init process, if one exists, that the process `pid` is now the active
+    /// generation.
     Active { pid: u32 },
     /// The active generation asks another generation for a status report.
     Ask,
@@ -107,11 +107,11 @@ pub(crate) enum Message {
     Unrecognised { version: u32, kind: String },
 }
 
-/// The information that a predecessor sends to its successor at startup.
+/// The information that a predecessor sends to the successor that it starts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Hello {
     /// The passed sockets that were bound by the predecessor or an older generation, not by a
-    /// parent such as systemd. Each entry has the socket's index among the passed sockets.
+    /// parent such as systemd. Each binding comes with the socket's index among the passed sockets.
     pub(crate) bound: Vec<(usize, Binding)>,
     /// The generations before the predecessor that are still draining, each with the file
     /// descriptor of the channel to that generation.

@@ -1,5 +1,6 @@
-//! Communication between generations. This module contains the inheritance of a process (what it
-//! receives at startup) and the messages that it exchanges with its predecessor and its successor.
+//! This module handles the communication between generations, which are the processes of one
+//! service. It reads what a process receives at startup, its inheritance. It also defines the
+//! messages between a process and its predecessor or successor.
 //!
 //! Both sides of the handoff protocol are here. A predecessor uses [`Successor`] for the process
 //! that it starts. A successor uses [`Predecessors`] for all older generations. `docs/protocol.md`

@@ -111,8 +111,8 @@ impl Older {
     }
 
     /// Returns whether this older generation has ended, or has sent its last report and is about to
-    /// end. This function also asks the kernel, because a process that is not the active generation
-    /// does not read the channel.
+    /// end. Also asks the kernel, because this process reads the channel only while it is the
+    /// active generation.
     pub(super) fn is_over(&self) -> bool {
         let has_said_so =
             self.poll.report().is_some_and(|last| last.state == GenerationState::Stopped);

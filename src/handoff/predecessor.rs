@@ -1,5 +1,5 @@
 //! The channels to all older generations: to the predecessor, and to the generations that still
-//! drain (finish their last connections).
+//! finish their last connections.
 //!
 //! Every generation keeps a channel to each older generation that is alive, and passes copies of
 //! these channels to its successor. So the newest generation can reach all older ones. An old
@@ -70,8 +70,8 @@ pub(crate) enum PredecessorEvent {
     /// The predecessor will move its connections to this process over the given channel. The number
     /// is the version of the protocol for moving connections.
     Carrying(u32, OwnedFd),
-    /// The predecessor passes a state of its server. The text is the name of the state's format,
-    /// and the file contains the state.
+    /// The predecessor passes the state of its server. The text names the format of the state, and
+    /// the file contains the state.
     Offered(String, OwnedFd),
     /// A generation that has handed over, but still has connections, has reported its status.
     Reported,

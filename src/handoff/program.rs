@@ -105,15 +105,15 @@ impl Program {
         self.numbers
     }
 
-    /// Returns the timeout of the service manager's watchdog, within which the main process must
-    /// notify it again. Returns `None` if no watchdog is configured.
+    /// Returns the timeout of the service manager's watchdog. The main process must notify the
+    /// watchdog again within this time. Returns `None` if no watchdog is configured.
     pub(crate) const fn watchdog(&self) -> Option<Duration> {
         self.watchdog
     }
 
     /// Returns the environment for a successor: the original environment of this process, with the
-    /// handoff variables set for the successor. These variables are replaced, not added again, so
-    /// the environment does not grow from generation to generation.
+    /// handoff variables set for the successor. The new values replace the old ones, so the
+    /// environment does not grow from generation to generation.
     pub(crate) fn environment_for(
         &self,
         generation: Generation,

@@ -1,4 +1,5 @@
-//! The predecessor's view of its successor: how it is started, the channel to it, and its state.
+//! With this module, a predecessor starts its successor, communicates with it and keeps track of
+//! its state.
 //!
 //! The successor sends a message when it accepts connections, and the kernel reports the
 //! successor's death. The caller decides how long to wait for these events. Once the successor's
@@ -62,7 +63,7 @@ pub(crate) enum SuccessorEvent {
     Ready { pid: Option<u32>, given_up: Vec<usize>, replaced: Vec<usize> },
     /// The successor has died or will not take over, for the given reason.
     Lost(HandoffFailure),
-    /// The successor needs at least this much more time, from now on, until it is ready.
+    /// The successor needs at least this much more time until it is ready, counted from now.
     NeedsTime(Duration),
     /// The successor reports that the whole service stops. It sends this only after it has taken
     /// over.
@@ -77,8 +78,8 @@ pub(crate) enum SuccessorEvent {
     Asked,
     /// The successor has answered a status request with its status report.
     Reported,
-    /// The successor has ended, after it had taken over and the whole service had begun to stop. No
-    /// more events follow.
+    /// The successor had taken over and has now ended, while the whole service stops. No more
+    /// events follow.
     Ended,
 }
 
@@ -134,8 +135,8 @@ impl Successor {
         self.stage != SuccessorStage::Starting
     }
 
-    /// Records that the whole service stops, although the successor has taken over. From then on,
-    /// this process ignores any message that says the successor is ready or has failed.
+    /// Records that the whole service stops after the successor has taken over. From then on, this
+    /// process ignores messages that say the successor is ready or has failed.
     pub(crate) fn release(&mut self) {
         self.stage = SuccessorStage::Released;
     }
@@ -192,7 +193,7 @@ impl Successor {
         self.tell(&Message::Draining(Box::new(report)));
     }
 
-    /// Passes a state of this process's server to the successor.
+    /// Passes the state that this process's server offers to the successor.
     pub(crate) fn offer(&self, format: String, state: &[u8]) {
         let file = retry(|| sys::memory_file::written(state));
         let passed =
@@ -264,7 +265,7 @@ impl Successor {
     }
 
     /// Tells the successor to stop, so that this process keeps serving. Returns whether the
-    /// successor confirms this with a rollback message within the given time.
+    /// successor confirms the rollback within the given time.
     pub(crate) async fn gives_back(&mut self, within: Duration) -> bool {
         self.end(StopMode::Stop);
         let said = async {
@@ -284,7 +285,8 @@ impl Successor {
             while !matches!(poll_fn(|cx| self.channel.poll_receive(cx)).await, Received::End) {}
         };
         let _ = tokio::time::timeout_at(until, closed).await;
-        // A server of your own closes the channel before its `main` returns.
+        // Also wait for the process itself, because a server that embeds this library closes the
+        // channel before its `main` returns.
         self.channel.exit_status(until).await;
     }
 

@@ -1,7 +1,7 @@
 //! The environment variables that a process reads at startup.
 //!
-//! An invalid value is an error that names the variable, because a process that guessed could serve
-//! the wrong socket.
+//! An invalid value is an error that names the variable. A process that guessed the value could
+//! serve the wrong socket.
 
 use std::ffi::OsStr;
 use std::str::FromStr;
@@ -35,8 +35,8 @@ pub(super) const WATCHDOG_USEC: &str = "WATCHDOG_USEC";
 /// watches later generations.
 pub(super) const WATCHDOG_PID: &str = "WATCHDOG_PID";
 /// The variable that is set if the service manager is in another pid namespace. The first
-/// generation sets it for later generations. They cannot find this out themselves, because the
-/// check needs the first generation's oldest ancestor, which may have ended by then.
+/// generation sets it for later generations. They cannot check this themselves, because the check
+/// reads the environment of an ancestor that may have ended.
 pub(super) const FOREIGN_MANAGER: &str = "HANDOFFD_FOREIGN_MANAGER";
 /// The variable that names the directory for the control socket of the service (see
 /// systemd.exec(5)).

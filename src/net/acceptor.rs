@@ -31,10 +31,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(5);
 /// The maximum delay between two retries when descriptors or memory have run out.
 const LAST_PAUSE: Duration = Duration::from_secs(1);
 
-/// How long a TCP handshake may take. The kernel resends a lost packet after one second (see
-/// tcp(7)), so this timeout allows for one lost packet. After another socket has replaced a
-/// listening socket, clients whose handshake has begun still arrive on the old socket for this
-/// long.
+/// The maximum duration of a TCP handshake. The kernel resends a lost packet after one second (see
+/// tcp(7)), so this timeout allows for one lost packet. When a new listening socket replaces an old
+/// one, clients that have begun their handshake still arrive on the old socket during this time.
 pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// An accept loop for one listener.
@@ -42,12 +41,11 @@ pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 pub(crate) struct WatchedListener {
     listener: Listener,
     watch: AsyncFd<Arc<Socket>>,
-    /// The last retry delay during a shortage of file descriptors or memory, or `None` if there is
-    /// no shortage. The shortage ends when the backlog is empty. An accepted connection does not
-    /// end it, because the connection may have taken the only free descriptor. Otherwise the log
-    /// would report a new shortage for every accepted connection.
+    /// The last retry delay during a shortage of file descriptors or memory, or `None` without a
+    /// shortage. A shortage ends when the backlog is empty. An accepted connection does not end it,
+    /// because the connection may have taken the only free descriptor.
     shortage: Option<Duration>,
-    /// How much of the reserve of file descriptors this listener may use.
+    /// How many of the reserved file descriptors this listener may use.
     share: Share,
 }
 
@@ -100,15 +98,15 @@ impl WatchedListener {
         }
     }
 
-    /// Accepts a connection after [`WatchedListener::client_waits`] has returned, and registers it
-    /// with the current tokio runtime. Returns `None` if another process has accepted the client in
-    /// the meantime, or after the pause for a shortage. Cancel safe.
+    /// Tries to accept a client after [`WatchedListener::client_waits`] has returned, and registers
+    /// the connection with the current tokio runtime. Returns `None` if this fails, for example
+    /// because another process has accepted the client. Cancel safe.
     pub(crate) async fn accept_waiting(&mut self) -> Option<(Stream, Peer)> {
         self.attempt(&|| {}).await?.into_stream(&self.listener)
     }
 
-    /// Makes one attempt to accept a connection. After a failure for want of file descriptors or
-    /// memory, waits before it returns.
+    /// Tries once to accept a connection. If file descriptors or memory have run out, waits before
+    /// it returns.
     async fn attempt(&mut self, on_shortage: &impl Fn()) -> Option<Accepted> {
         match self.look().await {
             Ok(Some(accepted)) => {

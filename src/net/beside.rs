@@ -36,9 +36,9 @@ impl<'a> OldSockets<'a> {
         Self(by_port)
     }
 
-    /// Returns all old sockets on the same port as `address`, even those that do not overlap with
-    /// it. A socket that does not overlap may have replaced a socket that does, and an older
-    /// generation may still hold the replaced socket.
+    /// Returns all old sockets on the port of `address`, including those whose address does not
+    /// overlap with it. Such a socket may have replaced one that overlaps, and an older process may
+    /// still hold the replaced socket.
     pub(super) fn beside(&self, address: &Address) -> &[&'a Passed] {
         let port = match address {
             Address::Tcp(socket) => socket.port(),

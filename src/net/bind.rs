@@ -1,4 +1,4 @@
-//! Binding and listening on a configured address.
+//! This module binds a socket to a configured address and listens on it.
 //!
 //! The difficult case is a Unix socket path. The socket file outlives the process that created it,
 //! and blocks the next bind. This module replaces such a file if no process holds its socket. It

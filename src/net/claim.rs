@@ -1,9 +1,10 @@
-//! The algorithm that matches passed sockets to configured listeners. It takes linear time.
+//! This module matches the sockets that this process receives at startup to its configured
+//! listeners. It takes linear time.
 //!
-//! [`super::ListenerSet`] explains how each kind of socket is matched, and why. For each matching
-//! rule this module builds an index of the sockets that are not matched yet, and then looks up each
-//! listener in the index. A comparison of every listener with every socket would take seconds,
-//! because a handoff may pass thousands of sockets.
+//! The module `listener_set::assembly` explains how each kind of socket is matched, and why. For
+//! each matching rule, this module builds an index of the sockets that are not matched yet. Then it
+//! looks up each listener in the index. A comparison of every listener with every socket would take
+//! seconds, because a handoff may pass thousands of sockets.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
@@ -13,9 +14,9 @@ use super::origin::{Binding, Origin};
 use super::passed::Passed;
 use super::wanted::Wanted;
 
-/// Assigns the passed sockets to the configured listeners. This function applies the most reliable
-/// matching rule to all listeners first, and then the next rule. So a listener never takes a socket
-/// that matches another listener better.
+/// Assigns the received sockets to the configured listeners. This function applies the most
+/// reliable matching rule to all listeners first, and then the next rule. So a listener never takes
+/// a socket that matches another listener better.
 pub(super) fn claim(wanted: &mut [Wanted], passed: &mut Vec<Passed>) {
     let mut pool = Pool(passed.drain(..).map(Some).collect());
     // Give each listener all sockets that a parent passed under the listener's name. A systemd unit
@@ -81,8 +82,7 @@ impl Pool {
         self.0[sorted.get_mut(key)?.pop_front()?].take()
     }
 
-    /// Gives each listener that has no socket yet the first unclaimed socket whose key matches the
-    /// listener's key.
+    /// For each listener without a socket, takes the first unclaimed socket with the same key.
     fn give_one<K: Eq + Hash>(
         &mut self,
         wanted: &mut [Wanted],

@@ -17,9 +17,9 @@ use tokio::time::{Instant, timeout};
 use super::stream::{Family, Stream};
 use crate::sys;
 
-/// How long a peer may go without acknowledging any further bytes before it counts as gone. Even a
-/// segment that TCP loses four times arrives earlier, after about 3 s: TCP retransmits after 0.2 s
-/// and doubles the delay each time.
+/// A peer counts as gone if it acknowledges no further bytes for this time. Even a segment that TCP
+/// loses four times arrives earlier, after about 3 s: TCP retransmits after 0.2 s and doubles the
+/// delay each time.
 pub(crate) const ACKNOWLEDGE_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Stream {
@@ -51,7 +51,7 @@ impl Stream {
         Box::pin(self.discard_for(linger)).await
     }
 
-    /// Reads and discards bytes as [`Stream::finish`] does, and returns their number.
+    /// Reads and discards bytes for [`Stream::finish`], and returns the number of discarded bytes.
     async fn discard_for(&mut self, linger: Duration) -> u64 {
         let (mut late, mut left) = (0, usize::MAX);
         let mut until = Instant::now() + ACKNOWLEDGE_TIMEOUT;

@@ -123,7 +123,7 @@ impl Listener {
         self.socket.local_addr().map(|address| Peer::new(&address))
     }
 
-    /// Returns the origin of the socket: this service created it, or a parent such as systemd.
+    /// Returns who created the socket: this service, or a parent such as systemd.
     #[must_use]
     pub fn origin(&self) -> &Origin {
         &self.origin

@@ -1,5 +1,5 @@
-//! The listeners of one generation, which is one process of the service. The lifecycle passes them
-//! to a successor, closes them, or stores them with the service manager.
+//! The listeners of one generation, which is one process of the service. The process passes them to
+//! its successor, closes them, or stores them with the service manager.
 //!
 //! The set also contains the control socket, on which an operator sends requests. Each process
 //! passes this socket to the next one, but the socket does not serve clients.
@@ -19,8 +19,7 @@ use crate::error::Error;
 #[derive(Clone, Debug)]
 pub struct ListenerSet {
     listeners: Vec<Listener>,
-    /// The control socket. In lists of indices, its index is one higher than that of the last
-    /// listener.
+    /// The control socket. Its index is one higher than that of the last listener.
     control: Option<Listener>,
     /// The numbers of passed file descriptors that this process has closed, because they matched no
     /// configured listener.
@@ -67,8 +66,8 @@ impl ListenerSet {
     }
 
     /// Returns the sockets that the service manager should store, each with its name in the store.
-    /// These are all listening sockets for clients that this service itself bound. The name is
-    /// `None` if it would be too long. Such a socket cannot be stored.
+    /// These are all sockets for clients that this service itself has bound. A socket whose name
+    /// would be too long cannot be stored, and has the name `None` here.
     pub(crate) fn to_store(&self) -> impl Iterator<Item = (&Listener, Option<StoredName>)> {
         self.listeners.iter().filter_map(|listener| match listener.origin() {
             Origin::Bound(binding) => Some((listener, StoredName::new(listener.name(), binding))),

@@ -27,7 +27,7 @@ pub enum Origin {
     Bound(Binding),
 }
 
-/// The information that this service keeps about a socket that one of its generations has bound.
+/// What this service remembers about a socket that one of its generations has bound.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Binding {
     /// The address as it was configured. Port 0 stays 0 here and is not replaced by the port that

@@ -1,4 +1,4 @@
-//! This module checks that a passed file descriptor is a listening socket.
+//! This module checks that a file descriptor that was passed to this process is a listening socket.
 //!
 //! The process that passed the descriptor may have made a mistake. This check reports the mistake
 //! at startup, with the name of the descriptor. Without the check, only the first accept would
@@ -20,13 +20,13 @@ use crate::config::TakenAddresses;
 use crate::error::Error;
 use crate::sys;
 
-/// A passed listening socket that has not been matched to a configured listener yet.
+/// A listening socket that this process has received, but not yet matched to a configured listener.
 #[derive(Debug)]
 pub(crate) struct Passed {
     /// The name under which the socket was passed. `None` if it has no name.
     pub(crate) name: Option<String>,
-    /// The number that the descriptor had when it was passed. Log records and messages use this
-    /// number.
+    /// The number that the descriptor had when this process received it. Log records and messages
+    /// use this number.
     pub(crate) descriptor: RawFd,
     /// Whether this service or a parent such as systemd created the socket.
     pub(crate) origin: Origin,

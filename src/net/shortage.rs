@@ -27,8 +27,8 @@ enum ShortageState {
 }
 
 impl Shortage {
-    /// Records that accepting has failed because file descriptors or memory have run out. Logs at
-    /// most the first failure of a shortage. Returns whether this is the first failure.
+    /// Records that accepting has failed because file descriptors or memory have run out. Logs only
+    /// the first failure of each shortage. Returns whether this is the first failure.
     pub(super) fn begin(&self, listener: &str, error: &io::Error) -> bool {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if *state != ShortageState::Over {
@@ -50,8 +50,8 @@ impl Shortage {
         true
     }
 
-    /// Records that this listener is no longer short of descriptors or memory. Call this function
-    /// when accept(2) has found the backlog empty.
+    /// Records that the listener has enough descriptors and memory again. Call this function when
+    /// accept(2) has found the backlog empty.
     pub(super) fn end(&self, listener: &str) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if std::mem::take(&mut *state) == ShortageState::Reported {

@@ -1,8 +1,8 @@
-//! The mode and owner of a Unix listener's socket file.
+//! This module sets the mode and owner of a Unix listener's socket file.
 //!
 //! Any process that can write to the directory may replace the file at any time. So this module
-//! first opens the file and checks that the bind created this file. Only then does it change the
-//! file, through the open descriptor.
+//! first opens the file and checks that this service created it. Only then does it change the file,
+//! through the open descriptor.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;

@@ -33,8 +33,8 @@ pub struct Stream {
     /// the peer does not notice when this process closes the socket.
     pub(super) is_shared: bool,
     pub(super) delay: Delay,
-    /// The counters of a server that embeds this library. `None` if the built-in server serves this
-    /// connection.
+    /// How a server that embeds this library counts this connection. `None` if the built-in server
+    /// serves it.
     counted: Option<Box<CountedByServer>>,
     /// A claim to one file descriptor, which this process will need to connect to an upstream for
     /// this client.
@@ -48,17 +48,18 @@ struct CountedByServer {
     /// The address of the client. The kernel forgets the address when the client resets the
     /// connection.
     peer: Peer,
-    /// A token that is held until the client has sent its first byte, after a handshake if there is
-    /// one. A drain waits for these tokens, so it waits for the first request of each client.
+    /// This value is dropped when the client sends its first byte after the handshake, if there is
+    /// one. A drain waits until all these values are dropped, so that each client can send its
+    /// first request.
     awaiting_first_byte: Option<TaskTrackerToken>,
     /// The handshake that runs on the connection, if any.
     handshake: Option<Weak<()>>,
-    /// A value that is held until the stream is dropped. A drain waits for these values, so it
-    /// waits for all open connections.
+    /// This value is dropped together with the stream. A drain waits until all these values are
+    /// dropped, so it waits for all open connections.
     open: Box<dyn Any + Send + Sync>,
 }
 
-/// A handshake that runs on a [`Stream`]. Dropping this value ends the handshake.
+/// A handshake on a [`Stream`]. Dropping this value tells the stream that the handshake is over.
 #[derive(Debug)]
 pub struct Handshake {
     _runs: Arc<()>,
@@ -75,7 +76,7 @@ impl CountedByServer {
 }
 
 /// How many writes are left until `TCP_NODELAY` is set. The option is set just before the second
-/// write, because many connections have only one, and then need no system call for the option.
+/// write. Many connections write only once, so they save the system call for the option.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Delay {
     /// `TCP_NODELAY` is already set, or the connection does not need it.
@@ -118,7 +119,7 @@ impl Stream {
         Ok(Self::counted_by(socket, Arc::default()))
     }
 
-    /// Wraps a socket of the tokio runtime, whose bytes `traffic` counts.
+    /// Wraps a socket that is registered with the tokio runtime. `traffic` counts its bytes.
     pub(super) const fn counted_by(socket: Family, traffic: Arc<Traffic>) -> Self {
         Self {
             socket,
@@ -132,8 +133,8 @@ impl Stream {
     }
 
     /// Continues a connection that another process has served until now. `traffic` counts the bytes
-    /// that the other process transferred. `peer_finished` is whether the other process has read
-    /// the peer's half-close. Must be called within a tokio runtime.
+    /// that the other process transferred. `peer_finished` says whether the other process has
+    /// already read the peer's half-close. Must be called within a tokio runtime.
     ///
     /// # Errors
     /// `InvalidInput` when the socket is not a stream socket of the peer's address family.
@@ -165,8 +166,9 @@ impl Stream {
         self.peer_finished
     }
 
-    /// Holds two values: `awaiting_first_byte` until this stream has read the first byte or the
-    /// peer's half-close, and `open` until the stream is dropped. A drain waits for both.
+    /// Makes a drain of the server wait for this connection. The drain waits until
+    /// `awaiting_first_byte` and `open` are dropped. The stream drops the first when it has read a
+    /// byte or the peer's half-close, and the second when the stream itself is dropped.
     pub(crate) fn belongs_to_server(
         &mut self,
         peer: Peer,
@@ -181,7 +183,7 @@ impl Stream {
         }));
     }
 
-    /// Takes the value that counts the stream as open, if it is of type `T`.
+    /// Takes the value `open` given to [`Stream::belongs_to_server`], if it is of type `T`.
     pub(crate) fn take_count<T: 'static>(&mut self) -> Option<Box<T>> {
         self.counted.take()?.open.downcast().ok()
     }
@@ -351,7 +353,8 @@ pub(super) mod tests {
         (Stream::new(socket, Peer::Tcp(peer)).unwrap(), client)
     }
 
-    /// The kernel reports the error of a broken connection only once.
+    /// The kernel reports the error of a broken connection only once, so a look for input must not
+    /// consume it.
     #[tokio::test]
     async fn a_reset_is_still_read_after_a_look_for_input() {
         use tokio::io::AsyncReadExt;

@@ -1,4 +1,5 @@
-//! A configured listener that has no socket yet, and the mode and owner to set on its socket file.
+//! This module describes a configured listener before this process has found or bound its socket.
+//! It also sets the mode and owner of the socket file.
 
 use std::io;
 use std::path::PathBuf;
@@ -10,7 +11,8 @@ use crate::address::Address;
 use crate::config::ListenerConfig;
 use crate::error::Error;
 
-/// A configured listener: its name, and the address to bind if no passed socket matches it.
+/// A configured listener: its name, the address to bind if no passed socket matches it, and the
+/// sockets found for it so far.
 pub(super) struct Wanted {
     pub(super) name: String,
     pub(super) address: Address,
@@ -40,7 +42,7 @@ impl Wanted {
     }
 }
 
-/// The configured mode and owner to set on the file of a passed Unix socket.
+/// The mode and owner to set on the file of a Unix socket that this process has received.
 #[derive(Clone, Debug)]
 pub(super) struct Grant {
     listener: String,

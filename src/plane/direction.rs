@@ -1,23 +1,23 @@
 //! One direction of a relay. It moves bytes from one stream, the source, to another, the sink. When
-//! the source has half-closed, the direction half-closes the sink.
+//! the source has half-closed, the sink is half-closed too.
 //!
-//! A direction reads only after it has written everything that it holds, so it holds at most one
-//! buffer or one pipe. At first it copies bytes. If several reads in a row fill the buffer, it
-//! moves bytes with splice(2). It copies again when a splice moves few bytes.
+//! A direction reads only when all earlier bytes are written, so it holds at most one buffer or one
+//! pipe. At first it copies bytes. If several reads in a row fill the buffer, it moves bytes with
+//! splice(2). It copies again when a splice moves few bytes.
 
 use std::io;
 
 use super::relay::Broken;
 use crate::net::{Pipe, RelaySocket};
 
-/// The size of the buffer through which a direction copies bytes.
+/// The size of the buffer for bytes that are copied from one socket to another.
 pub(super) const BUFFER: usize = 32 * 1024;
-/// How many reads in a row must fill the buffer before the direction uses splice(2). Only long
-/// transfers use splice(2), because it has a higher fixed cost than copying a few bytes.
+/// After this many reads in a row that fill the buffer, splice(2) moves the bytes. This pays only
+/// for long transfers, because splice(2) has a higher fixed cost than copying a few bytes.
 const LONG: u8 = 4;
-/// If a splice(2) call moves fewer bytes than this, the direction copies bytes again.
+/// If a splice(2) call moves fewer bytes than this, the next bytes are copied again.
 const SHORT: usize = 8 * 1024;
-/// How many reads and writes a direction may perform before it lets other connections on the same
+/// The maximum number of reads and writes in one direction, before other connections on the same
 /// thread run.
 const TURN: usize = 16;
 
@@ -25,32 +25,31 @@ const TURN: usize = 16;
 #[derive(Debug, Default)]
 pub(super) struct Direction {
     pub(super) held: HeldBytes,
-    /// How many reads in a row have filled the buffer. At [`LONG`], the direction begins to use
-    /// splice(2).
+    /// How many reads in a row have filled the buffer. At [`LONG`], splice(2) moves the next bytes.
     pub(super) streak: u8,
 }
 
-/// Whether a direction half-closes its sink after its source has half-closed.
+/// What to do with the sink after the source has half-closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SinkEnd {
-    /// The direction half-closes the sink.
+    /// Half-close the sink too.
     HalfClose,
-    /// The direction does nothing, because the caller is about to close the sink.
+    /// Do nothing, because the caller is about to close the sink.
     LeaveOpen,
 }
 
-/// Data that the direction has read from the source but not yet written to the sink.
+/// The data that has been read from the source, but not yet written to the sink.
 #[derive(Debug, Default)]
 pub(super) enum HeldBytes {
     #[default]
     Nothing,
     /// The unwritten bytes of one read.
     Bytes(Box<Rest>),
-    /// Unwritten bytes that the direction has spliced into a pipe.
+    /// Unwritten bytes that splice(2) has moved into a pipe.
     Piped(Box<Pipe>),
-    /// No data. The source has half-closed, but the direction has not half-closed the sink yet.
+    /// Only the end of the stream, which must still be passed on to the sink.
     End,
-    /// No data. The source has half-closed, and the direction has half-closed the sink.
+    /// Nothing. The end of the stream has been passed on to the sink.
     Over,
 }
 
@@ -63,11 +62,11 @@ pub(super) struct Rest {
 /// The result of moving bytes in one direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Progress {
-    /// The direction has ended.
+    /// Nothing more will be moved in this direction.
     Ended,
-    /// The direction continues when an event says that its source or its sink is ready.
+    /// Nothing can be moved until an event says that the source or the sink is ready.
     Blocked,
-    /// The direction can move more bytes, but must let other connections run first.
+    /// More bytes can be moved, but other connections must run first.
     HasMore,
 }
 
@@ -82,8 +81,8 @@ impl Direction {
     }
 
     /// Moves bytes through `buffer` until no more can be moved now, but performs at most [`TURN`]
-    /// reads and writes. The direction has ended when it has half-closed the sink. With
-    /// [`SinkEnd::LeaveOpen`], it has ended as soon as the source has half-closed.
+    /// reads and writes. Returns [`Progress::Ended`] when the end of the stream has been passed on
+    /// to the sink. With [`SinkEnd::LeaveOpen`], returns it as soon as the source has half-closed.
     pub(super) fn advance(
         &mut self,
         buffer: &mut [u8],
@@ -127,8 +126,8 @@ impl Direction {
         true
     }
 
-    /// Performs one step: reads once, writes once, or half-closes the sink because the source has
-    /// half-closed. Fails with `WouldBlock` if the step must wait for the source or the sink.
+    /// Performs one step: a read, a write, or the half-close of the sink at the end of the stream.
+    /// Fails with `WouldBlock` if the step must wait for the source or the sink.
     fn step(
         &mut self,
         buffer: &mut [u8],
@@ -159,17 +158,17 @@ impl Direction {
         Ok(())
     }
 
-    /// Returns whether the direction is waiting for bytes from the source.
+    /// Returns whether this direction is waiting for bytes from the source.
     pub(super) const fn is_reading(&self) -> bool {
         matches!(self.held, HeldBytes::Nothing)
     }
 
-    /// Returns whether the source has half-closed and the direction has half-closed the sink.
+    /// Returns whether the end of the source's stream has been passed on to the sink.
     pub(super) const fn is_over(&self) -> bool {
         matches!(self.held, HeldBytes::Over)
     }
 
-    /// Returns whether the direction holds bytes that the sink has not accepted yet.
+    /// Returns whether bytes from the source are still waiting to be written to the sink.
     pub(super) const fn owes(&self) -> bool {
         matches!(self.held, HeldBytes::Bytes(_) | HeldBytes::Piped(_))
     }

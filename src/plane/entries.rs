@@ -1,4 +1,4 @@
-//! The proxied connections of a relay plane, and their timers. In each turn, the plane moves the
+//! The proxied connections of one thread, and their timers. In each turn, the relay plane moves the
 //! bytes of the connections that are ready.
 
 use std::collections::BTreeSet;
@@ -25,8 +25,8 @@ pub(crate) struct RelayEntry<T> {
     pub(crate) owner: T,
 }
 
-/// The data that the caller stores with a connection. The plane asks it for the time limits of the
-/// connection.
+/// The data that the caller stores with a connection. The relay plane asks it for the time limits
+/// of the connection.
 pub(crate) trait RelayOwner: Send {
     /// Returns the deadline of the attempt to connect to the upstream, or `None` if the connection
     /// to the upstream is established.
@@ -37,7 +37,7 @@ pub(crate) trait RelayOwner: Send {
     fn connected(&mut self, upstream: &RelaySocket) -> Limits;
 }
 
-/// Why a plane has stopped relaying a connection.
+/// The reason why a connection is no longer relayed.
 #[derive(Debug)]
 pub(crate) enum RelayEnd {
     /// The upstream did not accept the connection, for this reason. No byte of the client has been
@@ -58,8 +58,7 @@ pub(crate) enum RelayEnd {
     Expired(Expired),
 }
 
-/// The connections that have ended in one turn of the plane, with the reasons. They are no longer
-/// in the plane.
+/// The connections that have ended in one turn and have left the relay plane, with the reasons.
 pub(super) type Ended<T> = Vec<(RelayEntry<T>, RelayEnd)>;
 
 /// Whether connections can move more bytes at once, or all of them must wait for an event.
@@ -134,8 +133,8 @@ impl<T: RelayOwner> Entries<T> {
         self.timers.first().map(|(next, _)| *next)
     }
 
-    /// Moves the bytes of all connections that are ready, or that these events make ready. Adds the
-    /// connections that end to `ended`.
+    /// Moves the bytes of all connections that are ready, including those that `events` make ready.
+    /// Adds the connections that end to `ended`.
     pub(super) fn turn(
         &mut self,
         epoll: &OwnedFd,
@@ -223,7 +222,8 @@ impl<T: RelayOwner> Entries<T> {
         }
     }
 
-    /// Removes the connections that have reached a limit, and sets the timers of the others again.
+    /// Removes the connections that have reached a time limit, and resets the other timers that
+    /// have expired.
     fn expire(&mut self, now: Instant, ended: &mut Ended<T>) {
         while let Some((due, index)) = self.timers.first().copied().filter(|(due, _)| *due <= now) {
             self.timers.remove(&(due, index));
@@ -332,9 +332,9 @@ impl<T> RelayEntry<T> {
         self.client.transferred() + self.upstream.transferred()
     }
 
-    /// Returns whether the client has reset its connection. A client that has only closed its Unix
-    /// socket may have sent bytes before, which the upstream must receive. Call this function only
-    /// while nothing reads from the client.
+    /// Returns whether the client has reset its connection. A closed Unix socket does not count,
+    /// because the upstream must receive the bytes that the client sent before. Call this function
+    /// only while nothing reads from the client.
     fn client_has_left(&mut self) -> bool {
         matches!(self.client.gone(), Some(Gone::Broken(_)))
     }

@@ -10,7 +10,7 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use super::entries::RelayEntry;
 use super::settle::Side;
 
-/// The key that identifies a connection in its plane.
+/// Identifies a connection among all connections of a relay plane.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RowKey {
     /// The index of the connection. After its end, another connection may get the same index.

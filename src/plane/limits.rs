@@ -1,8 +1,8 @@
 //! The time limits of a connection: its idle timeout and its lifetime. A connection without limits
 //! has no timer.
 //!
-//! This module only calculates. The [`Plane`](super::Plane) has the timers, and asks the limits of
-//! a connection whenever a timer of this connection expires.
+//! This module only calculates times. The [`Plane`](super::Plane) has the timers, and checks the
+//! limits of a connection whenever its timer expires.
 
 use std::io;
 use std::time::Duration;
@@ -26,8 +26,8 @@ struct Clock {
     transferred: u64,
     /// The time at which the connection last moved bytes.
     moved: Instant,
-    /// How many bytes the peers had not acknowledged at the last look. The first look is when the
-    /// idle timeout has passed.
+    /// How many bytes the peers had not acknowledged at the last check. `None` before the first
+    /// check, which happens when the idle timeout has passed.
     unacknowledged: Option<usize>,
 }
 
@@ -112,14 +112,14 @@ impl Limits {
     pub(crate) fn note(&mut self, now: Instant, transferred: u64) {
         if let Some(clock) = self.clock.as_mut().filter(|clock| clock.transferred != transferred) {
             (clock.transferred, clock.moved) = (transferred, now);
-            // The bytes that were unacknowledged at the last look are others now.
+            // Forget the last check, because other bytes are unacknowledged now.
             clock.unacknowledged = None;
         }
     }
 
-    /// Records how many bytes the peers have not acknowledged yet, `left`. If they have
-    /// acknowledged some bytes since the last call, the connection is not idle, although the kernel
-    /// takes no more bytes from this process. Returns whether that is so.
+    /// Records that the peers have not acknowledged `left` bytes yet. Returns whether this number
+    /// has changed since the last call. If so, the connection is not idle: a peer acknowledges
+    /// bytes, although the kernel accepts no more from this process.
     pub(crate) fn note_unacknowledged(&mut self, now: Instant, left: usize) -> bool {
         let Some(clock) = self.clock.as_mut().filter(|_| left > 0) else { return false };
         let has_changed = clock.unacknowledged.replace(left) != Some(left);
@@ -186,7 +186,7 @@ mod tests {
         assert_eq!(limits.expired(moved + SECOND * 5), Some(Expired::Idle));
     }
 
-    /// The kernel takes no bytes from this process, but still sends those that it has.
+    /// The kernel accepts no more bytes from this process, but still sends those that it has.
     #[test]
     fn a_peer_that_acknowledges_bytes_is_not_idle() {
         let mut limits = Limits::new(Some(SECOND * 5), None, Used::default());
@@ -198,7 +198,7 @@ mod tests {
             assert_eq!(limits.next(), Some(due + SECOND * 5));
         }
         assert!(!limits.note_unacknowledged(due, 8));
-        // The kernel has taken more bytes since then, and the peer has acknowledged as many.
+        // The kernel has accepted more bytes since then, and the peer has acknowledged as many.
         limits.note(due, 1);
         assert!(limits.note_unacknowledged(due, 8));
     }

@@ -1,9 +1,9 @@
-//! The relay plane of a worker: a single task that moves the bytes of all established proxied
-//! connections on this worker.
+//! The relay plane of a worker thread. A plane is a single task that moves the bytes of all
+//! established proxied connections of its thread.
 //!
 //! | file | contents |
 //! |---|---|
-//! | `entries` | the connections of a plane, their timers, and one turn over those that are ready |
+//! | `entries` | the connections of a plane, their timers, and the turn of those that are ready |
 //! | `events` | the events of the sockets |
 //! | `relay` | the two directions of one connection |
 //! | `direction` | one direction of a relay |
@@ -11,15 +11,15 @@
 //! | `settle` | the last bytes of a connection that has failed on one side |
 //! | `snapshot` | the state with which another process continues a relay |
 //!
-//! A task for each connection would be simpler, but it costs more: ten allocations, two
-//! registrations with the runtime, and a thousand bytes for an idle connection. A plane is one task
-//! for all connections. It watches an epoll instance of its own through the tokio runtime, so the
-//! accept loops and the tasks of the same worker run beside it.
+//! A task for each connection would be simpler, but it costs more. It needs ten allocations, two
+//! registrations with the runtime, and a thousand bytes while the connection is idle. A plane
+//! watches an epoll instance of its own through the tokio runtime, so the accept loops and other
+//! tasks run on the same thread.
 //!
-//! A plane only waits for the first connection to an upstream, and relays. A client has a task of
-//! its own while it waits for something else: for its PROXY header, for another upstream, for its
-//! move to the successor, or for the end after a failure. The caller moves connections between the
-//! plane and such tasks.
+//! A plane only waits until the first attempt to connect to an upstream completes, and then relays.
+//! For any other wait, a client gets a task of its own. For example, it may wait for its PROXY
+//! header, for another upstream, or for its move to the successor. The caller moves connections
+//! between the plane and such tasks.
 
 mod direction;
 mod entries;
@@ -54,23 +54,23 @@ pub(crate) use snapshot::RelaySnapshot;
 
 use crate::sys;
 
-/// The largest number of events that a plane handles in one turn. The other tasks of the worker run
-/// between two turns.
+/// The maximum number of events that a relay plane handles before other tasks of its thread run.
 const EVENTS: usize = 128;
 
-/// The relay plane of one worker. `T` is the data that the caller stores with each connection.
+/// The task that moves the bytes of all proxied connections on one worker thread. `T` is the data
+/// that the caller stores with each connection.
 #[derive(Debug)]
 pub(crate) struct Plane<T> {
     epoll: Arc<OwnedFd>,
     entries: Mutex<Entries<T>>,
-    /// Notified when a new timer expires earlier than all others.
+    /// Notified when a new connection has the timer that expires first.
     changed: Notify,
 }
 
-/// A connection that a plane has rejected, and the reason.
+/// A connection that a relay plane has rejected, and the reason.
 #[derive(Debug)]
 pub(crate) enum Rejected<T> {
-    /// The plane accepts no connections, because it has been cut.
+    /// The plane accepts no connections, because [`Plane::cut`] has been called.
     Cut(RelayEntry<T>),
     /// The kernel cannot watch the connection's sockets.
     Unwatched(RelayEntry<T>, io::Error),
@@ -91,7 +91,7 @@ impl<T: RelayOwner> Plane<T> {
         let mut entries = self.lock();
         let timer = entries.next_timer();
         entries.admit(&self.epoll, entry)?;
-        // Wake the plane only if it would wake too late. This is rare, because the timers of
+        // Wake the plane's task only if it would wake too late. This is rare, because the timers of
         // earlier connections usually expire sooner.
         if entries.next_timer() != timer {
             self.changed.notify_one();
@@ -99,8 +99,8 @@ impl<T: RelayOwner> Plane<T> {
         Ok(())
     }
 
-    /// Relays until the future is dropped. Calls `ended` for each connection that ends, after the
-    /// connection has left the plane. Must be called within the tokio runtime of the worker.
+    /// Moves bytes until the future is dropped. Calls `ended` with each connection that ends, after
+    /// it has been removed from the plane. Must be called within the tokio runtime of the worker.
     ///
     /// # Errors
     /// Fails if the kernel cannot watch the plane's epoll instance.
@@ -135,7 +135,7 @@ impl<T: RelayOwner> Plane<T> {
         }
     }
 
-    /// Takes a turn, and more turns as long as connections have more bytes to move.
+    /// Moves bytes as long as any connection has more, and lets other tasks run in between.
     async fn turns(
         &self,
         events: &mut Vec<SocketEvent>,
@@ -192,7 +192,7 @@ impl<T: RelayOwner> Plane<T> {
     }
 
     fn lock(&self) -> MutexGuard<'_, Entries<T>> {
-        // Ignore a poisoned lock, because this generation exits if a turn panics.
+        // Ignore a poisoned lock, because this process exits if code panics while it holds one.
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -2,11 +2,11 @@
 //! half-closed.
 //!
 //! An idle connection holds no buffer, because all connections of a thread share one. The relay
-//! copies only those bytes that a slow receiver does not accept yet, at most one buffer. Long
-//! transfers go through a pipe with splice(2), so their bytes never leave the kernel.
+//! keeps only bytes that a slow receiver does not accept yet, at most one buffer. Long transfers go
+//! through a pipe with splice(2), so their bytes never leave the kernel.
 //!
-//! After moving bytes a few times, a relay lets other connections of the thread run. A relay never
-//! waits: the [`Plane`](super::Plane) calls it when an event says that a socket is ready.
+//! A relay regularly lets other connections of the thread run. It never waits: the
+//! [`Plane`](super::Plane) calls it when an event says that a socket is ready.
 
 use std::io;
 
@@ -35,7 +35,7 @@ pub(crate) enum RelayStep {
     Ended(RelayEnd),
 }
 
-/// The side of a direction, source or sink, whose connection failed with this error.
+/// The connection that failed while bytes moved from the source to the sink, with the error.
 pub(super) enum Broken {
     Source(io::Error),
     Sink(io::Error),
@@ -58,8 +58,8 @@ impl Relay {
         client: &mut RelaySocket,
         upstream: &mut RelaySocket,
     ) -> RelayStep {
-        // The direction that ends last does not half-close its sink, because the caller closes both
-        // connections when the relay has ended.
+        // Do not half-close a side if the other direction is already over. The caller then closes
+        // both connections when the relay has ended.
         let end = |other: &Direction| {
             if other.is_over() { SinkEnd::LeaveOpen } else { SinkEnd::HalfClose }
         };
@@ -81,7 +81,7 @@ impl Relay {
     }
 
     /// Asks the kernel whether a side has failed. Skips a side from which the relay waits for
-    /// bytes, because a read reports the failure.
+    /// bytes, because the next read reports its failure.
     fn failure(&self, client: &mut RelaySocket, upstream: &mut RelaySocket) -> Option<RelayEnd> {
         let client = if self.up.is_reading() { None } else { client.gone() };
         match client {

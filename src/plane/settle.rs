@@ -1,8 +1,8 @@
-//! The end of a connection that has failed on one side. The other side still receives the bytes
-//! that were sent before the failure, and then a reset.
+//! This module ends a proxied connection that has failed on one side. The other side still receives
+//! the bytes that were sent before the failure, and then a reset.
 //!
-//! Few connections end like this. So this module polls the sockets instead of watching them: it
-//! must poll in any case, because the kernel has no event for the acknowledgement of bytes.
+//! This module polls the sockets, because the kernel has no event for the acknowledgement of bytes.
+//! Polling is cheap here, because few connections end like this.
 
 use std::time::Duration;
 
@@ -36,7 +36,8 @@ pub(crate) async fn settle(
     let mut until = Instant::now() + ACKNOWLEDGE_TIMEOUT;
     let mut last_sent = None;
     loop {
-        // Try to read and to write each time, because the plane no longer watches the sockets.
+        // Mark both sockets as ready, because no events arrive for them any more. So each pass
+        // tries to read and to write.
         let all = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP;
         client.note(all);
         upstream.note(all);

@@ -1,5 +1,6 @@
-//! Snapshots of a relay. With a snapshot, another process can continue the relay. A snapshot
-//! records how many bytes are unwritten, and which sides have half-closed.
+//! Snapshots of a relay, which moves bytes between a client and an upstream. With a snapshot,
+//! another process can continue the relay. A snapshot records how many bytes are unwritten, and
+//! which sides have half-closed.
 //!
 //! Unwritten bytes in memory move to the other process as a part of the connection's state.
 //! Unwritten bytes in a pipe stay there, and the pipe itself moves. A snapshot does not record
@@ -21,19 +22,19 @@ pub(crate) struct RelaySnapshot {
 }
 
 /// A snapshot of one direction. The unwritten bytes of both directions follow the snapshots, first
-/// those of `up`. Then the pipes follow in the same order, each with its read end first.
+/// those of `up`. The pipes are attached in the same order, each with its read end first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum PendingBytes {
-    /// The direction has no unwritten bytes, and its source has not half-closed.
+    /// No bytes are unwritten, and the source has not half-closed.
     Even,
     /// The number of unwritten bytes in memory. The bytes themselves follow the snapshot.
     Bytes(usize),
     /// The number of unwritten bytes in a pipe. The pipe itself moves with the snapshot.
     Piped(usize),
-    /// The source has half-closed, but the direction has not half-closed the sink yet.
+    /// The end of the stream must still be passed on to the sink.
     End,
-    /// The source has half-closed, and the direction has half-closed the sink.
+    /// The end of the stream has been passed on to the sink.
     Over,
 }
 

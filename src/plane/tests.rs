@@ -97,7 +97,7 @@ async fn a_client_that_closes_at_once_is_heard() {
     }
 }
 
-/// If a connection is taken before its plane knows that the upstream has accepted it, the plane
+/// If a connection is removed before the plane knows that the upstream has accepted it, the plane
 /// still records it as established.
 #[tokio::test]
 async fn a_connection_that_is_just_established_is_taken_as_such() {

@@ -1,7 +1,7 @@
 //! The accept loop of a listener. It accepts clients until it is stopped, and pauses while the
 //! listener's connection limit is reached.
 //!
-//! During such a pause, new clients are not reset, but wait in the kernel's backlog. The module
+//! During a pause, new clients wait in the kernel's backlog and are not reset. The module
 //! `connection` serves the accepted connections.
 
 use std::sync::Arc;
@@ -35,15 +35,16 @@ pub(super) struct Accepting<S> {
 const ACCEPTING_WORKERS: usize = 4;
 
 /// Returns whether a worker accepts on the listener with this number. Different listeners use
-/// different workers, but no listener uses a worker beyond the number of processors.
+/// different workers. If there are more workers than processors, the surplus workers accept
+/// nothing.
 pub(super) const fn accepts_on(listener: usize, worker: usize, processors: usize) -> bool {
     worker < processors
         && (worker + processors - listener % processors) % processors < ACCEPTING_WORKERS
 }
 
-/// The accept loops of one worker, each of which gets its own task.
+/// The accept loops of one worker. Each loop has its own task.
 ///
-/// They run on the worker itself, because waking another thread for each loop would be much slower.
+/// The tasks run on the worker's thread, because waking another thread would be much slower.
 pub(super) struct WorkerLoops<S> {
     pub(super) loops: Vec<Accepting<S>>,
     /// The heartbeats that the worker answers, even if it has no accept loop.
@@ -83,11 +84,11 @@ fn report_panic(ended: Result<(), JoinError>, deaths: &Deaths) {
 }
 
 impl<S: Service> Accepting<S> {
-    /// Accepts connections until the loop is stopped. Also drops each heartbeat token that it
-    /// receives, to show that the loop is running.
+    /// Accepts connections until the loop is stopped. Answers each heartbeat by dropping it, to
+    /// show that the loop is still running.
     pub(super) async fn run(mut self) {
-        // Keep the next client's permit outside the loop. Otherwise a heartbeat that interrupts the
-        // accept call would also release the permit.
+        // Keep the next client's place under the connection limit outside the loop. Otherwise every
+        // heartbeat would release it, because a heartbeat interrupts the accept call.
         let mut permit = None;
         loop {
             // If this process has no free file descriptor, clients wait just as they do when the
@@ -122,8 +123,8 @@ impl<S: Service> Accepting<S> {
 mod tests {
     use super::*;
 
-    /// However many workers there are, a few of them accept on a listener, and each worker accepts
-    /// on as many listeners as the others.
+    /// Only a few workers accept on each listener, however many workers there are. Every worker
+    /// accepts on the same number of listeners.
     #[test]
     fn a_few_workers_accept_on_each_listener() {
         for processors in 1..=64 {

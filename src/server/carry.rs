@@ -1,5 +1,5 @@
-//! The server's part in moving open connections between processes. During a drain, connections move
-//! to the successor. After a handoff, connections arrive from the predecessor.
+//! How the server moves open connections between processes. During a drain, connections move to the
+//! successor. After a handoff, connections arrive from the predecessor.
 //!
 //! A connection moves while its service is between two messages. The module [`super::takeover`]
 //! receives connections from the predecessor.

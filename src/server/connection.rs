@@ -87,7 +87,7 @@ enum ServiceOutcome {
     Ended(ConnectionEnd),
     /// The service has detached the connection, which is to move to the successor.
     Detached,
-    /// The connection is to be relayed to and from an upstream.
+    /// The client is connected to an upstream, and the server is to relay the bytes between them.
     #[cfg(feature = "proxy")]
     Established(Box<Established>),
 }
@@ -102,7 +102,7 @@ impl<S: Service> ConnectionTask<S> {
         Self { context, connection, slot, worker, stays: false }
     }
 
-    /// Serves the connection until it ends, moves to the successor, or is to be relayed.
+    /// Serves the connection until it ends, moves to the successor, or enters a relay plane.
     #[expect(clippy::manual_async_fn, reason = "an `async fn` reserves memory for `self` twice")]
     pub(super) fn run(mut self) -> impl Future<Output = ()> + Send {
         async move {
@@ -128,7 +128,7 @@ impl<S: Service> ConnectionTask<S> {
         }
     }
 
-    /// Detaches the connection, so that [`ConnectionTask::leave`] can move it.
+    /// Detaches the connection from its service, so that [`ConnectionTask::leave`] can move it.
     #[cfg(feature = "proxy")]
     pub(super) fn detach(&mut self, state: CarriedState) {
         self.connection.detach(state);
@@ -151,13 +151,14 @@ impl<S: Service> ConnectionTask<S> {
         }
     }
 
-    /// Ends this task, and lets the relay plane of the worker relay the connection.
+    /// Ends this task. From now on the worker's relay plane, which is one task for many
+    /// connections, relays the connection.
     #[cfg(feature = "proxy")]
     fn relay(self, established: Established) {
         let Self { context, connection, mut slot, worker, stays } = self;
         let Established { upstream, relay, limits, count } = established;
-        // Keep the registration with the scheduler until the connection is in the plane. Otherwise
-        // the scheduler could miss the connection, and conclude too early that all connections have
+        // Keep the connection registered for a move until it is in the relay plane. Otherwise the
+        // scheduler of the moves could miss it, and conclude too early that all connections have
         // moved.
         let registration = slot.carry.take();
         let (stream, rest) = connection.into_parts();

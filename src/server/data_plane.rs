@@ -1,5 +1,5 @@
-//! The server's implementation of [`DataPlane`], the trait through which the lifecycle starts and
-//! stops the server and drains its connections.
+//! The server's implementation of [`DataPlane`]. This trait has the methods that start and stop the
+//! server and drain its connections.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -130,8 +130,8 @@ impl<S: Service> DataPlane for Server<S> {
         for (listener, worker) in listeners.iter().zip((0..self.workers.all().len()).cycle()) {
             let slot = self.slot(listener.name(), self.on_drain(listener.name()));
             let _within = slot.enter(worker);
-            // Take no permit. The connection limit does not apply here, because a client that
-            // stayed in the backlog would be reset.
+            // Ignore the connection limit, because the kernel would reset the clients that stay in
+            // the backlog.
             pending(listener).for_each(|client| slot.serve(worker, client, None));
         }
     }
@@ -139,8 +139,7 @@ impl<S: Service> DataPlane for Server<S> {
     fn accept_late(&mut self, replaced: Vec<Listener>) {
         let workers = Arc::clone(self.workers.all());
         for (listener, worker) in replaced.into_iter().zip((0..workers.len()).cycle()) {
-            // Ask these connections to finish, because they arrive too late to move to the
-            // successor.
+            // Ask late connections to finish, because they can no longer move to the successor.
             let slot = self.slot(listener.name(), OnDrain::Finish);
             let latecomers = Latecomers { listener, slot, worker, stop: self.late.stop.clone() };
             self.late.all.spawn_on(latecomers.run(), workers[worker].handle());
@@ -170,8 +169,8 @@ impl<S: Service> DataPlane for Server<S> {
     fn cut(&mut self) {
         self.taking.stop();
         self.late.stop.cancel();
-        // Stop moving connections before the cut. No service then detaches another connection for a
-        // move, and connections that have not been sent yet are cut like all others.
+        // Stop moving connections before the cut, so that no service detaches another connection.
+        // Connections that have not been sent yet are then cut like all others.
         self.carrying.end();
         self.drain.cut();
         #[cfg(feature = "proxy")]

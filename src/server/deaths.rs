@@ -1,7 +1,8 @@
-//! A record of failed workers and accept loops. The first failure makes this generation exit.
+//! A record of failed workers, accept loops and relay planes. The process exits at the first
+//! failure.
 //!
 //! A dead worker serves no connections, and a dead accept loop accepts none. Without this record,
-//! the rest of the process would continue, and the loss of clients would go unnoticed.
+//! the rest of the process would continue, and nobody would notice that clients are lost.
 
 use std::any::Any;
 
@@ -9,8 +10,8 @@ use tokio::sync::watch;
 
 use crate::error::Error;
 
-/// The first failure of a worker or an accept loop, or `None` if none has failed. Clones share the
-/// record.
+/// The first failure of a worker, an accept loop or a relay plane. `None` if none has failed.
+/// Clones share the same record.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Deaths(watch::Sender<Option<Death>>);
 
@@ -21,8 +22,8 @@ struct Death {
 }
 
 impl Deaths {
-    /// Records that `what` has died because of `reason`. Only the first failure is recorded,
-    /// because the first failure may have caused the later ones.
+    /// Records that `what` has died because of `reason`. Later failures are not recorded, because
+    /// the first failure may have caused them.
     pub(super) fn report(&self, what: &str, reason: &str) {
         self.0.send_if_modified(|first| {
             let is_first = first.is_none();
@@ -31,12 +32,12 @@ impl Deaths {
         });
     }
 
-    /// Returns the error to exit with, if a worker or an accept loop has died.
+    /// Returns the first recorded failure as the error with which this process exits.
     pub(super) fn first(&self) -> Option<Error> {
         self.0.borrow().clone().map(Death::into_error)
     }
 
-    /// Waits until a worker or an accept loop has died. Cancel safe.
+    /// Waits until a worker, an accept loop or a relay plane has died. Cancel safe.
     pub(super) async fn wait(&self) -> Error {
         // `wait_for` cannot fail, because `self` owns the sender, which keeps the channel open.
         match self.0.subscribe().wait_for(Option::is_some).await.map(|first| first.clone()) {

@@ -1,5 +1,5 @@
-//! The server's part of a listener. It counts the listener's connections, limits them, and starts
-//! their tasks.
+//! The part of the server that belongs to one listener. It counts and limits the listener's
+//! connections, and starts their tasks.
 //!
 //! Connections come from an accept loop, from the backlog of a listener that is about to be closed,
 //! or from the predecessor. They all start in this module. The listening socket itself belongs to
@@ -32,13 +32,13 @@ pub(super) struct ListenerSlot<S> {
     pub(super) name: Arc<str>,
     pub(super) context: Arc<ConnectionContext<S>>,
     pub(super) workers: Arc<[Worker]>,
-    /// The ledgers of this listener: one for each worker.
+    /// The open connections and the counters of this listener, for each worker.
     pub(super) ledgers: Vec<ListenerLedger>,
     /// The connection limit of the listener, or `None` if it has no limit.
     pub(super) limit: Option<Arc<ConnectionLimit>>,
     /// How a drain treats the connections: it moves them, or asks them to finish.
     pub(super) on_drain: OnDrain,
-    /// The handle that registers the connections with the drain.
+    /// The handle that adds the connections to the drain.
     pub(super) entry: DrainEntry,
 }
 
@@ -55,8 +55,8 @@ impl<S: Service> ListenerSlot<S> {
         self.serve_from(worker, client, permit, None);
     }
 
-    /// Serves a new client on a worker. If the service has already begun with the client, it
-    /// continues from `state`.
+    /// Serves a new client on a worker. If an attempt to connect the client has already failed, the
+    /// service continues from `state`.
     fn serve_from(
         &self,
         worker: usize,
@@ -91,7 +91,7 @@ impl<S: Service> ListenerSlot<S> {
         }
     }
 
-    /// Prepares the task that serves a connection from the predecessor, which began at `since`.
+    /// Prepares the task for a connection from the predecessor. The connection began at `since`.
     pub(super) fn prepare(
         &self,
         worker: usize,
@@ -104,7 +104,7 @@ impl<S: Service> ListenerSlot<S> {
         self.task(worker, (stream, peer), slot, Some(state))
     }
 
-    /// Counts a connection that began at `since`, and creates the slot that ends the counting.
+    /// Counts a connection that began at `since` as open, until the returned slot is dropped.
     fn slot(
         &self,
         worker: usize,
@@ -149,7 +149,8 @@ impl<S: Service> ListenerSlot<S> {
         self.context.service.proxy(&self.name)?.begin_at_once(&self.name, client)
     }
 
-    /// Lets the relay plane of a worker wait for the upstream and then relay the connection.
+    /// Adds the client to the worker's relay plane, which is one task for many connections. The
+    /// plane waits until the upstream has accepted the connection, and then relays bytes.
     #[cfg(feature = "proxy")]
     fn relay_at_once(
         &self,

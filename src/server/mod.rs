@@ -1,8 +1,9 @@
-//! The built-in server. It has accept loops for each listener on a few workers, a task for each
-//! connection that no plane relays, and a drain that ends the connections gracefully.
+//! The built-in server. A few workers accept the clients of each listener. Relay planes relay the
+//! connections of a proxy. Every other connection has its own task. A drain ends connections
+//! gently.
 //!
-//! The server knows nothing about handoffs. The caller decides when it starts and stops accepting,
-//! when it drains or cuts the connections, and which listeners to close. A listener stays open when
+//! The server knows nothing about handoffs. The caller decides when to start and stop accepting,
+//! when to drain or cut the connections, and which listeners to close. A listener stays open when
 //! the server stops accepting, because the next generation accepts the clients in the backlog.
 
 mod accept;
@@ -58,8 +59,8 @@ pub(crate) struct Server<S> {
     stop: CancellationToken,
     /// The tasks that run the accept loops: one for each worker.
     loops: JoinSet<()>,
-    /// For each accept loop, a channel that sends heartbeats to it. A heartbeat is a token. The
-    /// loop drops the token in its next iteration, to show that it is not hanging.
+    /// A channel to each accept loop and each worker, which sends heartbeats. The receiver drops a
+    /// heartbeat as soon as it can, to show that it does not hang.
     hearts: Vec<mpsc::Sender<TaskTrackerToken>>,
     /// A tracker that completes when all accept loops have run once.
     starting: TaskTracker,
@@ -118,8 +119,8 @@ impl<S: Service> Server<S> {
         }
     }
 
-    /// Returns the slot of a listener, with which its connections start. `on_drain` is how a drain
-    /// treats these connections.
+    /// Returns what the connections of a listener need to start. `on_drain` says whether a drain
+    /// ends these connections or moves them to the successor.
     fn slot(&mut self, name: &Arc<str>, on_drain: OnDrain) -> ListenerSlot<S> {
         let workers = Arc::clone(self.workers.all());
         let ledgers = (0..workers.len()).map(|worker| (worker, Arc::clone(name)));

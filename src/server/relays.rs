@@ -1,9 +1,10 @@
-//! The server's part in relaying proxied connections. When a service has connected a client to an
-//! upstream, the connection's task ends, and the plane of the worker relays the connection.
+//! How the server relays the connections of a proxy. Each worker has a relay plane, which is one
+//! task for many connections. When a client is connected to an upstream, the connection's own task
+//! ends, and the plane relays its bytes.
 //!
-//! A connection leaves its plane when it ends, or when it is to move to the successor. It gets a
-//! task again for work that takes time: the orderly close, the last bytes after a failure, or the
-//! move.
+//! A connection leaves its plane when it ends, or when it is to move to the successor. It then gets
+//! its own task again for work that takes time: an orderly close, the last bytes after a failure,
+//! or the move.
 
 mod leave;
 #[cfg(test)]
@@ -28,15 +29,15 @@ use crate::plane::{
 };
 use crate::service::{Connecting, Service, UpstreamCount, client_disconnected};
 
-/// The planes of a server: one for each worker, in the same order. A plane is created when it is
-/// first needed.
+/// The relay planes of a server: one for each worker, in the same order. A plane is created when it
+/// is first needed.
 #[derive(Debug)]
 pub(super) struct Relays {
     planes: Box<[OnceLock<RunningPlane>]>,
     deaths: Deaths,
 }
 
-/// A plane and the task that runs it. Dropping this value resets the plane's connections.
+/// A relay plane and the task that runs it. Dropping this value resets the plane's connections.
 #[derive(Debug)]
 struct RunningPlane {
     plane: Arc<Plane<RelayedConnection>>,
@@ -70,7 +71,7 @@ pub(super) enum UpstreamLink {
     Changing,
 }
 
-/// Whether a connection in a plane may move to the successor.
+/// Whether a connection in a relay plane may move to the successor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Carrying {
     /// A drain asks the connection to end.
@@ -82,13 +83,13 @@ pub(super) enum Carrying {
 }
 
 impl Relays {
-    /// Creates a value for `workers` workers that have no planes yet. Planes that die are recorded
-    /// in `deaths`.
+    /// Creates an empty list of relay planes for `workers` workers. If a plane fails later,
+    /// `deaths` records the failure.
     pub(super) fn new(workers: usize, deaths: Deaths) -> Self {
         Self { planes: (0..workers).map(|_| OnceLock::new()).collect(), deaths }
     }
 
-    /// Allows connections to move that stayed in this process during an earlier handoff.
+    /// Lets connections that stayed in this process at an earlier handoff move at the next one.
     pub(super) fn forget_refusals(&self) {
         for running in self.running() {
             running.plane.for_each(|connection| {
@@ -99,7 +100,7 @@ impl Relays {
         }
     }
 
-    /// Cuts all connections in the planes, and all that are added later.
+    /// Resets all relayed connections, and all that are added later.
     pub(super) fn cut(&self) {
         for entry in self.running().flat_map(|running| running.plane.cut()) {
             entry.reset_on_drop();
@@ -113,9 +114,9 @@ impl Relays {
 }
 
 impl<S: Service> ConnectionContext<S> {
-    /// Starts the plane of a worker, if a proxy serves one of the listeners. So a lack of file
-    /// descriptors shows at the start, and not at the first client. Must be called within the
-    /// worker's runtime.
+    /// Starts the relay plane of a worker, if a proxy serves one of the listeners. Because of this
+    /// early start, a lack of file descriptors shows before the first client arrives. Must be
+    /// called within the worker's runtime.
     pub(super) fn prepare_to_relay(
         self: &Arc<Self>,
         listeners: &[Listener],
@@ -127,7 +128,8 @@ impl<S: Service> ConnectionContext<S> {
         Ok(())
     }
 
-    /// Relays a connection in the plane of `worker`. Must be called within the worker's runtime.
+    /// Adds a connection to the relay plane of `worker`, which relays its bytes. Must be called
+    /// within the worker's runtime.
     pub(super) fn relay(self: &Arc<Self>, entry: RelayEntry<RelayedConnection>, worker: usize) {
         let rejected = match self.plane(worker) {
             Ok(plane) => plane.admit(entry).map_err(|rejected| *rejected),
@@ -150,7 +152,7 @@ impl<S: Service> ConnectionContext<S> {
         finish(entry, end);
     }
 
-    /// Returns the plane of a worker. The first call creates the plane and starts its task.
+    /// Returns the relay plane of a worker. The first call creates the plane and starts its task.
     fn plane(self: &Arc<Self>, worker: usize) -> io::Result<&Plane<RelayedConnection>> {
         let Relays { planes, deaths } = &self.relays;
         if let Some(running) = planes[worker].get() {
@@ -213,7 +215,7 @@ impl<S: Service> ConnectionContext<S> {
 }
 
 impl RelayedConnection {
-    /// Creates the data that the server stores with a connection. `carry` is whether a drain may
+    /// Creates the data that the server stores with a connection. `carry` says whether a drain may
     /// move the connection to the successor.
     pub(super) fn new(
         slot: ConnectionSlot,
@@ -252,8 +254,8 @@ impl RelayOwner for RelayedConnection {
     }
 }
 
-/// A guard that resets the connections of a plane when no task runs the plane any more, because its
-/// worker has died or the server has ended.
+/// A guard that resets the connections of a relay plane when the plane's task ends. The task ends
+/// when its worker has died or the server no longer exists.
 struct ResetOnDrop(Arc<Plane<RelayedConnection>>);
 
 impl Drop for ResetOnDrop {
@@ -262,7 +264,7 @@ impl Drop for ResetOnDrop {
     }
 }
 
-/// Runs a plane, as long as the server exists.
+/// Runs a relay plane as long as the server exists.
 async fn run<S: Service>(
     plane: Arc<Plane<RelayedConnection>>,
     context: Weak<ConnectionContext<S>>,
@@ -278,8 +280,8 @@ async fn run<S: Service>(
         .await
 }
 
-/// Ends a connection of which one side is of no more use: closes the socket of this side, `closed`,
-/// and then closes the other side without destroying the last bytes on their way to it.
+/// Ends a connection. Closes the socket of the side `closed` at once. Then closes the other socket,
+/// but lets its peer receive the last bytes first.
 async fn close_other_side(entry: RelayEntry<RelayedConnection>, closed: Side) {
     let RelayEntry { client, upstream, owner, limits, .. } = entry;
     let RelayedConnection { slot, link, listener, peer, drain, .. } = owner;
@@ -290,7 +292,7 @@ async fn close_other_side(entry: RelayEntry<RelayedConnection>, closed: Side) {
     };
     closed_socket.half_close_if_shared();
     drop(closed_socket);
-    // The connection counts for its upstream until the upstream's socket is closed.
+    // Keep the connection in the counts of its upstream until the upstream's socket is closed.
     let _link = (closed == Side::Client).then_some(link);
     let end = match other.into_stream() {
         Ok(mut stream) => {

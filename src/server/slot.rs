@@ -1,5 +1,5 @@
-//! The slot of a connection. It holds the connection's entries in the server's counts, and the
-//! guards that are released when the connection ends.
+//! What the server keeps for each open connection: its entry in the counters, its place under the
+//! connection limit, and other guards. They are released when the connection ends.
 
 use std::io;
 use std::pin::Pin;
@@ -12,18 +12,19 @@ use crate::carry::CarrySlot;
 use crate::drain::DrainGuard;
 use crate::ledger::{ListenerEntry, Permit};
 
-/// The slot of one connection. Dropping this value removes the connection from all counts.
+/// Counts one connection as open. Dropping this value removes the connection from all counts.
 #[derive(Debug)]
 pub(super) struct ConnectionSlot {
     pub(super) entry: ListenerEntry,
-    /// The permit of this connection under the listener's connection limit.
+    /// The connection's place under the listener's connection limit, if there is a limit.
     pub(super) permit: Option<Permit>,
     /// The guard that counts this connection in the load of its worker.
     pub(super) load: Load,
-    /// The connection's registration for a move to the successor. It is boxed, because not every
-    /// connection may move, and the slots of the others should stay small.
+    /// The registration of a connection that may move to the successor. It is boxed to save memory,
+    /// because not every connection may move.
     pub(super) carry: Option<Box<CarrySlot>>,
-    /// The guard that makes a drain wait for this connection. It also signals a cut.
+    /// The guard that makes a drain wait for this connection. It also shows when the connection is
+    /// cut.
     pub(super) guard: DrainGuard,
 }
 
@@ -34,7 +35,7 @@ pub(super) enum ConnectionEnd {
     Finished { late: u64 },
     /// The connection ended with an I/O error.
     Broken(io::Error),
-    /// The connection moved to the successor. The token is dropped when the move has been counted.
+    /// The connection moved to the successor. Dropping the token reports that the move is counted.
     Carried(TaskTrackerToken),
     /// The connection was cut at the drain deadline or because of a signal.
     Cut,
@@ -76,8 +77,8 @@ impl ConnectionSlot {
             ConnectionEnd::Finished { .. } | ConnectionEnd::Broken(_) if was_draining => {
                 events.counters.drained += 1;
             }
-            // Count nothing, because the connection ended without a drain, and the ledger has
-            // counted it as accepted.
+            // Count nothing here, because the connection ended without a drain and was already
+            // counted when it was accepted.
             ConnectionEnd::Finished { .. } | ConnectionEnd::Broken(_) => {}
             ConnectionEnd::Carried(_) => events.carried(),
             ConnectionEnd::Cut => events.counters.cut += 1,

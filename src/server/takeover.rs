@@ -1,5 +1,5 @@
-//! The built-in server's part in the takeover of connections from the predecessor: it checks
-//! whether it can serve a connection, counts it, and starts its task.
+//! How the built-in server takes over connections from the predecessor. It checks whether it can
+//! serve a connection, counts the connection, and starts its task.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -36,7 +36,7 @@ pub struct Workers {
     /// A channel that closes when the last worker thread has ended, because each thread holds a
     /// sender.
     running: Mutex<Receiver<Never>>,
-    /// The first failure of a worker or of an accept loop that runs on it.
+    /// The first failure of a worker, or of an accept loop or a relay plane that runs on it.
     deaths: Deaths,
 }
 
@@ -109,7 +109,7 @@ impl Workers {
         &self.workers
     }
 
-    /// Returns the record of failed workers and accept loops.
+    /// Returns the record of failed workers, accept loops and relay planes.
     pub(super) const fn deaths(&self) -> &Deaths {
         &self.deaths
     }
@@ -166,9 +166,9 @@ impl Drop for Load {
     }
 }
 
-/// The number of connections that is added to the load of each worker beyond the number of
-/// processors. So such a worker gets connections only when the other workers have many. Its thread
-/// adds no parallelism, and makes all threads serve fewer connections each time they wake up.
+/// If there are more workers than processors, the load of each surplus worker counts as this many
+/// connections higher. A surplus worker gets connections only when the other workers have many,
+/// because its thread adds no parallelism.
 const BEYOND_PROCESSORS: usize = 64;
 
 /// Returns the index of the worker that serves a connection accepted by worker `own`.
@@ -244,7 +244,7 @@ mod tests {
         assert_eq!(counts(), [0, 0, 0]);
     }
 
-    /// A worker beyond the number of processors gets accepted connections only when the others have
+    /// A worker without a processor of its own gets accepted connections only when the others have
     /// many. A connection from the predecessor goes to the worker with the fewest connections.
     #[test]
     fn a_worker_without_a_processor_gets_few_connections() {

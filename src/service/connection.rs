@@ -26,11 +26,11 @@ pub(crate) struct Admission {
     pub(crate) peer: Peer,
     pub(crate) listener: Arc<str>,
     pub(crate) drain: DrainWatch,
-    /// The handle through which the server asks the service to detach this connection for a move to
-    /// the successor. `None` if the connection cannot move.
+    /// The handle with which the server asks the service to detach this connection, so that it can
+    /// move to the successor. `None` if the connection cannot move.
     pub(crate) carry_request: Option<Arc<CarryRequest>>,
-    /// The state from which the service continues, saved by the predecessor or by this service.
-    /// `None` for a new client.
+    /// The state from which the service continues the connection. The predecessor or this service
+    /// has saved it. `None` for a new client.
     pub(crate) parcel: Option<CarriedState>,
     /// During a drain, how long to wait for the first request of this client, counted from the
     /// creation of the [`Connection`].
@@ -51,8 +51,8 @@ pub struct Connection {
     taken_up: Option<Box<CarriedState>>,
     /// The state that the service has saved for the successor in [`Connection::detach`].
     given_up: Option<Box<CarriedState>>,
-    /// The connection to an upstream that the server is to relay, set by
-    /// [`Connection::establish`].
+    /// The connection to an upstream, once the service has asked the server to relay bytes between
+    /// the client and this upstream.
     #[cfg(feature = "proxy")]
     established: Option<Box<Established>>,
     /// The time at which a drain stops waiting for the first request of this client.
@@ -235,8 +235,7 @@ impl Connection {
         }
         if self.stream.received() == 0 {
             // Ignore the timeout's result, because the code below asks the kernel whether input has
-            // arrived. Box the future, because few connections wait here and the others should stay
-            // small.
+            // arrived. Box the future to save memory, because few connections wait here.
             let _ =
                 Box::pin(tokio::time::timeout_at(self.first_request_until, self.stream.readable()))
                     .await;

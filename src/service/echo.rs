@@ -1,9 +1,9 @@
-//! The echo service: it sends every byte that it reads back to the client.
+//! The echo service, which returns every byte that a client sends.
 //!
-//! The service is modeled on the example server of the Go library goagain, without its bug: that
-//! server wrote the whole buffer back even after a shorter read. Each read counts as one request.
-//! An idle connection holds no buffer, because all connections of a thread share one. Only bytes
-//! that the client does not accept yet are copied.
+//! The service imitates the example server of the Go library goagain, but without a bug of that
+//! server, which always returned the whole buffer. Each read counts as one request. All connections
+//! of a thread share one buffer, so an idle connection needs no memory for one. The service copies
+//! bytes only if the client does not accept them yet.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -25,8 +25,8 @@ const BUFFER: usize = 16 * 1024;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Echo;
 
-/// The name and the version of the state that moves to the successor with a connection. The state
-/// contains only the bytes that are not yet written back to the client.
+/// The format of the state that moves to the successor with a connection: its name and its version.
+/// The state contains only the bytes that are not yet written back to the client.
 const FORMAT: &str = "echo/1";
 
 impl Service for Echo {
@@ -84,11 +84,12 @@ impl Service for Echo {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Paid {
     All,
-    /// The service has detached the connection. It moves to the successor with the remaining bytes.
+    /// The service has detached the connection. The remaining bytes move to the successor with it.
     NotAll,
 }
 
-/// Writes the remaining bytes, or detaches the connection if the server asks to move it.
+/// Writes the bytes in `owed` to the client. Detaches the connection if the server asks to move it
+/// before all bytes are written.
 async fn pay(connection: &mut Connection, mut owed: Vec<u8>) -> io::Result<Paid> {
     let mut written = 0;
     let paid = poll_fn(|cx| {

@@ -5,8 +5,8 @@ use super::{Echo, Service};
 use crate::carry::CarriedState;
 pub(crate) use crate::service::proxy::fuzz::proxy_header;
 
-/// Restores the state of a connection that moved here from another process. Returns whether one of
-/// the services accepts the state.
+/// Restores a connection from a state that a fuzzer has made up, as after a move from another
+/// process. Returns whether one of the services accepts the state.
 pub(crate) fn take_up(parcel: CarriedState) -> bool {
     Echo.accepts("web", &parcel).is_ok() || super::proxy::fuzz::take_up(parcel)
 }

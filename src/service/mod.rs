@@ -46,9 +46,9 @@ pub trait Service: Send + Sync + 'static {
     /// disconnects is not an error.
     fn serve(&self, connection: &mut Connection) -> impl Future<Output = io::Result<()>> + Send;
 
-    /// Returns the proxy that serves this listener, if a proxy does. The server then connects the
-    /// clients of this listener to upstreams without a task for each client, and calls
-    /// [`Service::serve`] only for clients that have to wait.
+    /// Returns the proxy if a proxy serves this listener. The server then connects the listener's
+    /// clients to upstreams without a task for each client. It calls [`Service::serve`] only for
+    /// clients that have to wait.
     #[cfg(feature = "proxy")]
     fn proxy(&self, _listener: &str) -> Option<&Proxy> {
         None

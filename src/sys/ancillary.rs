@@ -69,7 +69,7 @@ pub(crate) enum SenderProcess {
 pub(crate) struct Attached {
     /// The file descriptors that the sender passed with the packet.
     pub(crate) rights: Rights,
-    /// The sender of the packet. `None` unless [`report_senders`] was called for the channel.
+    /// The sender of the packet. `None` if [`report_senders`] was not called for the channel.
     pub(crate) sender: Option<Sender>,
 }
 

@@ -83,7 +83,7 @@ impl Child {
     /// Waits until the child has ended, then reaps it. Cancel safe.
     ///
     /// # Errors
-    /// When the tokio runtime is shutting down, or the child was reaped elsewhere.
+    /// Fails when the tokio runtime is shutting down, or when other code has reaped the child.
     pub(crate) async fn wait(&self) -> io::Result<ExitStatus> {
         loop {
             let mut ready = self.pidfd.readable().await?;
@@ -103,10 +103,10 @@ impl Child {
 }
 
 /// Starts a program, and returns once the program runs. Must be called within a tokio runtime and
-/// on the main thread: the kernel signals the program when the thread that started it ends.
+/// on the main thread, because the kernel signals the program when the thread that started it ends.
 ///
 /// # Errors
-/// The error of the fork, of the preparation in the child, or of execve(2).
+/// Returns the error if the fork, the preparation in the child, or execve(2) fails.
 pub(crate) fn start(child: &ChildProgram<'_>) -> io::Result<Child> {
     // Duplicate the descriptors to numbers above all numbers that they get in the program.
     // Otherwise dup2(2) in the child could overwrite a descriptor that is still to be moved.

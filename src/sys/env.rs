@@ -1,9 +1,9 @@
 //! The environment variables and the file descriptors that this process receives at startup.
 //!
-//! This module reads the variables once and removes those that child programs must not see.
-//! Changing the environment is sound only while a single thread runs (see setenv(3)), so [`take`]
-//! checks the number of threads. A program that starts no other programs may leave the variables in
-//! place, and may then have other threads. This module does not interpret the variables.
+//! This module reads the variables once and removes those that child programs must not see. The
+//! environment must not change while other threads run (see setenv(3)), so [`take`] checks the
+//! number of threads. A program that starts no other programs may leave the variables in place, and
+//! may then have other threads. This module does not interpret the variables.
 
 use std::ffi::{CStr, CString, OsStr, OsString};
 use std::io;

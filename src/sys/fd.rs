@@ -47,8 +47,8 @@ pub(crate) fn is_open(descriptor: RawFd) -> bool {
 /// sd_listen_fds(3)).
 #[derive(Debug)]
 pub(crate) struct PassedDescriptors {
-    /// The numbers of the passed descriptors, by index. `None` for a descriptor that
-    /// [`PassedDescriptors::take`] has returned.
+    /// The numbers of the passed descriptors, by index. `None` if [`PassedDescriptors::take`] has
+    /// already returned the descriptor.
     left: Vec<Option<RawFd>>,
 }
 

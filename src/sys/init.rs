@@ -1,5 +1,5 @@
-//! This module splits the process into two: a small init process, and a child process that does the
-//! work.
+//! This module splits the process into two: a small init process that reaps orphans, and a child
+//! process that does the work.
 //!
 //! The split is a fork(2) at startup, while the process has a single thread.
 

@@ -1,8 +1,8 @@
-//! A watcher thread that interrupts calls of accept(2) that block unexpectedly.
+//! A watcher thread, which interrupts accept(2) calls that block unexpectedly.
 //!
-//! A call of accept(2) blocks unless the open file description has the flag `O_NONBLOCK`. Other
-//! processes may share the description, and can clear the flag between our check and our call.
-//! accept4(2) has no flag that prevents this.
+//! A call of accept(2) can block if the socket does not have the flag `O_NONBLOCK`. Other processes
+//! may share the socket, and can clear the flag between our check and our call. accept4(2) has no
+//! flag that prevents this.
 //!
 //! So once a second, the watcher thread checks every thread that calls accept(2). It sends SIGURG
 //! to each thread that is still in the same call as at the last check. The handler of SIGURG does
@@ -44,7 +44,7 @@ thread_local! {
 
 /// Makes a system call. The watcher thread interrupts the call with EINTR if it blocks.
 pub(crate) fn unless_it_blocks<T>(call: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-    // If this thread is exiting, its entry is no longer available, so make the call unwatched.
+    // A thread that is exiting has no entry any more, so make the call without the watcher.
     let mark = MARK.try_with(Option::clone).ok().flatten();
     let step = || mark.as_ref().map(|mark| mark.count.fetch_add(1, Ordering::Relaxed));
     step();

@@ -17,7 +17,7 @@ const NEVER_EXECUTED: libc::c_uint = 8;
 /// Creates an in-memory file that holds `bytes`.
 ///
 /// # Errors
-/// When the kernel is out of memory or this process has no free descriptor.
+/// Fails when the kernel is out of memory or this process has no free descriptor.
 pub(crate) fn written(bytes: &[u8]) -> io::Result<OwnedFd> {
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::from_bits_retain(NEVER_EXECUTED);
     let file = match memfd_create(c"handoffd", flags) {

@@ -2,7 +2,7 @@
 //! raw descriptors and all access to the environment.
 //!
 //! Every descriptor that this module returns has an owner and a type, and is close-on-exec. This
-//! module contains no logic of the handoff.
+//! module contains no handoff logic.
 #![allow(unsafe_code, reason = "the one place for it; every block says who meets its duty")]
 #![allow(
     clippy::disallowed_methods,

@@ -10,18 +10,19 @@ const FIRST_NAMESPACE: u64 = 0xEFFF_FFFC;
 /// A directory that exists where systemd manages the system or the container (see sd_booted(3)).
 const BOOTED: &str = "/run/systemd/system";
 
-/// Returns whether this process shares a pid namespace with the process that set its environment
-/// variable `variable` (`NAME=value`). Only then does a pid mean the same to both processes.
+/// Returns whether the process that set the environment variable `variable` (`NAME=value`) is in
+/// the same pid namespace as this process. In different namespaces, the same pid can refer to
+/// different processes.
 ///
 /// No system call answers this question, so this function reads the environment of the oldest
-/// ancestor in the namespace. If that ancestor was started with the variable too, the variable
-/// comes from outside the namespace.
+/// ancestor in this namespace. If that ancestor already has the variable, a process outside the
+/// namespace has set it.
 pub(crate) fn is_shared_with_setter_of(variable: &[u8]) -> bool {
     if fs::metadata("/proc/self/ns/pid").is_ok_and(|namespace| namespace.ino() == FIRST_NAMESPACE) {
         return true;
     }
-    // If this process has several pids, /proc belongs to an outer namespace whose pids differ from
-    // ours. So a pid in the variable would be wrong here.
+    // If this process has several pids, /proc shows the pids of an outer namespace, so the search
+    // below would find the wrong process. Assume that the namespaces differ.
     if own_numbers() != Some(1) {
         return false;
     }

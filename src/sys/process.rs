@@ -1,6 +1,6 @@
-//! This module identifies a process by a pidfd, which is a descriptor of the process, instead of a
-//! pid. A signal through a pidfd never reaches an unrelated process that has reused the pid (see
-//! pidfd_open(2) and pidfd_send_signal(2)).
+//! This module identifies processes by pidfds instead of pids. A pidfd is a descriptor that refers
+//! to a process. A signal through a pidfd never reaches an unrelated process that has reused the
+//! pid (see pidfd_open(2) and pidfd_send_signal(2)).
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -31,8 +31,8 @@ struct PidFdInfo {
     exit_code: i32,
 }
 
-/// The flag that requests the exit status (`PIDFD_INFO_EXIT`). The kernel sets the flag in its
-/// answer if the exit status is available.
+/// The flag that requests the exit status (`PIDFD_INFO_EXIT`). If the exit status is available, the
+/// kernel sets this flag in its answer.
 const PIDFD_INFO_EXIT: u64 = 1 << 3;
 
 /// The ioctl that returns information about the process of a pidfd: `_IOWR(PIDFS_IOCTL_MAGIC, 11,

@@ -17,9 +17,8 @@ use nix::sys::resource::{Resource, getrlimit};
 /// The number of descriptors in the reserve. If the descriptor limit is less than four times this
 /// number, the reserve is a quarter of the limit.
 const RESERVE: RawFd = 64;
-/// How often a thread uses the descriptor limit before it reads the limit again. A thread reuses
-/// the limit only while descriptor numbers are far from the reserve. So it notices a lower limit
-/// before the reserve is used up.
+/// How many times a thread uses the descriptor limit before it reads the limit again. A thread
+/// reuses the limit only while most descriptors are free, so it notices a lower limit in time.
 const READ_EVERY: u32 = 8;
 
 /// Whether the descriptor number of a connection has ever come close to the reserve. From then on,
@@ -134,8 +133,8 @@ fn lock_near() -> Option<MutexGuard<'static, ()>> {
 }
 
 fn note(opened: impl AsFd) {
-    // Compare with half of the usable numbers, because each accepted client may need a second
-    // descriptor for its upstream connection.
+    // Set the flag when half of the usable numbers are taken, because each accepted client may need
+    // a second descriptor for its upstream connection.
     if opened.as_fd().as_raw_fd() >= first_kept_from(Share::Nothing) / 2 {
         IS_NEAR.store(true, Ordering::Relaxed);
     }

@@ -2,7 +2,7 @@
 //! them while the process has no signal handlers.
 //!
 //! A signal without a handler can kill the process, and exec resets all handlers (see signal(7)).
-//! So this module holds off such signals from before an exec until the new program has installed
+//! So this module holds off these signals from before an exec until the new program has installed
 //! its handlers. It blocks the signals that request a handoff, so that they stay pending. It
 //! ignores all others and does not block them, because the threads of the new program would inherit
 //! the block.

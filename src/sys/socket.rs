@@ -145,7 +145,7 @@ pub(crate) fn is_channel(socket: BorrowedFd<'_>) -> bool {
     )
 }
 
-/// Returns whether the other end of a channel is closed in every process that held it.
+/// Returns whether the other end of a channel is closed in every process that had it open.
 pub(crate) fn has_hung_up(channel: BorrowedFd<'_>) -> bool {
     let mut poll = [PollFd::new(channel, PollFlags::empty())];
     nix::poll::poll(&mut poll, PollTimeout::ZERO).is_ok()
@@ -156,8 +156,8 @@ mod ioctl {
     nix::ioctl_read_bad!(outq, nix::libc::TIOCOUTQ, nix::libc::c_int);
 }
 
-/// Returns how many of the written bytes the peer's kernel has not acknowledged yet (see tcp(7) and
-/// unix(7)).
+/// Returns the number of written bytes that the peer's kernel has not acknowledged yet (see tcp(7)
+/// and unix(7)).
 pub(crate) fn unacknowledged(socket: BorrowedFd<'_>) -> io::Result<usize> {
     let mut count: libc::c_int = 0;
     // SAFETY: SIOCOUTQ writes one int into `count`, which lives until the call returns.

@@ -15,9 +15,8 @@
 //!
 //! The duration of a launch must not grow with the number of connections. Normally a fork copies
 //! every descriptor, and an exec closes most of them. To avoid this, the intermediate process first
-//! shares our descriptor table. Then it gets a copy of only the low descriptors
-//! (`CLOSE_RANGE_UNSHARE`, see close_range(2)). [`super::fd::ReservedFd`] gives the passed
-//! descriptors low numbers.
+//! shares our descriptor table. Then it copies only the low descriptors (`CLOSE_RANGE_UNSHARE`, see
+//! close_range(2)). [`super::fd::ReservedFd`] gives the passed descriptors low numbers.
 
 use std::ffi::CString;
 use std::io;
@@ -54,12 +53,13 @@ pub(crate) struct Launch<'a> {
 /// The messages that report the outcome of a launch. Each message is one of these prefixes,
 /// followed by a decimal number.
 pub(crate) struct PreExecMessages {
-    /// Reports that the new process is about to execute the program. The number is the pid of the
-    /// process.
+    /// The start of the message which says that the new process is about to execute the program.
+    /// The pid of the new process follows.
     pub(crate) born: &'static [u8],
-    /// Reports that the second fork or the preparation of the exec failed. The number is the errno.
+    /// The start of the message which says that the launch failed before the exec. The errno
+    /// follows.
     pub(crate) fork_failed: &'static [u8],
-    /// Reports that the exec failed. The number is the errno.
+    /// The start of the message which says that the exec failed. The errno follows.
     pub(crate) exec_failed: &'static [u8],
 }
 
@@ -67,7 +67,7 @@ pub(crate) struct PreExecMessages {
 /// intermediate process has exited. The new process reports the outcome on the channel in `launch`.
 ///
 /// # Errors
-/// Only when the first fork fails. Later failures are reported on the channel.
+/// Fails only when the first fork fails. Later failures are reported on the channel.
 pub(crate) fn launch(launch: &Launch<'_>) -> io::Result<()> {
     let count = RawFd::try_from(launch.passed.len()).map_err(io::Error::other)?;
     let mut passed: Vec<RawFd> = launch.passed.iter().map(AsRawFd::as_raw_fd).collect();

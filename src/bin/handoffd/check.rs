@@ -7,7 +7,7 @@ use crate::failure::Failure;
 use crate::output::print;
 use crate::settings::{Served, StartSettings, Watched};
 
-/// Checks the configuration file. The parser has already reported errors in the command line.
+/// Checks paths and other settings that the parsers cannot check. Prints the listeners' addresses.
 pub(crate) fn run(settings: &StartSettings) -> Result<(), Failure> {
     let config = &settings.config;
     config.check()?;

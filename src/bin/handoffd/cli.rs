@@ -36,13 +36,13 @@ enum CommandLine {
     Reload(ReloadFlags),
     /// Show every generation: its process, version, state and connections
     Status(StatusFlags),
-    /// Run a program that serves the listeners, and replace it
+    /// Run a program that serves the listeners, and replace it on a reload
     Run(Box<Deferred<RunFlags>>),
     /// Forward every connection to an upstream
     Proxy(Box<Deferred<ProxyFlags>>),
-    /// Read the configuration and report what is wrong with it; bind and change nothing
+    /// Check the configuration and report what is wrong, without binding or changing anything
     ///
-    /// Takes the same arguments as the daemon: flags, a file, or `proxy` and its flags.
+    /// Takes the same arguments as the daemon: flags, a file, or `proxy` or `run` and their flags.
     Check(Box<Deferred<CheckFlags>>),
     /// Report which settings of the systemd unit would break a handoff, and why
     Doctor(DoctorFlags),
@@ -78,16 +78,16 @@ enum Checked {
     Proxy(Box<Deferred<ProxyFlags>>),
 }
 
-/// The flags of a command. clap builds them only when the command is given, because a successor
-/// parses its command line while its predecessor waits.
+/// The flags of a command. clap builds them only when the command is given. This saves time in a
+/// handoff, because the old process waits until the new one has started.
 #[derive(Debug)]
 struct Deferred<T>(T);
 
 impl<T: Args> Args for Deferred<T> {
     fn augment_args(command: clap::Command) -> clap::Command {
         command.defer(|command| {
-            // Keep the command's help text, which `augment_args` replaces with the documentation of
-            // the type.
+            // Keep the command's help text, because `augment_args` replaces it with the
+            // documentation of the type.
             let about = Resettable::from(command.get_about().cloned());
             let long_about = Resettable::from(command.get_long_about().cloned());
             T::augment_args(command).about(about).long_about(long_about)

@@ -1,5 +1,5 @@
-//! The daemon and its commands: this module reads the arguments, starts the log and sets the exit
-//! code. Everything else is in the library.
+//! The program `handoffd`: this module reads the arguments, starts the log, runs the daemon or a
+//! command, and sets the exit code. The library does the work of the daemon.
 
 mod check;
 mod cli;
@@ -64,10 +64,9 @@ fn main() -> ExitCode {
 }
 
 fn serve(settings: StartSettings) -> ExitCode {
-    // Take the inheritance before anything can start a thread or open a file descriptor. Threads of
-    // a preloaded library are allowed, because this process does not change its environment, and
-    // each process that it starts gets its own. Only a process that forks an init must have a
-    // single thread.
+    // Take the inherited sockets before anything can start a thread or open a file descriptor.
+    // Threads of a preloaded library are allowed, because this process never changes its own
+    // environment. Only a process that forks an init must have a single thread.
     let taken = match settings.watched {
         Watched::ActiveGeneration => Inheritance::take_beside_threads(),
         Watched::ThisProcess => Inheritance::take_under_init(),

@@ -1,5 +1,5 @@
-//! The `status` command, which shows every generation as text or JSON. The command prints the
-//! status once, or repeatedly until no handoff and no drain is in progress.
+//! The `status` command, which shows every generation (process of the service) as text or JSON. It
+//! prints the status once, or repeatedly until no handoff and no drain is in progress.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -201,7 +201,8 @@ fn listener_rows<'a>(
 }
 
 fn listener_row(listener: &ListenerReport, counters: &Counters) -> [String; 11] {
-    // The table omits the other counters. They are usually zero, and the log has them.
+    // The table omits the remaining counters of a listener. They are usually zero, and the log has
+    // them.
     let ListenerCounters {
         accepted,
         active,

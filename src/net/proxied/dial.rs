@@ -1,4 +1,4 @@
-//! Outgoing connections. This module sets no time limit, so the caller must use a timeout.
+//! This module connects to upstreams. It sets no time limit, so the caller must use a timeout.
 
 use std::io;
 

@@ -1,5 +1,5 @@
-//! The socket options that a proxy sets, and the socket state that it reads. They are the same for
-//! a socket that the tokio runtime watches and for one that a relay watches.
+//! The socket options that a proxy sets, and the socket state that it reads. They work for a socket
+//! that the tokio runtime watches, and for one that a relay watches outside of the runtime.
 
 use std::io;
 use std::net::SocketAddr;
@@ -76,8 +76,8 @@ pub(crate) trait ProxiedSocket: AsFd + Sized {
         sys::socket::has_hung_up(self.as_fd())
     }
 
-    /// Returns whether the peer is gone, and has left no bytes that another peer must receive. A
-    /// peer that has closed its Unix socket may have sent bytes before.
+    /// Returns whether the peer is gone and has left no bytes to pass on. The peer of a Unix socket
+    /// may have sent bytes just before it closed the socket.
     fn has_left(&self) -> bool {
         let has_bytes = || matches!(sys::socket::peek(self.as_fd(), &mut [0]), Ok(1..));
         self.has_hung_up() && (self.is_tcp() || !has_bytes())

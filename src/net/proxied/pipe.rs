@@ -20,8 +20,8 @@ use crate::sys;
 const CAPACITY: usize = 512 * 1024;
 /// The maximum number of empty pipes that a thread keeps for reuse.
 const KEPT: usize = 8;
-/// A thread keeps one pipe for this many descriptors that the process may have, so that kept pipes
-/// take no descriptors that connections need.
+/// How many descriptors the process must be allowed for each pipe that a thread keeps. This leaves
+/// enough descriptors for connections.
 const DESCRIPTORS_FOR_EACH: usize = 1024;
 
 thread_local! {

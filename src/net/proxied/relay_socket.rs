@@ -1,4 +1,5 @@
-//! A connected socket that a relay moves bytes through, outside of the tokio runtime.
+//! A connected socket outside of the tokio runtime. A relay moves bytes between two of these
+//! sockets, those of a client and its upstream.
 //!
 //! No operation on the socket waits. A relay learns from epoll(7) when a socket is ready, and
 //! reports each event to the socket. The socket remembers the events, so it makes no system call
@@ -233,9 +234,9 @@ impl RelaySocket {
         }
     }
 
-    /// Returns how the peer has disappeared, if an event has said that the peer may be gone. An
-    /// error is returned only once. Call this function only while nothing reads from the peer.
-    /// Bytes that the peer has sent may still be unread.
+    /// Returns how the peer has disappeared, or `None` if it is not known to be gone. Returns an
+    /// error only once. Call this function only while nothing reads from the peer. Bytes that the
+    /// peer has sent may still be unread.
     pub(crate) fn gone(&mut self) -> Option<Gone> {
         if std::mem::take(&mut self.ready.suspect) {
             if let Ok(Some(error)) = SockRef::from(&self.socket).take_error() {
@@ -260,8 +261,8 @@ impl RelaySocket {
         let mut left = usize::MAX;
         let mut until = Instant::now() + patience;
         while let Ok(now @ 1..) = sys::socket::unacknowledged(self.as_fd()) {
-            // The kernel never sends the bytes of a connection that is reset. Such a connection has
-            // no peer (see getpeername(2)).
+            // The kernel never sends the remaining bytes of a reset connection. Such a connection
+            // has no peer (see getpeername(2)).
             if SockRef::from(&self.socket).peer_addr().is_err() {
                 return false;
             }
@@ -330,7 +331,7 @@ enum Emptied {
 }
 
 /// Reads bytes from a Unix socket. A message with file descriptors ends a read early, although more
-/// bytes may follow (see unix(7)). The descriptors are closed.
+/// bytes may follow (see unix(7)). Closes these descriptors.
 fn receive_from_unix(socket: &OwnedFd, buffer: &mut [u8]) -> rustix::io::Result<(usize, Emptied)> {
     let mut no_room = RecvAncillaryBuffer::default();
     let parts = &mut [IoSliceMut::new(buffer)];

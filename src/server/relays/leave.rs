@@ -1,5 +1,5 @@
-//! The connections that leave a plane and get a task again: those that move to the successor, and
-//! those whose first attempt to connect to an upstream has failed.
+//! The connections that leave a relay plane and get their own task again. They move to the
+//! successor, or their first attempt to connect to an upstream has failed.
 
 use std::io;
 use std::sync::Arc;
@@ -14,16 +14,16 @@ use crate::server::slot::{ConnectionEnd, ConnectionSlot};
 use crate::server::workers::Worker;
 use crate::service::{Admission, Connection, Established, Service};
 
-/// The connections in the planes of a server, which may move to the successor.
+/// The connections in the relay planes of a server, which may move to the successor.
 pub(in crate::server) struct RelayedConnections<S> {
     context: Arc<ConnectionContext<S>>,
     workers: Arc<[Worker]>,
 }
 
 impl<S: Service> RelayedConnections<S> {
-    /// Begins to move the connections to a new successor. Connections that stayed here in an
-    /// earlier attempt may move again. The server already allowed this when it resumed, but some
-    /// connections may have returned to their planes only later.
+    /// Prepares the relayed connections for a move to a new successor. Connections that stayed in
+    /// this process in an earlier attempt may move now. The server already allowed this when it
+    /// resumed, but some connections may have returned to their planes only later.
     pub(in crate::server) fn begin_carry(
         context: &Arc<ConnectionContext<S>>,
         workers: &Arc<[Worker]>,
@@ -102,8 +102,8 @@ impl<S: Service> ConnectionContext<S> {
         }
     }
 
-    /// Creates a task for a connection that was in a plane. Resets the connection and returns
-    /// `None` if the tokio runtime cannot watch it.
+    /// Creates a task for a connection that was in a relay plane. Resets the connection and returns
+    /// `None` if the tokio runtime cannot watch its socket.
     fn task(
         self: &Arc<Self>,
         client: RelaySocket,

@@ -1,5 +1,5 @@
-//! Tests of a server that relays connections in planes, with real sockets and a stand-in for the
-//! successor.
+//! Tests of a server that relays the connections of a proxy, with real sockets and a stand-in for
+//! the successor.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -22,7 +22,7 @@ use crate::service::Proxy;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// A server with one listener, whose clients it connects to upstreams.
+/// A server that connects the clients of one listener to upstreams.
 struct Relaying {
     server: Server<Proxy>,
     listener: Listener,
@@ -130,7 +130,7 @@ fn exchange(client: &mut TcpStream, upstream: &mut TcpStream) {
     assert_eq!(&bytes, b"request");
 }
 
-/// Answers the next offer of a connection in the place of the successor. Returns the state of the
+/// Acts as the successor, and answers the next offer of a connection. Returns the state of that
 /// connection.
 async fn answer(successor: &mut Incoming, answer: CarryAnswer) -> (Vec<u8>, Vec<OwnedFd>) {
     match timeout(DEADLINE, successor.next()).await.expect("no connection is offered") {
@@ -258,8 +258,8 @@ async fn connections_stay_if_the_successor_dies() {
     assert_eq!(pairs.len(), 99);
 }
 
-/// A client whose upstream has not answered yet moves, and the successor knows which upstream to
-/// skip.
+/// A client can move before its upstream has answered. The client's state tells the successor which
+/// upstream to try last.
 #[tokio::test]
 async fn a_client_moves_during_its_first_attempt() {
     let (_hole, _queue, silent) = black_hole();
@@ -274,8 +274,7 @@ async fn a_client_moves_during_its_first_attempt() {
     assert_eq!(front.carry_end().await, CarryEnd::AllWent);
 }
 
-/// A connection whose upstream has failed does not move, and the moves of other connections do not
-/// wait for it.
+/// The moves of other connections do not wait for a connection whose upstream has failed.
 #[tokio::test]
 async fn a_carry_does_not_wait_for_a_broken_connection() {
     let (upstream, address) = listen();
@@ -304,7 +303,7 @@ async fn a_carry_does_not_wait_for_a_broken_connection() {
     front.becomes_empty().await;
 }
 
-/// A plane needs at most 320 bytes for the entry of a connection.
+/// A relay plane stores at most 320 bytes for each idle connection.
 #[test]
 fn an_idle_connection_needs_little_memory() {
     let size = size_of::<RelayEntry<RelayedConnection>>();

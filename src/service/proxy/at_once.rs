@@ -1,9 +1,9 @@
-//! The first attempt to connect a new client to an upstream, which needs no task.
+//! The first attempt to connect a new client to an upstream. It runs without a task for the client,
+//! because most first attempts succeed and each task costs memory.
 //!
-//! For most clients, the first attempt succeeds. So the proxy chooses an upstream and begins to
-//! connect while it accepts the client, and the server's relay plane waits for the outcome. A
-//! client whose PROXY header must be read, or whose first attempt fails, gets a task (see
-//! `connect`).
+//! The proxy chooses an upstream and begins to connect as soon as the client is accepted. The relay
+//! plane, which is one task for all connections of a worker, waits for the outcome. A client gets
+//! its own task only if its PROXY header must be read or its first attempt fails (see `connect`).
 
 use std::io;
 use std::sync::Arc;
@@ -25,11 +25,11 @@ use crate::ledger::Source;
 use crate::net::{Accepted, Peer, RelaySocket, begin_connect};
 use crate::plane::{Limits, Relay, Side, Used};
 
-/// An attempt to connect a client to an upstream that is in progress.
+/// An attempt in progress to connect a client to an upstream.
 #[derive(Debug)]
 pub(crate) struct Attempt {
     pub(crate) upstream: RelaySocket,
-    /// The relay, which begins with the PROXY header for the upstream, if there is one.
+    /// The bytes to relay, which begin with the PROXY header for the upstream, if there is one.
     pub(crate) relay: Relay,
     pub(crate) connecting: Box<Connecting>,
 }
@@ -50,12 +50,12 @@ pub(crate) struct Connecting {
 }
 
 impl Proxy {
-    /// Chooses an upstream for a new client and begins to connect to it. Returns `None` and counts
-    /// nothing if the client needs a task from the beginning.
+    /// Chooses an upstream for a new client and begins to connect to it. Returns `None` if the
+    /// client needs its own task, for example because its PROXY header must be read.
     ///
     /// # Errors
-    /// Returns the state with which a task tries the other upstreams, if the upstream refuses the
-    /// connection at once.
+    /// If the upstream refuses the connection at once, returns the state with which a task can try
+    /// the other upstreams.
     pub(crate) fn begin_at_once(
         &self,
         listener: &Arc<str>,
@@ -111,8 +111,8 @@ impl Connecting {
         self.deadline
     }
 
-    /// Counts the connection to the upstream as established. Returns its entries in the counts and
-    /// its time limits.
+    /// Counts the connection to the upstream as established. Returns a guard that keeps the
+    /// connection counted, and the time limits of the connection.
     pub(crate) fn established(self, upstream: &RelaySocket) -> (UpstreamCount, Limits) {
         let Self { listener, upstreams, ledgers, load, idle_timeout, lifetime, .. } = self;
         upstreams.succeeded(&load.0, &listener);
@@ -122,7 +122,7 @@ impl Connecting {
     }
 
     /// Counts the attempt as failed, unless this machine lacks file descriptors or memory. Returns
-    /// the state with which a task tries the other upstreams.
+    /// the state with which a task can try the other upstreams.
     pub(crate) fn failed(self, reason: &io::Error) -> CarriedState {
         let Self { load, listener, upstreams, ledgers, route, since, .. } = self;
         let identified = Some(Identified { route });

@@ -35,8 +35,8 @@ const FORMAT: &str = "proxy/1";
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum CarriedStage {
-    /// The client has no upstream yet. `waited` is how long the client has waited for its PROXY
-    /// header or for an upstream.
+    /// The client has no upstream yet. `waited` is how long the proxy has waited for the client's
+    /// PROXY header or for an upstream.
     Arriving {
         identified: Option<Identified>,
         waited: Option<Duration>,
@@ -56,13 +56,13 @@ pub(super) struct Arriving {
     /// The client's addresses, or `None` until the proxy has looked for them. The inner `route` is
     /// `None` if the proxy could not find the addresses.
     pub(super) identified: Option<Identified>,
-    /// The time at which the client began to wait for its PROXY header or for an upstream.
+    /// The time at which the proxy began to wait for the client's PROXY header or for an upstream.
     pub(super) since: Option<Instant>,
     /// The upstreams that have failed in the current pass over all upstreams.
     pub(super) tried: Vec<Arc<Upstream>>,
-    /// The upstreams for which an attempt has begun in the current pass, and has not ended. Moving
-    /// the client to another process aborts an attempt. The other process tries these upstreams
-    /// last, so that a client which moves repeatedly does not always try the same one.
+    /// The upstreams for which an attempt has begun but not ended in the current pass. A move to
+    /// another process aborts the attempt. The new process tries these upstreams last. Otherwise, a
+    /// client that moves repeatedly would try the same upstream each time.
     pub(super) unfinished: Vec<Arc<Upstream>>,
 }
 
@@ -97,8 +97,8 @@ pub(super) struct Resumed {
     pub(super) used: Used,
 }
 
-/// A connection that moved here from another process, restored at the stage that it had reached
-/// there.
+/// A connection that has moved here from another process. It continues at the stage that it had
+/// reached.
 pub(super) enum Begun {
     Arriving(Arriving),
     Conversing(Resumed),

@@ -32,7 +32,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(10);
 /// whether the client is still connected.
 const LAST_PAUSE: Duration = Duration::from_millis(250);
 
-/// A connection to an upstream, and its entries in the counts of the upstream.
+/// A connection to an upstream, and the guard that counts it as open.
 #[derive(Debug)]
 pub(super) struct Connected {
     pub(super) stream: Stream,
@@ -66,9 +66,9 @@ impl Proxy {
 
     /// Connects the client to an upstream, and then sends `header` to the upstream.
     ///
-    /// If another process has already tried upstreams for this client, the method continues from
-    /// `arriving`. Cancel safe: unfinished connections are closed, and `arriving` records the
-    /// progress.
+    /// If another process has already tried upstreams for this client, `arriving` lists these
+    /// upstreams, and the method continues with the others. Cancel safe: unfinished connections are
+    /// closed, and `arriving` records the progress.
     ///
     /// # Errors
     /// Returns the reason why no upstream accepted the client, or an error if the client has
@@ -118,8 +118,8 @@ impl Proxy {
         self.config.connect_timeout.saturating_mul(upstreams)
     }
 
-    /// Tries each upstream once, except the upstreams in `tried`, and those in `unfinished` last.
-    /// Both lists record the progress.
+    /// Tries each upstream once. Skips the upstreams in `tried`, tries those in `unfinished` last,
+    /// and records its progress in both lists.
     async fn go_round(
         &self,
         client: &Connection,
@@ -208,9 +208,8 @@ impl Proxy {
     }
 }
 
-/// Returns whether an upstream was connected, according to the result of writing the PROXY header
-/// to it. A Unix socket is connected when connect(2) returns. If the upstream has closed it since
-/// then, the upstream may have answered before.
+/// Checks the result of writing the PROXY header to an upstream. Succeeds if an upstream on a Unix
+/// socket has already closed the connection, because it may have sent an answer first.
 pub(super) fn greeted(upstream: &Address, written: io::Result<()>) -> io::Result<()> {
     let is_unix = matches!(upstream, Address::UnixPath(_) | Address::UnixAbstract(_));
     written.or_else(|error| {

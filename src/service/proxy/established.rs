@@ -1,5 +1,5 @@
-//! An established connection to an upstream. The server relays its bytes in a relay plane, without
-//! a task for each connection.
+//! An established connection to an upstream. The server relays its bytes in a relay plane, which is
+//! one task for many connections.
 
 use super::carried;
 use super::ledgers::UpstreamEntry;
@@ -8,7 +8,7 @@ use crate::carry::CarriedState;
 use crate::net::RelaySocket;
 use crate::plane::{Limits, Relay, Used};
 
-/// A connection to an upstream, to be relayed to and from a client.
+/// A connection to an upstream. The server relays bytes between this upstream and a client.
 #[derive(Debug)]
 pub(crate) struct Established {
     pub(crate) upstream: RelaySocket,
@@ -17,12 +17,11 @@ pub(crate) struct Established {
     pub(crate) count: UpstreamCount,
 }
 
-/// The entries of a connection in the counts of its upstream. The counts include the connection
-/// until this value is dropped.
+/// A guard that counts one connection to an upstream as open until it is dropped.
 #[derive(Debug)]
 pub(crate) struct UpstreamCount {
-    // Fields are dropped in declaration order. The entry must be dropped first, so that its traffic
-    // is added to the upstream's sums before the upstream has zero connections.
+    // Fields are dropped in declaration order. The entry must be dropped first, so that its bytes
+    // are added to the upstream's totals before the upstream has zero connections.
     pub(super) _entry: UpstreamEntry,
     pub(super) load: UpstreamLoad,
 }

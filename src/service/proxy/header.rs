@@ -42,9 +42,8 @@ pub(super) struct HeaderStart {
     length: usize,
     /// How many more bytes of the connection belong to the header. The proxy skips them.
     rest: usize,
-    /// The client's addresses, or `None` if the header contains no addresses. In that case the
-    /// sending proxy has opened the connection itself, as for a health check, or does not know its
-    /// client.
+    /// The client's addresses, or `None` if the header contains no addresses. A sender omits them
+    /// if it has opened the connection itself, as for a health check, or does not know its client.
     route: Option<Route>,
 }
 
@@ -131,9 +130,9 @@ fn line(bytes: &[u8]) -> io::Result<Option<HeaderStart>> {
     if words.next().is_some() {
         return Err(wrong("it has too many fields"));
     }
-    // Accept addresses of different families. Nginx takes the family from the client's address
-    // only, so the server's address may be of the other family. HAProxy writes both addresses as
-    // IPv6 in this case.
+    // Accept two addresses of different families, IPv4 and IPv6. Nginx takes the family from the
+    // client's address only, so the server's address may be of the other family. HAProxy writes
+    // both addresses as IPv6 if their families differ.
     match (is_of_family(&source), is_of_family(&destination)) {
         (Some(source), Some(destination)) if source || destination => {}
         (None, _) | (_, None) => return Err(wrong("expected TCP4, TCP6 or UNKNOWN")),
@@ -252,7 +251,7 @@ impl Route {
     }
 }
 
-/// The source and the destination of a connection.
+/// Converts the source and the destination address of a connection, in this order.
 impl From<(SocketAddr, SocketAddr)> for Route {
     fn from((source, destination): (SocketAddr, SocketAddr)) -> Self {
         Self { source, destination }

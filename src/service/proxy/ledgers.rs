@@ -1,8 +1,8 @@
-//! The ledgers of a proxy, which count connections and bytes for each pair of a listener and an
+//! The counters of a proxy. Each ledger counts the connections and bytes from one listener to one
 //! upstream.
 //!
-//! A host name can change its addresses any number of times. To limit memory, the counters of an
-//! address that the name no longer has are added to the counters of the name.
+//! The addresses of a host name can change any number of times. To limit memory, the proxy adds the
+//! counters of a removed address to the counters of the host name.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::Ordering;
@@ -15,12 +15,12 @@ use crate::ledger::{Ledger, LedgerEntry, LedgerSums, Source};
 use crate::net::Traffic;
 use crate::report::UpstreamCounters;
 
-/// The ledgers of one proxy, for each of its listeners, in the order in which the listeners were
-/// added.
+/// The connection and byte counters of one proxy, by listener. The listeners are in the order in
+/// which they were added.
 #[derive(Debug, Default)]
 pub(super) struct ProxyLedgers(Mutex<Vec<ListenerLedgers>>);
 
-/// The entry of one open connection to an upstream in a ledger.
+/// The entry of one open connection in the counters of its upstream.
 pub(super) type UpstreamEntry = LedgerEntry<FailedAttempts>;
 
 /// The number of failed connection attempts to an upstream.
@@ -31,7 +31,7 @@ pub(super) struct FailedAttempts(u64);
 #[derive(Debug)]
 struct ListenerLedgers {
     listener: Arc<str>,
-    /// Each upstream with its ledger, keyed by the upstream's id.
+    /// Each upstream with its connection and byte counters, keyed by the upstream's id.
     upstreams: BTreeMap<usize, (Arc<Upstream>, Ledger<FailedAttempts>)>,
     /// For each host name, the summed counters of all addresses that the name no longer has.
     departed: BTreeMap<Arc<HostPort>, UpstreamCounters>,
@@ -43,7 +43,7 @@ impl ProxyLedgers {
         of_listener(&mut self.lock(), listener);
     }
 
-    /// Adds an open connection to the ledger of its listener and its upstream.
+    /// Adds an open connection to the counters of its listener and its upstream.
     pub(super) fn enter(
         &self,
         listener: &Arc<str>,
@@ -59,14 +59,14 @@ impl ProxyLedgers {
         of_listener(&mut self.lock(), listener).ledger(upstream).count(|failed| failed.0 += 1);
     }
 
-    /// Returns all upstreams that have a ledger. They include addresses that a host name no longer
-    /// has.
+    /// Returns all upstreams that have counters, including addresses that their host names have
+    /// since lost.
     pub(super) fn known(&self) -> Vec<Arc<Upstream>> {
         known(&self.lock()).map(Arc::clone).collect()
     }
 
-    /// Adds the removed upstreams in `gone` to the ledgers of every listener, so that
-    /// [`ProxyLedgers::fold`] later finds them there.
+    /// Creates counters for the removed upstreams in `gone` under every listener, because
+    /// [`ProxyLedgers::fold`] finds only upstreams that have counters.
     pub(super) fn depart(&self, gone: &[Arc<Upstream>]) {
         for of_listener in self.lock().iter_mut() {
             for upstream in gone {
@@ -125,7 +125,7 @@ impl ProxyLedgers {
     }
 }
 
-/// Returns the ledgers of a listener. Creates them if the listener has none yet.
+/// Returns the counters of a listener. Creates them if the listener has none yet.
 fn of_listener<'a>(
     all: &'a mut Vec<ListenerLedgers>,
     listener: &Arc<str>,
@@ -153,7 +153,7 @@ fn counters(ledger: &Ledger<FailedAttempts>) -> UpstreamCounters {
 }
 
 impl ListenerLedgers {
-    /// Returns the ledger of an upstream. Creates it if the upstream has none yet.
+    /// Returns the counters of an upstream. Creates them if the upstream has none yet.
     fn ledger(&mut self, upstream: &Arc<Upstream>) -> &Ledger<FailedAttempts> {
         let new = || (Arc::clone(upstream), Ledger::default());
         &self.upstreams.entry(upstream.id()).or_insert_with(new).1

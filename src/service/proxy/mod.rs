@@ -88,8 +88,8 @@ pub struct Proxy {
     resolver: Resolver,
 }
 
-/// The parts with which the relay of a connection begins, whether the connection is new or has
-/// moved here from another process.
+/// The values that the server needs to begin relaying a connection, which is new or has moved here
+/// from another process.
 struct Beginning {
     upstream: Connected,
     relay: Relay,
@@ -178,8 +178,8 @@ impl Proxy {
     /// Continues a conversation that has moved here from another process.
     fn resume(&self, connection: &mut Connection, resumed: Resumed) -> Beginning {
         let Resumed { upstream, mut stream, relay, used } = resumed;
-        // Set the socket options again, because this process may have a different configuration
-        // from the predecessor.
+        // Set the socket options again, because the configuration of this process may differ from
+        // that of the predecessor.
         self.options.set(&mut connection.stream, Side::Client, &connection.listener);
         self.options.set(&mut stream, Side::Upstream, &connection.listener);
         let upstream = self.reconnected(&connection.listener, &upstream, stream);
@@ -271,8 +271,8 @@ impl Proxy {
 
 impl Service for Proxy {
     async fn serve(&self, connection: &mut Connection) -> io::Result<()> {
-        // Box the future that connects to an upstream. It needs much more memory than relaying, and
-        // most connections are relaying.
+        // Box the future that connects to an upstream, because it needs much memory, but only for a
+        // short time.
         let Some(Beginning { upstream, relay, limits }) =
             Box::pin(self.prepare(connection)).await?
         else {

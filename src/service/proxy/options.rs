@@ -12,7 +12,7 @@ use crate::config::ProxyConfig;
 use crate::net::ProxiedSocket;
 use crate::plane::Side;
 
-/// The socket options of one proxy. It also remembers which failures have been logged.
+/// The socket options of one proxy, and flags that show which failures have been logged.
 #[derive(Debug)]
 pub(super) struct SocketOptions {
     keep_alive: Option<Duration>,

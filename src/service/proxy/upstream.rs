@@ -26,8 +26,8 @@ pub(super) struct Upstream {
     pub(super) active: AtomicUsize,
     /// The number of failed connection attempts since the last success.
     pub(super) failures: AtomicU32,
-    /// The time at which the ejection of the upstream ends, in milliseconds since `epoch` in
-    /// [`super::upstreams::UpstreamPool`]. It is 0 if the upstream is not ejected.
+    /// The time until which failed connection attempts keep the upstream ejected, in milliseconds
+    /// since `epoch` in [`super::upstreams::UpstreamPool`]. 0 if there is no such time.
     pub(super) out_until: AtomicU64,
     /// Whether the last health check of this upstream failed.
     pub(super) check_failed: AtomicBool,

@@ -63,7 +63,7 @@ pub(crate) fn run(control: PathBuf, unit: Option<String>, scope: Scope) -> Resul
     report(&examine(&unit, &daemon), place, unit.systemd)
 }
 
-/// Prints the findings about the unit at `place`. Returns an error if a finding breaks a handoff.
+/// Prints the problems found in the unit at `place`. Returns an error if one breaks a handoff.
 fn report(findings: &[Finding], place: Place, systemd: u32) -> Result<(), Failure> {
     let mut text = String::new();
     for finding in findings {

@@ -1,6 +1,6 @@
 //! Rules for a unit whose daemon runs a program (`handoffd run`).
 //!
-//! The processes of the program belong to the unit too, so systemd signals and confines them.
+//! The processes of the program belong to the unit too, so systemd also stops and restricts them.
 
 use super::rules::{Finding, Severity};
 use super::unit::Unit;

@@ -1,5 +1,5 @@
-//! A log layer that sends records to the systemd journal in its native protocol, which keeps their
-//! fields (see systemd.io/JOURNAL_NATIVE_PROTOCOL).
+//! A log layer that sends records to the systemd journal. It uses the journal's native protocol,
+//! which keeps the fields of a record (see systemd.io/JOURNAL_NATIVE_PROTOCOL).
 
 use std::fmt::{self, Write};
 

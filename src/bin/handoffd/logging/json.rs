@@ -106,8 +106,8 @@ fn as_object<S: Serializer>(
     serializer.collect_map(fields.iter().map(|(name, value)| (name, value)))
 }
 
-/// Escapes DEL and the non-ASCII characters that break lines or change the direction of text. JSON
-/// does not require this. Such characters occur only inside strings.
+/// Escapes characters that JSON allows in strings but that a terminal or a viewer may interpret.
+/// Examples are DEL and characters that break lines or change the direction of text.
 fn escape_invisible(line: &str) -> String {
     let mut safe = String::with_capacity(line.len());
     for character in line.chars() {

@@ -1,5 +1,5 @@
-//! Log records. They go to the systemd journal if standard error is connected to it, and to
-//! standard error otherwise.
+//! This module writes log records. They go to the systemd journal if standard error is connected to
+//! it, and to standard error otherwise.
 //!
 //! The journal stores the fields of a record: `listener` becomes `HANDOFFD_LISTENER`. But
 //! journalctl(1) shows only the message by default. The message therefore contains everything that
@@ -158,7 +158,7 @@ const MESSAGE: &str = "message";
 /// The names of fields whose value is also in the message. The text format omits these fields.
 const SAID: [&str; 2] = ["reason", "successor"];
 
-/// A formatter that writes the message, and those fields that are not part of the message.
+/// A formatter that writes the message, and the fields whose value is not in the message.
 struct WhatIsNotSaid;
 
 impl<'w> FormatFields<'w> for WhatIsNotSaid {

@@ -1,5 +1,5 @@
-//! A log outlet that never blocks. If the reader is slow, the outlet keeps records in a backlog. If
-//! the backlog is full, the outlet drops records.
+//! A writer of log records (an outlet) that never blocks. If the reader is slow, the outlet keeps
+//! records in a backlog. If the backlog is full, the outlet drops records.
 //!
 //! The outlet writes a record at once if the stream has room. If not, for example because the
 //! journal or a pager has stopped, the record joins a backlog in memory. A thread writes the
@@ -25,7 +25,8 @@ const LAST_WORDS: Duration = Duration::from_millis(200);
 /// The pause before another attempt if poll(2) reported room but the write still found none.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// The outlet to which this process writes all log records.
+/// A shared handle to the log stream and its backlog. All threads write their log records through
+/// it.
 #[derive(Clone, Debug)]
 pub(super) struct Outlet(Arc<Shared>);
 

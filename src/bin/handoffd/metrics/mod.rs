@@ -41,11 +41,11 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a whole scrape may take, from the request to the end of the answer.
 const CONVERSATION_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The services of the daemon: the configured services, and the metrics.
+/// All services of the daemon: the configured services, and the service of the metrics listener.
 #[derive(Debug)]
 pub(crate) struct WithMetrics {
     pub(crate) routes: Routes,
-    /// The service of the metrics listener. `None` if the daemon has no such listener.
+    /// Answers the requests of metrics collectors. `None` if the daemon has no metrics listener.
     scrapes: Option<Scrapes>,
 }
 

@@ -1,9 +1,10 @@
-//! Requests for the counters. A single thread sends them on behalf of all waiting scrapes.
+//! This module requests the counters from the active generation. A single thread does this for all
+//! scrapes (requests of metrics collectors) that wait.
 //!
 //! A request waits for the answers of other generations, which takes seconds if a generation hangs.
-//! Such a request must not block the runtime that serves clients, and a thread per scrape would be
-//! too many threads. So one thread sends one request at a time, and gives the answer to all scrapes
-//! that arrived before it sent the request.
+//! Such a request must not block the runtime that serves clients, and a separate thread for each
+//! scrape would mean too many threads. So one thread sends one request at a time, and gives the
+//! answer to all scrapes that arrived before it sent the request.
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, SendError, Sender};
@@ -23,7 +24,7 @@ pub(super) type ScrapeResult = Result<Bytes, Unavailable>;
 #[error("{0}")]
 pub(super) struct Unavailable(String);
 
-/// The metrics scrapes of this process that are waiting for the counters.
+/// Gets the counters for metrics scrapes, with one thread that the first scrape starts.
 #[derive(Debug)]
 pub(super) struct Scrapes {
     control: PathBuf,
@@ -32,7 +33,7 @@ pub(super) struct Scrapes {
 }
 
 impl Scrapes {
-    /// Creates a value that requests the counters over the control socket at the path `control`.
+    /// Creates a service that requests the counters over the control socket at the path `control`.
     pub(super) const fn of(control: PathBuf) -> Self {
         Self { control, thread: Mutex::new(None) }
     }

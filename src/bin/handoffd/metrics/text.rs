@@ -222,9 +222,9 @@ fn encode_upstreams(
     Ok(())
 }
 
-/// Splits the name of an upstream in the counters into a host name, if it has one, and an address.
-/// The entry for a host name's former addresses has no address, so this function returns the host
-/// name in place of the address.
+/// Splits the name under which an upstream is counted into a host name, if any, and an address. One
+/// name stands for all former addresses of a host name. For this name, returns the host name in
+/// place of the address.
 fn host_and_address(upstream: &str) -> (Option<&str>, &str) {
     // Require a port, because a name without a port is a program instance, such as `instance-0`.
     let is_name = |text: &str| {

@@ -14,18 +14,18 @@ use super::value::{Given, set, value};
 
 /// The settings of the daemon. A field that is `None` was not given.
 ///
-/// Each field declares both a key and a flag. The key has the field's name, and the flag has the
-/// same name with dashes. The field's comment is the help text, which ends with the default.
-/// `docs/handoffd.toml` explains each setting.
+/// Each field declares both a key of the file and a flag. The key has the field's name, and the
+/// flag has the same name with dashes. The field's comment is the help text, which ends with the
+/// default. `docs/handoffd.toml` explains each setting.
 #[derive(Clone, Debug, Default, Args, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct DaemonSettings {
-    /// How long a successor may take to be ready [default: 30s]
+    /// How long a new generation may take to become ready [default: 30s]
     #[arg(long, value_name = "TIME")]
     ready_timeout: Option<Given<Time>>,
 
-    /// How long both generations accept connections before the old one retires; until then a
-    /// failure is rolled back [default: 1s]
+    /// How long the old and the new generation both accept connections; a failure in this time is
+    /// rolled back [default: 1s]
     #[arg(long, value_name = "TIME")]
     bake: Option<Given<Time>>,
 
@@ -44,17 +44,17 @@ pub(crate) struct DaemonSettings {
     #[serde(skip)]
     no_carry: bool,
 
-    /// During a drain, how long after accept a silent connection may still send its first request
-    /// [default: 1s]
+    /// During a drain, how long a new client may take to send its first request, counted from when
+    /// it was accepted [default: 1s]
     #[arg(long, value_name = "TIME")]
     first_request_grace: Option<Given<Time>>,
 
-    /// How many generations may serve or drain at once; if there are more, the oldest must cut its
-    /// drain short [default: 8]
+    /// How many generations may serve or drain at once; beyond that, the oldest cuts its
+    /// connections [default: 8]
     #[arg(long, value_name = "COUNT")]
     max_generations: Option<Given<MaxGenerations>>,
 
-    /// A file that always holds the pid of the process to signal [default: none]
+    /// A file that always contains the pid of the process to signal [default: none]
     #[arg(long, value_name = "PATH")]
     pid_file: Option<Given<FilePath>>,
 
@@ -70,23 +70,23 @@ pub(crate) struct DaemonSettings {
     #[arg(long, value_name = "PATH")]
     control: Option<Given<SocketPath>>,
 
-    /// How many threads serve [default: one per core]
+    /// How many threads serve connections [default: one per core]
     #[arg(long, value_name = "COUNT")]
     pub(super) workers: Option<Given<WorkerCount>>,
 
-    /// What to log: error, warn, info, debug, trace or off, also for one target, as in
+    /// The log level: error, warn, info, debug, trace or off, also for a single target, as in
     /// info,handoffd=debug [default: info]
     #[arg(long, value_name = "FILTER")]
     pub(super) log: Option<Given<Targets>>,
 
-    /// How log records look on standard error: text, or json for one JSON object a line; the
-    /// journal has fields in any case [default: text]
+    /// The format of log records on standard error: text, or json for one JSON object per line; the
+    /// journal always gets separate fields [default: text]
     #[arg(long, value_name = "FORMAT")]
     pub(super) log_format: Option<Given<LogFormat>>,
 }
 
 impl DaemonSettings {
-    /// Fills in the settings that are not given by flags with those from `file`.
+    /// Takes every setting that no flag has given from `file`.
     pub(super) fn or(self, file: Self) -> Self {
         Self {
             ready_timeout: self.ready_timeout.or(file.ready_timeout),

@@ -1,9 +1,9 @@
-//! The configuration file: the settings of the daemon, and the listeners with their services.
+//! This module reads the configuration file, which contains the settings of the daemon and the
+//! listeners with their services.
 //!
 //! The file is written in TOML. An error message is one line that contains the position, the
-//! mistake and the expected value. A new generation reads the file again, and must find every error
-//! before it changes anything. Therefore the whole file is checked at once. Only the configuration
-//! file itself is opened.
+//! mistake and the expected value. A new generation reads the file again, and checks the whole file
+//! before it changes anything. The check opens no other file.
 
 use std::fs::{self, File};
 use std::io::{self, Read};

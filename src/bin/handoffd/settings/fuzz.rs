@@ -1,5 +1,5 @@
-//! The fuzz target for the configuration file. The parser must either return a configuration that
-//! can be served, or an error of one line that names a position in the file.
+//! The fuzz target for the configuration file. For any input, the parser must return a valid
+//! configuration or a one-line error with a position in the file.
 
 use handoffd::listen::Listeners;
 

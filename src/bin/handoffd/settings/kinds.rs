@@ -88,8 +88,8 @@ pub(super) fn why(error: Error) -> Expected {
     error.to_string().into()
 }
 
-/// The setting `carry`. `true` moves connections to the successor at a handoff, and `false` drains
-/// them.
+/// The value of the setting `carry`. `true` moves connections to the successor at a handoff, and
+/// `false` drains them.
 impl Kind for OnHandoff {
     type Value = Self;
     const NOUN: &'static str = "value";
@@ -210,7 +210,7 @@ impl Kind for MaxGenerations {
     }
 }
 
-/// The path of a file that the daemon writes.
+/// The path of a file or a directory, such as the pid file or a working directory.
 pub(super) enum FilePath {}
 
 impl Kind for FilePath {

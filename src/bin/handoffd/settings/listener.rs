@@ -15,7 +15,7 @@ use crate::failure::Failure;
 #[derive(Clone, Debug, Default, Args, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct ListenerSettings {
-    /// The address and the service of a listener in the file.
+    /// The address and the service of the listener, which only the configuration file sets.
     #[arg(skip)]
     pub(super) address: Option<Given<Address>>,
     #[arg(skip)]
@@ -25,7 +25,7 @@ pub(crate) struct ListenerSettings {
     #[arg(skip)]
     carry: Option<Given<OnHandoff>>,
 
-    /// How many connections each listener may have at once; more clients wait in the backlog
+    /// How many connections each listener may have at once; further clients wait in the backlog
     /// [default: no limit]
     #[arg(long, value_name = "COUNT", requires = "listen")]
     max_connections: Option<Given<Count>>,

@@ -1,5 +1,5 @@
-//! The listeners of a configuration file. This module checks that required settings are present and
-//! that listeners do not conflict.
+//! This module reads the listeners of a configuration file. It checks that required settings are
+//! present and that listeners do not conflict.
 
 use std::ops::Range;
 
@@ -57,8 +57,8 @@ impl CheckedListener {
     }
 }
 
-/// Removes the tables of the listeners from the file, in the order of the file. Refuses a value
-/// under the key `listener` that is not a table.
+/// Removes all tables `[listener.NAME]` from the parsed file, and returns them in the order of the
+/// file. Returns a mistake if a listener is not a table.
 pub(super) fn take_tables<'a>(file: &mut DeTable<'a>) -> Result<Vec<ListenerTable<'a>>, Mistake> {
     let no_table =
         |place: Range<usize>| Mistake::at(place.start, format!("not a table, {A_LISTENER}"));
@@ -239,7 +239,8 @@ fn read_proxy(
     Ok(proxy)
 }
 
-/// The keys of the settings that share the table of a listener.
+/// The keys of three groups of settings in a table `[listener.NAME]`: settings of the proxy itself,
+/// of its forwarded connections, and of its health checks.
 struct ListenerKeys {
     proxy: Keys,
     relay: Keys,

@@ -28,8 +28,8 @@ impl SettingSource {
         }
     }
 
-    /// Returns the mistake for a setting that was given without the setting `other`, which it
-    /// needs.
+    /// Returns the mistake for a setting that has no effect, because the setting `other` is
+    /// missing.
     pub(super) fn alone<K: Kind>(self, given: &Given<K>, setting: &str, other: &str) -> Mistake {
         let (setting, other) = (self.name(setting), self.name(other));
         Mistake::at(

@@ -104,8 +104,8 @@ pub(crate) struct RunFlags {
 
 #[derive(Debug, Args)]
 struct InitFlag {
-    /// Stay as a small init that ends with the service, for a supervisor that watches one process;
-    /// process 1 always does this
+    /// Keep the first process as a small init until the service ends, for a supervisor that watches
+    /// one process; process 1 always does this
     #[arg(long)]
     init: bool,
 }

@@ -18,29 +18,29 @@ use super::value::{Given, list, set, value};
 
 /// The settings of a program. A field that is `None` was not given.
 ///
-/// Each field declares both a key and a flag. The key has the field's name, and the flag has the
-/// same name with dashes. The field's comment is the help text, which ends with the default.
-/// `docs/handoffd-run.toml` explains each setting.
+/// Each field declares both a key of the file and a flag. The key has the field's name, and the
+/// flag has the same name with dashes. The field's comment is the help text, which ends with the
+/// default. `docs/handoffd-run.toml` explains each setting.
 #[derive(Clone, Debug, Default, Args, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct ProgramSettings {
     /// The program and its arguments
     ///
-    /// These placeholders are replaced in the arguments: {fd} and {fd:NAME} by the number of a
-    /// listener, {address} and {address:NAME} by its address, {port} by a private port, {socket} by
-    /// the path of a private Unix socket, {generation} and {instance} by their numbers.
+    /// These placeholders are replaced in the arguments: {fd} and {fd:NAME} by the descriptor
+    /// number of a listener, {address} and {address:NAME} by its address, {port} by a private port,
+    /// {socket} by the path of a private Unix socket, {generation} and {instance} by their numbers.
     #[arg(id = "command", last = true, required = true, value_name = "PROGRAM")]
     #[serde(deserialize_with = "list")]
     pub(super) command: Option<Vec<Given<ProgramArgument>>>,
 
-    /// How the program gets its clients: inherit (it accepts on the listeners), port or socket (it
-    /// listens on a private one, and handoffd forwards), or detect [default: what the command
-    /// mentions, else detect]
+    /// How clients reach the program: inherit (the program accepts on the listeners), port or
+    /// socket (handoffd forwards to a private port or socket of the program), or detect (handoffd
+    /// finds out) [default: what the command mentions, else detect]
     #[arg(long, value_name = "WAY")]
     attach: Option<Given<Attach>>,
 
-    /// How the program says that it is ready: notify, alive, connect, http:/PATH, descriptor:N or
-    /// after:TIME [default: notify or alive; a private program: connect]
+    /// How the program reports that it is ready: notify, alive, connect, http:/PATH, descriptor:N
+    /// or after:TIME [default: notify or alive; a private program: connect]
     #[arg(long, value_name = "CONDITION")]
     ready: Option<Given<Ready>>,
 
@@ -50,8 +50,8 @@ pub(crate) struct ProgramSettings {
     #[serde(deserialize_with = "list")]
     ready_command: Option<Vec<Given<ProgramArgument>>>,
 
-    /// How often to check a ready program again; a check that fails during the bake causes a
-    /// rollback [default: never]
+    /// How often to check that a ready program is still healthy; a check that fails before the old
+    /// generation retires causes a rollback [default: never]
     #[arg(long, value_name = "TIME")]
     check_interval: Option<Given<Wait>>,
 
@@ -72,13 +72,13 @@ pub(crate) struct ProgramSettings {
     #[arg(long, value_name = "COUNT")]
     instances: Option<Given<InstanceCount>>,
 
-    /// A variable for the program, NAME=VALUE, with placeholders; may be given several times
-    /// [default: none]
+    /// An environment variable for the program, as in NAME=VALUE; the value may contain
+    /// placeholders; may be given several times [default: none]
     #[arg(id = "environment", long = "env", value_name = "NAME=VALUE")]
     #[serde(deserialize_with = "variables")]
     environment: Option<Vec<Given<Variable>>>,
 
-    /// A file of variables for the program, read again at each start [default: none]
+    /// A file with environment variables for the program, read at each start [default: none]
     #[arg(long = "env-file", id = "environment_file", value_name = "FILE")]
     environment_file: Option<Given<FilePath>>,
 
@@ -144,8 +144,8 @@ impl ProgramSettings {
     }
 }
 
-/// Checks that the ready condition fits the attachment, and that the condition can be checked again
-/// if there is a check interval.
+/// Checks that the ready condition works with the setting `attach`, and that it can be checked
+/// repeatedly if there is a check interval.
 fn check_ready(
     config: &ProgramConfig,
     ready_place: Option<usize>,

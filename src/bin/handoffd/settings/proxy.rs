@@ -16,9 +16,9 @@ use super::value::{Given, list, set, value};
 /// The settings of a proxy. A field that is `None` was not given. `relay` and `health` are read
 /// separately from the other fields, because `serde(flatten)` loses the positions of the values.
 ///
-/// Each field declares both a key and a flag. The key has the field's name, and the flag has the
-/// same name with dashes. The field's comment is the help text, which ends with the default.
-/// `docs/handoffd.toml` explains each setting.
+/// Each field declares both a key of the file and a flag. The key has the field's name, and the
+/// flag has the same name with dashes. The field's comment is the help text, which ends with the
+/// default. `docs/handoffd.toml` explains each setting.
 #[derive(Clone, Debug, Default, Args, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct ProxySettings {
@@ -47,7 +47,7 @@ pub(crate) struct ProxySettings {
 #[derive(Clone, Debug, Default, Args, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct HealthSettings {
-    /// After how many failures in a row an upstream is skipped for a while; 0: never [default: 3]
+    /// How many failures in a row make the proxy skip an upstream; 0 means never [default: 3]
     #[arg(long, value_name = "COUNT")]
     eject_after: Option<Given<Failures>>,
 

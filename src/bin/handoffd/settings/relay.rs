@@ -13,9 +13,9 @@ use super::value::{Given, list, set, value};
 
 /// The settings of forwarded connections. A field that is `None` was not given.
 ///
-/// Each field declares both a key and a flag. The key has the field's name, and the flag has the
-/// same name with dashes. The field's comment is the help text, which ends with the default.
-/// `docs/handoffd.toml` explains each setting.
+/// Each field declares both a key of the file and a flag. The key has the field's name, and the
+/// flag has the same name with dashes. The field's comment is the help text, which ends with the
+/// default. `docs/handoffd.toml` explains each setting.
 #[derive(Clone, Debug, Default, Args, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct RelaySettings {
@@ -28,7 +28,7 @@ pub(super) struct RelaySettings {
     #[arg(long, value_name = "TIME")]
     connect_timeout: Option<Given<Wait>>,
 
-    /// How long a client waits while no upstream accepts [default: 10s; of a program: 1h]
+    /// How long a client waits while no upstream accepts it [default: 10s; of a program: 1h]
     #[arg(long, value_name = "TIME")]
     connect_patience: Option<Given<Time>>,
 
@@ -55,12 +55,12 @@ pub(super) struct RelaySettings {
     #[arg(long, value_name = "TIME")]
     proxy_header_timeout: Option<Given<Wait>>,
 
-    /// How long a peer may be silent before the kernel probes it [default: never]
+    /// How long a connection may be silent before the kernel sends probes [default: never]
     #[arg(long, value_name = "TIME")]
     keep_alive: Option<Given<KeepAlive>>,
 
-    /// How long sent data may stay unacknowledged [default: the default of the
-    /// kernel, about 15 minutes]
+    /// How long the client or the upstream may leave data unacknowledged before the kernel ends the
+    /// connection [default: the default of the kernel, about 15 minutes]
     #[arg(long, value_name = "TIME")]
     user_timeout: Option<Given<UserTimeout>>,
 }

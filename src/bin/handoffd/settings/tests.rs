@@ -61,7 +61,7 @@ fn parse(text: &str) -> Result<FileSettings, Failure> {
     ConfigFile::of("a.toml".into(), text.into()).parse()
 }
 
-/// Formats everything that the settings determine as text.
+/// Formats all settings as text, so that a test can compare two configurations.
 fn described(FileSettings { daemon, listeners, services, program }: FileSettings) -> String {
     let DaemonSettings { workers, log, log_format, metrics, .. } = daemon.clone();
     let config = daemon.into_config(listeners, None);

@@ -11,11 +11,11 @@ use std::str::FromStr;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Unexpected, Visitor};
 use toml::Spanned;
 
-/// A kind of value, with its parser. A kind is written as text, as a number, or as true or false.
+/// A kind of value, with its parser. A value is written as text, as a number, or as true or false.
 pub(super) trait Kind {
     type Value: Clone + fmt::Debug + Send + Sync + 'static;
 
-    /// The noun for such a value in an error message.
+    /// What an error message calls a value of this kind, such as "time" or "path".
     const NOUN: &'static str;
 
     /// A description of valid values in a file, for the error about a value of another type.

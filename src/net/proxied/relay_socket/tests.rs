@@ -115,7 +115,7 @@ fn a_peer_that_closes_its_unix_socket_is_gone() {
 }
 
 /// A short read has emptied the socket, so the next read normally waits for an event. If the end of
-/// the stream has arrived with the last bytes, no other event comes. The end is read anyway.
+/// the stream has arrived with the last bytes, no other event comes. The end must still be read.
 #[test]
 fn the_end_behind_the_last_bytes_is_read() {
     let mut watched = tcp();
@@ -168,7 +168,8 @@ async fn a_socket_returns_to_the_runtime() {
     assert_eq!(watched.peer.read(&mut bytes).unwrap(), 0);
 }
 
-/// The kernel never sends the bytes of a connection that is reset.
+/// The kernel never sends the remaining bytes of a reset connection, so their acknowledgement never
+/// comes.
 #[tokio::test]
 async fn no_acknowledgement_of_a_reset_connection_is_awaited() {
     let mut watched = tcp();
@@ -184,7 +185,7 @@ async fn no_acknowledgement_of_a_reset_connection_is_awaited() {
     assert!(!acknowledged.await.unwrap());
 }
 
-/// The kernel reports the error of a broken connection only once.
+/// The kernel reports the error of a broken connection only once, so the peek must pass it on.
 #[test]
 fn an_error_between_a_splice_and_the_peek_is_not_lost() {
     let error = |kind: ErrorKind| Err::<usize, _>(io::Error::from(kind));
@@ -205,7 +206,7 @@ fn an_error_between_a_splice_and_the_peek_is_not_lost() {
     assert_eq!(broken.unwrap_err().kind(), ErrorKind::ConnectionReset);
 }
 
-/// An upstream that has answered and closed has accepted the connection.
+/// An upstream that has answered and then closed its socket had accepted the connection.
 #[test]
 fn a_closed_unix_peer_was_connected_and_stays_closed() {
     let (socket, mut peer) = UnixStream::pair().unwrap();

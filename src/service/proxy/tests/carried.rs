@@ -112,8 +112,8 @@ async fn a_client_carried_during_an_attempt_tries_the_next_upstream() {
     }
 }
 
-/// A conversation moves after its upstream has half-closed. When the client then half-closes, the
-/// upstream notices, even while the old process holds a copy of the upstream's socket.
+/// A connection moves after its upstream has half-closed. When the client half-closes later, the
+/// upstream notices, even if the old process still has a copy of the upstream's socket.
 #[tokio::test]
 async fn a_half_closed_upstream_receives_the_end_after_a_carry() {
     let upstream = listen().await;

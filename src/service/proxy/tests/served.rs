@@ -1,5 +1,5 @@
-//! A stand-in for the server: it serves one connection with a proxy, and relays it in a plane of
-//! its own.
+//! A stand-in for the server. It serves one connection with a proxy, and relays the connection's
+//! bytes in a separate relay plane.
 
 use std::sync::Mutex;
 
@@ -9,7 +9,7 @@ use super::*;
 use crate::net::RelaySocket;
 use crate::plane::{Expired, Plane, RelayEnd, RelayEntry, RelayOwner, settle};
 
-/// A connection that is already established when it enters the plane.
+/// A connection that is already established when it is added to the relay plane.
 struct Entered(UpstreamCount);
 
 impl RelayOwner for Entered {
@@ -22,7 +22,7 @@ impl RelayOwner for Entered {
     }
 }
 
-/// A relay plane that resets its connections when it is dropped, as the planes of the server do.
+/// A relay plane that resets its connections when it is dropped, as the server's relay planes do.
 struct PlaneGuard(Plane<Entered>);
 
 impl Drop for PlaneGuard {

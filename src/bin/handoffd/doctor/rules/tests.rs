@@ -1,4 +1,4 @@
-//! Tests of the rules, with variants of handoffd's own unit file.
+//! These tests apply the rules to handoffd's own unit file, in which they change single settings.
 
 use super::*;
 use crate::doctor::unit::Manager;

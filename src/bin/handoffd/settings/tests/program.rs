@@ -1,4 +1,4 @@
-//! Tests of the settings of a program: as keys, as flags, and in the documented example.
+//! Tests that every setting of a program works as a key and a flag, and is in the example.
 
 use clap::{Args, Command, Parser};
 
