@@ -72,8 +72,8 @@ mod tests {
     /// The name and the contents of each seed file of a fuzz target.
     type Seeds = Vec<(String, Vec<u8>)>;
 
-    /// Returns the fuzz targets, each with seed files written by our encoders. The fuzz target for
-    /// the configuration file is in `src/bin/handoffd`.
+    /// Returns the fuzz targets, each with seed files that our own encoders have written. The fuzz
+    /// target for the configuration file is in `src/bin/handoffd`.
     fn targets() -> [(&'static str, Target, Seeds); 8] {
         [
             ("message", message, crate::handoff::fuzz::messages()),
@@ -97,7 +97,7 @@ mod tests {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target)
     }
 
-    /// The parser refuses the files whose names begin with `not-`, and accepts all others.
+    /// Each parser refuses the files whose names begin with `not-`, and accepts all other files.
     #[test]
     fn every_file_of_the_corpus_is_read_as_its_name_says() {
         for (target, read, seeds) in targets() {

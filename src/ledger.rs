@@ -1,9 +1,8 @@
-//! A ledger of connections: a list of the open connections, and totals over all connections so far.
+//! Ledgers: lists of the open connections, with totals over all connections so far. The server and
+//! the proxy keep ledgers for status reports, and store their own counters next to the totals.
 //!
-//! A connection locks its ledger briefly when it begins and when it ends. In between, it counts its
-//! bytes in its own [`Traffic`], and a reader adds up the bytes of all open connections. The server
-//! and the proxy keep ledgers. Each of them adds its own counters, which the ledger stores next to
-//! the totals.
+//! The ledger is locked only briefly: when a connection begins or ends, and when a reader needs the
+//! totals. Meanwhile, each connection counts its bytes in its own [`Traffic`], without the lock.
 
 mod limit;
 mod listener;
@@ -17,9 +16,9 @@ use crate::net::Traffic;
 pub(crate) use limit::{ConnectionLimit, Permit};
 pub(crate) use listener::{ListenerEntry, ListenerEvents, ListenerLedger, open_connections};
 
-/// A list of open connections, and totals over these and all ended connections. `C` holds
-/// additional counters of the ledger's owner. `N` is the owner's note on each open connection, such
-/// as the time at which it began. Clones share the same data.
+/// A list of the open connections, with totals over all connections so far. `C` holds additional
+/// counters of the owner, such as the proxy. `N` is a note that the owner attaches to each open
+/// connection, such as its start time. Clones share the same data.
 #[derive(Debug)]
 pub(crate) struct Ledger<C, N = ()>(Arc<Mutex<Records<C, N>>>);
 
@@ -27,10 +26,10 @@ pub(crate) struct Ledger<C, N = ()>(Arc<Mutex<Records<C, N>>>);
 struct Records<C, N> {
     open: Slab<(Arc<Traffic>, N)>,
     opened: u64,
-    /// The number of bytes that ended connections have received and sent. When a connection moves
-    /// here, the bytes that the predecessor has already counted are subtracted. So both numbers can
-    /// wrap below zero. They are valid only after a reader has added the bytes of the open
-    /// connections.
+    /// The bytes received and sent on connections that have ended. When a connection moves here
+    /// from the predecessor, the bytes that the predecessor has already counted are subtracted. So
+    /// both numbers can wrap below zero. They become valid when the bytes of the open connections
+    /// are added.
     received: u64,
     sent: u64,
     counters: C,
@@ -46,7 +45,7 @@ pub(crate) enum Source {
     Carried,
 }
 
-/// The entry of one open connection. Dropping this value removes the entry.
+/// The entry of one open connection in a [`Ledger`]. Dropping this value removes the entry.
 #[derive(Debug)]
 pub(crate) struct LedgerEntry<C, N = ()> {
     /// `None` after the entry has been removed.
@@ -54,15 +53,15 @@ pub(crate) struct LedgerEntry<C, N = ()> {
     index: usize,
 }
 
-/// The sums over all connections of a ledger at one moment, including the open connections.
+/// The totals over all connections in a ledger, open and ended, at one moment.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LedgerSums<C, N> {
     pub(crate) opened: u64,
     pub(crate) active: u64,
     pub(crate) received: u64,
     pub(crate) sent: u64,
-    /// The smallest of the owner's notes on the open connections, or `None` if no connection is
-    /// open.
+    /// The smallest note on an open connection, such as the earliest start time. `None` if no
+    /// connection is open.
     pub(crate) least_note: Option<N>,
     pub(crate) counters: C,
 }
@@ -102,7 +101,7 @@ impl<C, N> Ledger<C, N> {
         LedgerEntry { ledger: Some(self.clone()), index }
     }
 
-    /// Calls `change` with the counters of the ledger's owner, and returns the result.
+    /// Calls `change` with the additional counters in this ledger, and returns its result.
     pub(crate) fn count<T>(&self, change: impl FnOnce(&mut C) -> T) -> T {
         change(&mut self.lock().counters)
     }
@@ -119,7 +118,7 @@ impl<C, N> Ledger<C, N> {
 }
 
 impl<C: Copy, N: Copy + Ord> Ledger<C, N> {
-    /// Returns the sums over all connections, and the owner's counters.
+    /// Returns the sums over all connections, and the additional counters of the owner.
     pub(crate) fn sums(&self) -> LedgerSums<C, N> {
         let records = self.lock();
         let Records { ref open, opened, received, sent, counters } = *records;
@@ -135,15 +134,15 @@ impl<C: Copy, N: Copy + Ord> Ledger<C, N> {
 }
 
 impl<C, N> LedgerEntry<C, N> {
-    /// Calls `change` with the counters of the ledger's owner.
+    /// Calls `change` with the additional counters in the ledger of this connection.
     pub(crate) fn count(&self, change: impl FnOnce(&mut C)) {
         if let Some(ledger) = &self.ledger {
             ledger.count(change);
         }
     }
 
-    /// Removes the entry and changes the owner's counters in a single step, so that no reader sees
-    /// only one of the changes.
+    /// Removes the entry of this connection, and calls `change` with the additional counters. Both
+    /// happen under one lock, so that no reader sees only one of the changes.
     pub(crate) fn end(mut self, change: impl FnOnce(&mut C)) {
         self.remove(change);
     }
@@ -160,7 +159,7 @@ impl<C, N> LedgerEntry<C, N> {
 }
 
 impl<C, N: Copy> LedgerEntry<C, N> {
-    /// Returns the owner's note on this connection.
+    /// Returns the owner's note on this connection, or `None` after the entry was removed.
     pub(crate) fn note(&self) -> Option<N> {
         self.ledger.as_ref()?.lock().open.get(self.index).map(|(_, note)| *note)
     }
@@ -176,7 +175,7 @@ impl<C, N> Drop for LedgerEntry<C, N> {
 mod tests {
     use super::*;
 
-    /// The sums include open and ended connections, and the entry of an ended connection is reused.
+    /// The sums include open and ended connections. A new one reuses the entry of an ended one.
     #[test]
     fn open_and_ended_connections_are_summed() {
         let ledger = Ledger::<u64, u8>::default();

@@ -1,12 +1,13 @@
-//! A connection limit shared by all accept loops and acceptors of one listener.
+//! The connection limit of a listener, shared by its accept loops. Each connection uses one permit,
+//! and the limit is the number of permits.
 //!
 //! An accept loop takes a permit before it accepts, so a loop that waits for a client holds a
 //! permit without a connection. A listener without free permits may therefore still have fewer
 //! connections than its limit allows. The listener is full only when connections use all permits.
 //!
-//! Carried connections, which move here from the predecessor, do not pass through an accept loop,
-//! so permits are reserved for them. If more connections arrive than permits are reserved, the
-//! limit may be exceeded. The listener then accepts no client until enough connections have ended.
+//! Connections that move here from the predecessor do not pass through an accept loop, so permits
+//! are reserved for them. If more connections arrive than permits are reserved, the limit may be
+//! exceeded. The listener then accepts no client until enough connections have ended.
 
 use std::num::NonZeroUsize;
 use std::pin::pin;
@@ -80,8 +81,7 @@ impl ConnectionLimit {
     /// `there` is the predecessor's connection limit for this listener, or `None` if the
     /// predecessor has no limit. If `there` is not higher than the limit here, a permit is always
     /// granted, because the move does not raise the total number of connections. Otherwise a permit
-    /// is granted only if one is reserved, or if fewer connections use permits than the limit here
-    /// allows.
+    /// is granted only if one is reserved, or if the connections here are fewer than the limit.
     pub(crate) fn acquire_for_carried(
         self: &Arc<Self>,
         there: Option<NonZeroUsize>,
@@ -234,7 +234,8 @@ mod tests {
     }
 
     /// A connection from the predecessor always gets a permit if the predecessor's limit was not
-    /// higher. While the limit is exceeded, returned permits do not become free.
+    /// higher. While there are more connections than the limit, a connection that ends frees no
+    /// permit.
     #[test]
     fn a_carried_connection_may_exceed_an_unchanged_limit() {
         let limit = limit(1);

@@ -1,30 +1,33 @@
-//! The ledger of a listener: its open connections, its counters, and how its connections ended.
+//! Counts the connections of a listener for status reports: how many are open, how many bytes they
+//! transfer, and how they end.
 //!
-//! In the built-in server, each worker has a separate ledger for each listener. A status request
-//! adds up all ledgers. This module does not end connections; the module `drain` does.
+//! In the built-in server, each worker has a ledger (list of connections) for each listener. A
+//! status report adds up all ledgers. This module does not end connections; the module `drain`
+//! does.
 
 use tokio::time::Instant;
 
 use super::{Ledger, LedgerEntry, LedgerSums};
 use crate::report::{Connections, ListenerCounters};
 
-/// The ledger of the connections of one listener. It notes when each connection began.
+/// The connections and counters of one listener. The note on each connection is its start time.
 pub(crate) type ListenerLedger = Ledger<ListenerEvents, Instant>;
 
-/// The entry of one connection in a [`ListenerLedger`].
+/// The entry of one open connection in the list of its listener.
 pub(crate) type ListenerEntry = LedgerEntry<ListenerEvents, Instant>;
 
-/// The counters of a listener beyond those that its [`Ledger`] keeps by itself.
+/// The counters of a listener that its [`Ledger`] does not keep by itself.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct ListenerEvents {
-    /// The listener's counters. Fields that the ledger keeps by itself stay zero here. `limited`
-    /// counts only shortages of file descriptors, because the module `limit` counts how often the
-    /// listener is full.
+    /// The listener's counters. Fields that the ledger keeps by itself, such as `accepted`, stay
+    /// zero here. `limited` counts only shortages of file descriptors, because the module `limit`
+    /// counts how often the listener is full.
     pub(crate) counters: ListenerCounters,
-    /// How many connections had moved to successors when the last drain began.
+    /// The value of `counters.carried` when the last drain began, plus the connections that were
+    /// counted as lost since then.
     carried_before: u64,
-    /// Whether the successor that the last drain moved connections to has died. A connection that
-    /// is counted as moved only after that death counts as lost too.
+    /// Whether the successor that got connections in the last drain has died. A move that is
+    /// counted only after its death counts as a lost connection too.
     successor_is_lost: bool,
 }
 
@@ -97,7 +100,7 @@ mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
-    /// The ledger reports the age of the oldest open connection.
+    /// The reported age is the age of the oldest open connection.
     #[test]
     fn the_oldest_open_connection_determines_the_age() {
         let ago = |seconds| Instant::now() - Duration::from_secs(seconds);
@@ -139,7 +142,7 @@ mod tests {
         assert_eq!((lost(), lost(), ledger.counters().lost), (1, 0, 1));
     }
 
-    /// If the successor dies, a connection that moved there counts as lost, even if the move is
+    /// If the successor dies, a connection that moved to it counts as lost, even if the move is
     /// counted only after the death.
     #[test]
     fn a_connection_counted_after_the_successors_death_is_lost() {

@@ -1,4 +1,4 @@
-//! The part of the driver that performs the actions of the state machine.
+//! The part of the event loop ([`Driver`]) that performs the actions of the state machine.
 //!
 //! The state machine in `machine` decides what an event means and in which order the actions are
 //! performed. The modules `handoff` and `drain` perform the actions of a handoff and of a drain.
@@ -15,8 +15,8 @@ use crate::handoff::{Message, Successor};
 use crate::net::Listener;
 
 impl<P: DataPlane> Driver<P> {
-    /// Performs one action of the state machine. If the successor was lost, `failure` is the
-    /// reason.
+    /// Performs one action of the state machine. `failure` is the reason why the successor was
+    /// lost, if it was lost.
     pub(super) async fn perform(
         &mut self,
         action: Action,
@@ -176,8 +176,8 @@ impl<P: DataPlane> Driver<P> {
         let replaced = given_up.iter().filter(|listener| listener.is_replaced()).cloned();
         let replaced: Vec<_> = replaced.collect();
         replaced.iter().for_each(Listener::divert);
-        // Tell older generations that these sockets are no longer in use. Otherwise an older
-        // generation that has to accept again would use its copies of these sockets.
+        // Tell older generations that these sockets are no longer in use. An older generation has
+        // copies of these sockets, and would use them if it had to accept again.
         let sockets = given_up.iter().filter_map(|listener| listener.cookie().ok());
         let sockets: Vec<_> = sockets.collect();
         if !sockets.is_empty() {

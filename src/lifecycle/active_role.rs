@@ -3,8 +3,8 @@
 //!
 //! A generation has an [`ActiveRole`] while it is active, and [`ActiveRole::hand_over`] consumes
 //! the value. So a generation that is no longer active cannot send notifications. With
-//! `NotifyAccess=main` the service manager would ignore such notifications. With `NotifyAccess=all`
-//! they could stop the unit.
+//! `NotifyAccess=main`, the service manager would ignore its notifications. With
+//! `NotifyAccess=all`, they could stop the unit.
 
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -20,8 +20,8 @@ use crate::report::Connections;
 /// otherwise.
 const SOON: Duration = Duration::from_secs(1);
 const LATER: Duration = Duration::from_secs(10);
-/// How much more time to request from the service manager each time the stop of the service has
-/// made progress.
+/// How much more time to request from the service manager whenever the stop of the service makes
+/// progress.
 const EXTENSION: Duration = Duration::from_secs(15);
 
 /// The active generation's connection to the service manager, and the last status that it sent.
@@ -66,8 +66,8 @@ pub(super) enum RefreshInterval {
 struct Watchdog {
     interval: Duration,
     due: Instant,
-    /// The heartbeat that the accept loops have not completed yet. The watchdog is notified only
-    /// when the heartbeat completes, so that an accept loop that hangs leads to a restart.
+    /// The heartbeat that was sent to the accept loops and has not completed yet. The watchdog is
+    /// notified only when it completes. So if an accept loop hangs, the service is restarted.
     beat: Option<TaskTracker>,
 }
 

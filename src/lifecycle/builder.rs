@@ -1,5 +1,5 @@
-//! A builder for a generation, with its listeners, its settings, and the threads that serve
-//! connections.
+//! Sets up a generation (one process of the service): its listeners, its settings, and the threads
+//! that serve connections.
 
 use std::collections::HashSet;
 #[cfg(feature = "program")]
@@ -19,7 +19,7 @@ use crate::server::{Server, Workers};
 use crate::service::Echo;
 use crate::service::Service;
 
-/// The settings of a generation, that is, of one process of the service, before it starts.
+/// The settings of one process of the service (a generation) before it starts to serve.
 ///
 /// If the start fails, the predecessor (the process that serves now) receives the reason and keeps
 /// serving.
@@ -51,9 +51,9 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// Creates a builder with the default settings. Unless [`Builder::listen`] adds listeners, the
-    /// generation uses those that a parent passed in, or else listens on 127.0.0.1:48879 under the
-    /// name `default`.
+    /// Creates a builder with the default settings. If [`Builder::listen`] adds no listener, the
+    /// generation uses the listeners that a parent passed in. Without such listeners, it listens on
+    /// 127.0.0.1:48879 under the name `default`.
     #[must_use]
     pub fn new(inheritance: Inheritance) -> Self {
         let (life, line) = Life::new(inheritance.generation());
@@ -61,8 +61,8 @@ impl Builder {
         Self { inheritance, config, workers, last, life, line }
     }
 
-    /// Takes what this process inherits, such as listening sockets, as [`Inheritance::take`] does,
-    /// and creates a builder with it. Call this function first in `main`, before any thread exists.
+    /// Takes what this process inherits, such as listening sockets, and creates a builder with it.
+    /// See [`Inheritance::take`]. Call this function first in `main`, before any thread exists.
     ///
     /// If the service manager has created a runtime directory (`RuntimeDirectory=` in the unit),
     /// the control socket is `control` in this directory. Then `handoffd reload --control PATH`
@@ -80,9 +80,9 @@ impl Builder {
     /// or address, the listener uses that socket. Otherwise the generation binds the address.
     ///
     /// # Errors
-    /// [`Error::Address`] or [`Error::ListenerName`] if the text is not a valid listener, and
-    /// [`Error::DuplicateName`], [`Error::DuplicateAddress`] or [`Error::OverlappingAddresses`] if
-    /// the listener conflicts with an earlier one.
+    /// Returns [`Error::Address`] or [`Error::ListenerName`] if the text is not a valid listener.
+    /// Returns [`Error::DuplicateName`], [`Error::DuplicateAddress`] or
+    /// [`Error::OverlappingAddresses`] if the listener conflicts with an earlier one.
     pub fn listen(mut self, listener: &str) -> Result<Self, Error> {
         let mut all = match &self.config.listeners {
             Listeners::Inherited => Vec::new(),
@@ -112,9 +112,9 @@ impl Builder {
         self
     }
 
-    /// Returns a handle to the life of this generation, for a service that is run with
-    /// [`Builder::run`]. From the handle, the service learns when the generation becomes active or
-    /// retires.
+    /// Returns a handle to this generation, for a service that is run with [`Builder::run`].
+    /// Through the handle, the service learns when this process becomes active, and when it must
+    /// stop accepting.
     #[must_use]
     pub fn life(&self) -> Life {
         self.life.clone()
@@ -139,8 +139,8 @@ impl Builder {
         self
     }
 
-    /// Serves the connections on these workers instead of in the caller's runtime. The caller's
-    /// runtime still handles signals, deadlines and handoffs.
+    /// Serves the connections in the runtimes of `workers` instead of in the caller's runtime. The
+    /// caller's runtime still handles signals, deadlines and handoffs.
     #[must_use]
     pub fn workers(mut self, workers: Workers) -> Self {
         self.workers = Some(workers);

@@ -1,4 +1,4 @@
-//! A dry run of a configuration. This module checks whether the configuration could be served, and
+//! A dry run of a configuration: this module checks whether a process could serve with it, and
 //! changes nothing.
 //!
 //! An operator runs this check before a start or a reload of the daemon. It checks the paths where
@@ -19,7 +19,7 @@ use crate::error::Error;
 use crate::net::FileAccess;
 
 impl Config {
-    /// Checks whether this configuration could be served, without changing anything.
+    /// Checks whether a process could serve with this configuration, without changing anything.
     ///
     /// # Errors
     /// Returns [`Error::Bind`] or [`Error::PidFile`] for the first path that cannot be used. This

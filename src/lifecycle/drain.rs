@@ -1,5 +1,5 @@
-//! The part of the driver that drains connections, cuts those that do not end in time, and exits.
-//! [`DrainPhase`] holds the state of a drain.
+//! The part of the event loop ([`Driver`]) that asks connections to end before the process exits,
+//! and cuts those that do not end in time. [`DrainPhase`] holds the state of a drain.
 
 use std::time::Duration;
 
@@ -56,7 +56,7 @@ impl<P: DataPlane> Driver<P> {
         });
         self.life.drain();
         self.plane.drain(channel);
-        // Write this record only after the data plane has begun to count how connections end. So
+        // Write this log record only after the server has begun to count how connections end. So
         // the report of the drain includes every connection that ends after this record.
         tracing::info!(
             event = "drain.started",
@@ -184,9 +184,9 @@ impl<P: DataPlane> Driver<P> {
         self.tell_drained(report);
         // The active generation adds the counters in this last report to its totals.
         self.report_to_successor();
-        // Refuse a pending reload request last. When systemd stops a unit, it also ends a reload
-        // command of the unit that is still running. If this refusal made the reload command fail
-        // earlier, systemd would mark the unit as failed.
+        // Refuse a pending reload request last, because the refusal makes the reload command fail.
+        // When systemd stops a unit, it also stops a running reload command. If the command failed
+        // before that, systemd would mark the unit as failed.
         self.refuse_reload("the service is stopping");
     }
 

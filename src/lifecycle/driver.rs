@@ -39,16 +39,16 @@ pub struct RunReport {
 #[derive(Debug)]
 pub(super) struct Driver<P> {
     pub(super) state: State,
-    /// Events that an action of this generation has caused. The driver handles them before signals,
-    /// messages and all other events.
+    /// Events that have occurred and are not handled yet. The driver handles them before it waits
+    /// for signals, messages and all other events.
     pub(super) raised: VecDeque<Occurrence>,
     pub(super) config: Config,
     pub(super) process: Process,
     pub(super) listeners: OwnListeners,
     pub(super) plane: P,
     pub(super) liveness: Liveness,
-    /// The connection to the [`Life`](super::life::Life) handles, with which the server follows
-    /// this generation.
+    /// The connection to the [`Life`](super::life::Life) handles, through which the server learns
+    /// when to stop accepting, for example.
     pub(super) life: LifeLine,
     /// The duties of the active generation. `None` if another generation is active.
     pub(super) active: Option<ActiveRole>,

@@ -1,7 +1,7 @@
-//! The part of the driver that waits for the end of the tasks which run in only one generation. It
-//! waits before a handoff is committed and before this process ends.
+//! Some tasks of a server must run in only one process at a time (see `Life::alone`). This part of
+//! the event loop waits for their end before a handoff is committed and before this process ends.
 //!
-//! The driver handles all other events meanwhile: signals, messages, deadlines and status requests.
+//! Meanwhile, the event loop handles all other events, such as signals, messages and deadlines.
 
 use std::time::Duration;
 
@@ -37,9 +37,9 @@ impl<P: DataPlane> Driver<P> {
     }
 
     /// Returns `occurrence` if it can be handled now. Otherwise delays its event until the tasks
-    /// that run in only one generation have ended. A stop or a cut during the bake is delayed,
-    /// because it commits the handoff, and the successor could start a task that still runs here.
-    /// The end of a drain is delayed too, because it ends this process.
+    /// that run in only one generation have ended. A stop or a cut during the successor's probation
+    /// commits the handoff. It is delayed, because the successor could otherwise start a task that
+    /// still runs here. The end of a drain is delayed too, because it ends this process.
     pub(super) fn after_duties(&mut self, occurrence: Occurrence) -> Option<Occurrence> {
         let event = occurrence.event;
         let limit = match (self.state, event) {
@@ -69,7 +69,7 @@ impl<P: DataPlane> Driver<P> {
     }
 
     /// Handles the end of the last task that runs in only one generation. Returns the event that
-    /// has waited for the tasks.
+    /// was delayed until then.
     pub(super) fn duties_ended(&mut self) -> Occurrence {
         self.life.duty_wait.take().map_or(Event::BakeOver, |wait| wait.event).into()
     }
@@ -77,8 +77,8 @@ impl<P: DataPlane> Driver<P> {
     /// Drops the tasks that run in only one generation, because they did not end in time.
     ///
     /// # Errors
-    /// Returns [`Error::AloneBlocks`] if the tasks were dropped before and still run. This process
-    /// must then end before a successor may start them.
+    /// Returns [`Error::AloneBlocks`] if the tasks still run although they were already dropped.
+    /// This process must then end before a successor may start them.
     pub(super) fn duties_expired(&mut self) -> Result<(), Error> {
         let Some(wait) = &mut self.life.duty_wait else { return Ok(()) };
         if wait.is_dropped {
@@ -92,9 +92,8 @@ impl<P: DataPlane> Driver<P> {
         Ok(())
     }
 
-    /// The driver calls this function when a handoff has failed. The tasks that run in only one
-    /// generation may start again. But if a stop was delayed until these tasks end, the stop is
-    /// handled now.
+    /// Handles the failure of a handoff: the tasks that run in only one generation may start again.
+    /// But if a stop was delayed until these tasks end, the stop is handled now.
     pub(super) fn release_waiting_event(&mut self) {
         match self.life.duty_wait.take() {
             Some(wait) => self.raised.push_back(wait.event.into()),

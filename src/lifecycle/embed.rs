@@ -44,8 +44,8 @@ pub use carry::{CarryAcceptor, CarryClient};
 pub use handle::{CarryHandle, CarryOutcome, CarryPermit};
 pub use handshake::Handshakes;
 
-/// How long the process may live on after the generation has ended. Then a thread ends the process,
-/// because a server could ignore the end and live on forever.
+/// How long the process may continue to run after the generation has ended. Then a thread ends the
+/// process, because a server could otherwise run forever.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The exit code of a Rust program that has panicked.
@@ -57,8 +57,8 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 impl Builder {
     /// Runs the generation with a server of your own, and returns when the generation has ended.
     /// This function creates a tokio runtime with one worker thread per core. The library handles
-    /// signals and deadlines on a thread of its own, so it handles them even if `serve` and its
-    /// tasks block every worker thread.
+    /// signals and deadlines on a separate thread, even if `serve` and its tasks block every worker
+    /// thread.
     ///
     /// `serve` accepts connections until [`Life::retired`], and returns when its connections have
     /// ended. If it returns earlier, the service stops. If the successor dies during the drain,
@@ -72,8 +72,8 @@ impl Builder {
     /// has not handed over yet receives the reason and keeps serving.
     ///
     /// Returns [`Error::InsideRuntime`] if a tokio runtime calls this function, as under
-    /// `#[tokio::main]`. Such a program starts threads before `main`, but the inherited sockets
-    /// must be taken while the process has one thread.
+    /// `#[tokio::main]`. Such a program starts threads too early: it must take the inherited
+    /// sockets while it has only one thread.
     ///
     /// # Panics
     /// Panics if `serve` panics.
@@ -99,8 +99,8 @@ impl Builder {
         ended.unwrap_or_else(|panic| resume_unwind(panic))
     }
 
-    /// Runs the generation as [`Builder::serve_with`] does, but in the caller's runtime. Use it if
-    /// the runtime needs settings of its own. Call [`Builder::from_env`] or
+    /// Runs the generation as [`Builder::serve_with`] does, but in the caller's runtime. Use this
+    /// function if the runtime needs special settings. Call [`Builder::from_env`] or
     /// [`Inheritance::take`](crate::Inheritance::take) before you create the runtime.
     ///
     /// The returned future is not `Send`, so `tokio::spawn` does not take it. If it is dropped, the
@@ -162,9 +162,9 @@ impl Builder {
     }
 }
 
-/// Runs the driver until the generation has ended. Then ends the process after [`EXIT_TIMEOUT`],
-/// unless the server returns before, which disconnects `returned`. If `returned` is `None`, the
-/// process does not end.
+/// Runs the driver (event loop) until the generation has ended. The server must then return, which
+/// disconnects `returned`. If it does not return within [`EXIT_TIMEOUT`], ends the process. If
+/// `returned` is `None`, never ends the process.
 async fn run(driver: Driver<Embedded>, returned: Option<Receiver<()>>) -> Result<RunReport, Error> {
     let ended = match driver.live() {
         Ok(driver) => driver.run().await,
@@ -197,9 +197,9 @@ impl Drop for PanicGuard {
     }
 }
 
-/// Ends the process after [`EXIT_TIMEOUT`], unless the server has returned by then, which
-/// disconnects `returned`. `error` is the reason why the generation has ended. This function
-/// reports it, because `main` does not get it.
+/// Ends the process if the server does not return within [`EXIT_TIMEOUT`]. A return disconnects
+/// `returned`. `error` is the reason why the generation has ended. This function reports it,
+/// because `main` does not get it.
 #[expect(clippy::disallowed_methods, reason = "the server prevents a return from main")]
 fn end_process_later(returned: Receiver<()>, error: Option<&Error>) {
     let code = error.map_or(0, |error| error.exit() as i32);
@@ -219,8 +219,8 @@ fn end_process_later(returned: Receiver<()>, error: Option<&Error>) {
     });
 }
 
-/// Cuts the connections and closes the listeners when the server has ended, also if its future is
-/// dropped before that.
+/// Cuts the connections and closes the listeners when this value is dropped. This happens when the
+/// server has ended, or when the future that runs it is dropped.
 struct CutOnDrop(Life);
 
 impl Drop for CutOnDrop {
@@ -236,11 +236,11 @@ impl Drop for CutOnDrop {
     }
 }
 
-/// How long after it is ready a server may take to request all listeners.
+/// How long a server may take to request all its listeners after it is ready.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Warns once of the listeners that a server has not requested. Their clients would wait forever.
-/// Never returns.
+/// Logs a warning that names the listeners that the server has not requested, because their clients
+/// would wait forever. Never returns.
 async fn warn_of_unused(life: &Life) -> Infallible {
     life.term().ready().await;
     tokio::time::sleep(REQUEST_TIMEOUT).await;

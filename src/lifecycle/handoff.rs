@@ -1,4 +1,5 @@
-//! The part of the driver that hands over to a successor. [`Handoff`] holds the state of a handoff.
+//! The part of the event loop ([`Driver`]) that hands over to a successor. [`Handoff`] holds the
+//! state of a handoff.
 //!
 //! This module also reports the outcome of a handoff: it replies to the operator's reload request,
 //! notifies the service manager, and writes a log record. At the commit, it writes the pid of the
@@ -39,8 +40,8 @@ pub(super) struct Handoff {
     /// The pending reply to an operator who waits until all connections of this generation have
     /// ended.
     waits_for_drain: Option<Answer>,
-    /// The channel through which connections move to the successor. The commit of the handoff
-    /// creates it, and the drain takes it.
+    /// The channel through which connections move to the successor. It is created when the handoff
+    /// is committed. The drain takes it out of this field.
     pub(super) carry_channel: Option<OwnedFd>,
 }
 
@@ -221,7 +222,7 @@ impl<P: DataPlane> Driver<P> {
         self.release_waiting_event();
         let Some(mut handoff) = self.handoff.take() else { return };
         let successor = self.process.generation.next();
-        // This generation is the active one unless the successor has taken over.
+        // If the successor has not taken over, this generation is still the active one.
         let when = if self.active.is_some() {
             "failed"
         } else {
@@ -231,7 +232,7 @@ impl<P: DataPlane> Driver<P> {
             event = "handoff.failed", %successor, reason = %failure,
             "the handoff {when}: {failure}"
         );
-        // An operator who stops the service during a handoff wants the handoff to fail.
+        // If an operator has stopped the service, the handoff must fail, so report nothing.
         if self.state != State::Stopping {
             super::unlogged::report(&format!("the handoff {when}: {failure}"));
         }

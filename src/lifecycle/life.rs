@@ -4,9 +4,9 @@
 //! A server with its own accept loop gets a [`Life`] from [`crate::Builder::serve_with`]. A
 //! [`crate::Service`] that needs these events gets one from [`crate::Builder::life`].
 //!
-//! The driver changes the state in `life/state.rs`, and this handle reads it. In the other
-//! direction, the handle sends requests to the driver (`life/line.rs`). Tasks that run in a single
-//! generation are in `life/alone.rs`.
+//! The driver (event loop) changes the state in `life/state.rs`, and this handle reads it. In the
+//! other direction, the handle sends requests to the driver (`life/line.rs`). Tasks that run in a
+//! single generation are in `life/alone.rs`.
 
 mod alone;
 mod line;
@@ -60,18 +60,19 @@ pub struct Life {
 }
 
 impl Life {
-    /// Creates a handle to a generation for the server, and the driver's end of the connection.
+    /// Creates a handle to a generation for the server, and the other end for the event loop.
     pub(super) fn new(generation: Generation) -> (Self, LifeLine) {
         let (state, line) = LifeLine::new(generation);
         (Self { state, term: None }, line)
     }
 
-    /// Returns a handle that is bound to no term, and always follows the current one.
+    /// Returns a handle that always follows the current term (period of accepting connections).
     pub(super) const fn of(state: Arc<LifeState>) -> Self {
         Self { state, term: None }
     }
 
-    /// Returns a handle that stays bound to the current term, even after a later term has begun.
+    /// Returns a handle that stays bound to the current term (period of accepting connections),
+    /// even after a later term has begun.
     pub(super) fn of_this_term(&self) -> Self {
         Self { state: Arc::clone(&self.state), term: Some(self.term()) }
     }
@@ -80,8 +81,8 @@ impl Life {
         self.term.clone().unwrap_or_else(|| self.state.term.borrow().clone())
     }
 
-    /// Returns whether this handle's term is the current one. A handle that is bound to no term is
-    /// always current.
+    /// Returns whether this handle belongs to the current term (period of accepting connections). A
+    /// handle that is bound to no term always does.
     pub(super) fn is_current(&self) -> bool {
         self.term.as_ref().is_none_or(|term| term.is(&self.state.term.borrow()))
     }
@@ -92,21 +93,21 @@ impl Life {
         self.state.generation
     }
 
-    /// Reports that this server accepts connections, or is about to. The predecessor retires after
-    /// the bake. Further calls have no effect.
+    /// Reports that this server accepts connections, or is about to. The old process retires after
+    /// [`Config::bake`](crate::Config::bake). Further calls have no effect.
     ///
     /// Clients that connect before the server's first accept wait in the backlog. A server that is
     /// not ready within [`Config::ready_timeout`](crate::Config::ready_timeout) is stopped; see
-    /// [`Life::extend_start`]. A server that is called again, because its successor has died, must
-    /// report again that it is ready. If it does not, this process ends with an error. A server
-    /// started by [`crate::Builder::run`] need not call this.
+    /// [`Life::extend_start`]. If the successor dies, the server is called again, and must report
+    /// again that it is ready. If it does not, this process ends with an error. A server started by
+    /// [`crate::Builder::run`] need not call this function.
     pub fn ready(&self) {
         self.term().set_ready();
     }
 
-    /// Asks for more time until [`Life::ready`], for example while the server fills its caches. The
-    /// deadline moves to at least `time` from now. The predecessor and the service manager learn
-    /// the new deadline too. Has no effect once the server is ready.
+    /// Asks for more time before [`Life::ready`] must be called, for example while the server fills
+    /// its caches. The deadline moves to at least `time` from now. The predecessor and the service
+    /// manager learn the new deadline too. Has no effect once the server is ready.
     pub fn extend_start(&self, time: Duration) {
         self.state.request(LifeRequest::ExtendStart(time));
     }
@@ -168,12 +169,12 @@ impl Life {
     /// connections are closed, but at most for
     /// [`Config::keep_alive_grace`](crate::Config::keep_alive_grace).
     ///
-    /// If the server accepts on a listener by itself (see [`Life::tcp_listener`]), its connections
-    /// are unknown, so both waits take their full time.
+    /// If the server accepts on a listener by itself (see [`Life::tcp_listener`]), the library does
+    /// not know its connections. Both waits then take their full time.
     ///
-    /// Use it for protocols such as HTTP/1.1, in which a reply can announce the end of its
-    /// connection (see [`Life::has_retired`]). A client that sends a request in the meantime gets
-    /// such a reply, so no request is lost.
+    /// Use this function for protocols such as HTTP/1.1, in which a reply can announce the end of
+    /// its connection (see [`Life::has_retired`]). A client that sends a request in the meantime
+    /// gets such a reply, so no request is lost.
     pub fn closing(&self) -> impl Future<Output = ()> + Send + use<> {
         let (draining, state) = (self.draining(), Arc::clone(&self.state));
         async move {
@@ -226,8 +227,8 @@ impl Life {
     /// handoff is rolled back and the task starts again. If the handoff fails for another reason,
     /// `task` is called again too. A task that returns without a request to stop has finished.
     ///
-    /// When the service stops, the process waits for the task equally long, and then drops it. A
-    /// task must not leave work behind in a thread when it is dropped.
+    /// When the service stops, the process waits for the task for the same time, and then drops it.
+    /// A task must not leave work behind in a thread when it is dropped.
     pub fn alone<T, F>(&self, task: T)
     where
         T: FnMut(Stop) -> F + Send + 'static,
@@ -237,8 +238,8 @@ impl Life {
     }
 
     /// Offers a state to the successor, which gets it from [`Life::from_predecessor`]. A later call
-    /// replaces the offered state. The state is sent when the handoff is committed, after tasks of
-    /// [`Life::alone`] have ended.
+    /// replaces the offered state. The state is sent when the handoff is committed, after the tasks
+    /// of [`Life::alone`] have ended.
     ///
     /// The format of the state has a name, because the successor may be another version of the
     /// server and must not misread the bytes.

@@ -1,8 +1,8 @@
-//! The lifecycle of a generation as a pure state machine. It maps every state and event to the next
-//! state and a list of actions.
+//! The lifecycle of a generation (one process of the service) as a pure state machine. It maps
+//! every state and event to the next state and a list of actions.
 //!
 //! The state machine uses no clock and no I/O, and remembers only its state. So tests can check
-//! every combination of state and event, and every interleaving of several generations (see
+//! every combination of state and event, and every order of the events of several generations (see
 //! `machine/exploration.rs`). The functions that [`step`] calls match without wildcards, so a new
 //! state or event does not compile until every combination is handled. `docs/architecture.md` shows
 //! the same transitions as a table.
@@ -63,7 +63,7 @@ pub(crate) enum State {
 /// How a generation began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Birth {
-    /// The process is the first generation of its lineage, so it has no predecessor.
+    /// The process is the first generation of the service, so it has no predecessor.
     First,
     /// The predecessor started the process, and waits until the process is ready.
     Successor,
@@ -87,7 +87,7 @@ pub(crate) enum Event {
     /// from the predecessor.
     Terminate,
     /// This generation must cut its connections now. It received SIGQUIT or a second SIGINT, or a
-    /// newer generation sent a request to cut. A newer generation sends such a request if too many
+    /// newer generation sent a request to cut. A newer generation sends this request if too many
     /// generations are alive, or if it has to cut its own connections.
     CutNow,
     /// The successor has reported that it accepts connections.
@@ -198,7 +198,7 @@ fn probation(pending: PendingReload, event: Event) -> (State, Vec<Action>) {
         // Remember the reload request, and start a handoff only after the predecessor has retired.
         // Otherwise this generation could be rolled back while its own successor is on probation.
         Event::ReloadRequested => (State::Probation { pending: PendingReload::One }, vec![]),
-        // Keep the listening sockets open, because the predecessor still serves on them.
+        // Keep the listening sockets open, because the predecessor still accepts on them.
         Event::Terminate => (State::Stopping, vec![TellRollback, StopAccepting, Drain]),
         Event::CutNow => (State::Stopped, vec![TellRollback, StopAccepting, Drain, Cut, Exit]),
         Event::Live

@@ -1,8 +1,8 @@
-//! The part of the driver that handles messages from the successor and from older generations, and
-//! turns them into events.
+//! The part of the event loop ([`Driver`]) that handles messages from the successor and from older
+//! generations, and turns them into events.
 //!
-//! The state machine in `machine` decides what to do after an event. A message that only needs a
-//! reply, or is only recorded, causes no event.
+//! The state machine in `machine` decides what to do after an event. Some messages only need a
+//! reply or are only recorded. They cause no event.
 
 use std::os::fd::OwnedFd;
 use std::time::SystemTime;
@@ -193,7 +193,7 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Records which listeners the successor does not use, because it is ready now.
+    /// Handles the successor's message that it is ready, which lists the listeners that it closed.
     fn successor_is_ready(&mut self, pid: Option<u32>, given_up: Vec<usize>, replaced: &[usize]) {
         tracing::info!(event = "successor.ready", successor_pid = pid, "the successor is ready");
         self.listeners.set.mark_replaced(replaced);
@@ -215,8 +215,8 @@ impl<P: DataPlane> Driver<P> {
 
     /// Closes the sockets on which the service no longer listens.
     fn close_given_up(&mut self, sockets: &[u64]) {
-        // Accept the clients in the backlog now, because the kernel resets them when the last file
-        // descriptor of the listening socket is closed.
+        // Accept the clients in the backlog now, because the kernel resets their connections when
+        // the last file descriptor of the listening socket is closed.
         let given_up = self.listeners.set.remove_sockets(sockets);
         self.plane.accept_backlog(&given_up);
     }
@@ -224,8 +224,8 @@ impl<P: DataPlane> Driver<P> {
     /// Logs an error if an older generation died while it still had connections.
     ///
     /// A generation that ends normally sends a final report to the process that is active at that
-    /// time. A missing report may therefore have gone to another process, unless the generation is
-    /// the direct predecessor. So without a report, this function logs an error only for the direct
+    /// time. A missing report may have gone to another process, but the direct predecessor reports
+    /// only to this process. So without a report, this function logs an error only for the direct
     /// predecessor.
     fn say_if_it_died(&self, generation: Generation, last: Option<&Report>) {
         match last.map(|last| (last.state, last.connections)) {

@@ -1,9 +1,9 @@
 //! The lifecycle of a generation, from its start until its last connection has ended.
 //!
-//! The module `machine` has no side effects: it maps each state and event to the next state and a
-//! list of actions. The module `driver` turns signals, messages and timers into events, and
-//! performs the actions. The driver uses the top-level modules `handoff`, `server` and `notify`,
-//! which know nothing about each other.
+//! The module `machine` only computes: it maps each state and event to the next state and a list of
+//! actions. The module `driver` is the event loop: it turns signals, messages and timers into
+//! events, and performs the actions. The driver uses the top-level modules `handoff`, `server` and
+//! `notify`, which know nothing about each other.
 //!
 //! A program that implements [`crate::Service`] calls [`run`]. A program with its own server calls
 //! [`Builder::serve_with`].
@@ -51,8 +51,8 @@ pub use life::{Life, Stop};
 /// This function handles SIGHUP, SIGUSR2, SIGTERM, SIGINT and SIGQUIT for the whole process, as the
 /// table in the README describes. It logs and ignores every other signal that would end the
 /// process. If the program installed its own handler for SIGUSR2 or an ignored signal before this
-/// call, that handler stays in place. The library uses SIGURG to interrupt an accept call that
-/// blocks although the socket is non-blocking.
+/// call, that handler stays in place. Another process that shares a listening socket may make it
+/// blocking. The library uses SIGURG to interrupt an accept call that blocks for this reason.
 ///
 /// # Errors
 /// Fails when this generation cannot start to accept connections, or ends early. A predecessor that

@@ -27,8 +27,8 @@ use crate::sys::process::PidFd;
 /// How long to wait before a failed write of the pid file is retried.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// The maximum size of a pid file in bytes. It is larger than any pid, because other programs may
-/// write white space around the number.
+/// The maximum size of a pid file in bytes. It leaves room for white space around the pid, which
+/// other programs may write.
 const LONGEST: u64 = 64;
 
 /// The pid file that this process writes, and the failed write to retry, if any.
@@ -114,8 +114,8 @@ impl PidFile {
         written.map_err(|source| Error::PidFile { path: self.path.clone(), source })
     }
 
-    /// Removes the file if it contains the pid of this process or the pid `successor`. A
-    /// `successor` is passed only if it ends together with this process.
+    /// Removes the file if it contains the pid of this process or the pid `successor`. Pass a
+    /// `successor` only if it ends together with this process.
     pub(super) fn remove(&mut self, successor: Option<u32>) {
         self.owed = None;
         let named = named(&self.path).ok().flatten();

@@ -1,4 +1,4 @@
-//! The fixed properties of a generation's process, such as its generation number and its program.
+//! What the event loop knows about its own process, such as the generation number and the program.
 
 use super::signals::Signals;
 use crate::generation::Generation;

@@ -1,4 +1,5 @@
-//! The part of the driver that fulfils the requests of the server's [`Life`].
+//! The part of the event loop ([`Driver`]) that handles requests which the server makes through its
+//! [`Life`], for example to stop.
 
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use crate::handoff::Message;
 use crate::sys;
 
 impl<P: DataPlane> Driver<P> {
-    /// Fulfils a request of the server. Returns an event for the state machine, or `None` if no
+    /// Handles a request of the server. Returns an event for the state machine, or `None` if no
     /// event follows.
     ///
     /// # Errors
@@ -82,7 +83,7 @@ impl<P: DataPlane> Driver<P> {
     /// Gives the handoff back to the predecessor.
     ///
     /// # Errors
-    /// Returns the reason if no predecessor serves and this generation is not ready.
+    /// Returns the reason as an error if no predecessor serves and this generation is not ready.
     fn roll_back(&mut self, mut reason: String) -> Result<Option<Occurrence>, Error> {
         if reason.is_empty() {
             "the server gave no reason".clone_into(&mut reason);

@@ -1,5 +1,5 @@
-//! The part of the driver that checks whether the accept loops have started, and that handles the
-//! death of a worker or an accept loop.
+//! The part of the event loop ([`Driver`]) that checks whether the accept loops have started. It
+//! also handles the death of a worker or an accept loop.
 //!
 //! A generation reports that it is ready only after every accept loop has run. If a worker or an
 //! accept loop dies, the generation ends with an error. Otherwise it would not serve some of its
@@ -16,11 +16,12 @@ use crate::data_plane::DataPlane;
 use crate::error::Error;
 use crate::handoff::Message;
 
-/// How long before the predecessor's deadline a successor gives up its start, to report the reason.
+/// A successor gives up its start this long before the predecessor's deadline, to report the
+/// reason.
 pub(super) const REPORT_TIME: Duration = Duration::from_millis(500);
 
-/// The health of the data plane, the part that serves clients: whether it has started, and whether
-/// a part of it has died.
+/// The health of the server: whether it has started, and whether a worker or an accept loop has
+/// died.
 #[derive(Debug, Default)]
 pub(super) struct Liveness {
     start: Start,
@@ -29,10 +30,10 @@ pub(super) struct Liveness {
     death: Option<Error>,
 }
 
-/// The progress of starting the data plane, the part of the process that serves clients.
+/// The progress of starting the server, the part of this process that serves clients.
 #[derive(Clone, Copy, Debug, Default)]
 enum Start {
-    /// The data plane accepts connections, or was not told to accept any.
+    /// The server accepts connections, or was not told to accept any.
     #[default]
     Over,
     /// The accept loops were started, but have not run yet. The generation ends at the deadline, if
@@ -45,10 +46,10 @@ enum Start {
 }
 
 impl Liveness {
-    /// Records that the data plane is starting, and that it must accept connections within `limit`.
+    /// Records that the server is starting, and that it must accept connections within `limit`.
     ///
-    /// A predecessor kills this process at the same limit. So a successor ends a little earlier,
-    /// and reports what it was waiting for.
+    /// The predecessor kills a successor that is not ready after this time. So a successor ends a
+    /// little earlier, and reports what it was waiting for.
     pub(super) fn begin(&mut self, limit: Duration, birth: Birth) {
         let limit = match birth {
             Birth::Successor => limit - REPORT_TIME.min(limit / 10),
@@ -57,27 +58,27 @@ impl Liveness {
         self.start = Start::Awaited { until: deadline(limit) };
     }
 
-    /// Gives the data plane at least `time` from now until it must accept connections.
+    /// Gives the server at least `time` from now until it must accept connections.
     pub(super) fn extend(&mut self, time: Duration) {
         if let Start::Awaited { until: Some(until) } = &mut self.start {
             *until = deadline(time).map_or(*until, |later| later.max(*until));
         }
     }
 
-    /// Records that the data plane could not accept connections again. There will be another
-    /// attempt after `pause`, and none after `until`. Returns whether this was the first attempt.
+    /// Records that the server could not accept connections again. The next attempt is after
+    /// `pause`, and no attempt is made after `until`. Returns whether this was the first attempt.
     pub(super) fn retry(&mut self, pause: Duration, until: Instant) -> bool {
         let is_first = !matches!(self.start, Start::Failed { .. });
         self.start = Start::Failed { next: Instant::now() + pause, until };
         is_first
     }
 
-    /// Stops waiting for the start of the data plane, because the data plane is told to stop.
+    /// Stops waiting for the start of the server, because the server is told to stop.
     pub(super) fn stop_waiting(&mut self) {
         self.start = Start::Over;
     }
 
-    /// Returns whether the data plane does not accept connections yet.
+    /// Returns whether the server does not accept connections yet.
     pub(super) const fn is_starting(&self) -> bool {
         !matches!(self.start, Start::Over)
     }
@@ -96,7 +97,7 @@ impl Liveness {
         }
     }
 
-    /// Returns whether no worker and no accept loop is known to have died.
+    /// Returns whether all workers and accept loops are alive, as far as this process knows.
     pub(super) const fn is_whole(&self) -> bool {
         self.death.is_none()
     }
@@ -108,8 +109,8 @@ impl Liveness {
 }
 
 impl<P: DataPlane> Driver<P> {
-    /// Called when every accept loop has run. Completes the start of the data plane, at the
-    /// beginning of the generation or after its successor has died.
+    /// Completes the start of the server, because every accept loop has run. The server starts at
+    /// the beginning of the generation, and again if its successor has died.
     pub(super) fn started(&mut self) -> Option<Occurrence> {
         self.liveness.start = Start::Over;
         if !matches!(self.state, State::Starting { .. }) {

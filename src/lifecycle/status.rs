@@ -1,4 +1,4 @@
-//! The part of the driver that answers status requests.
+//! The part of the event loop ([`Driver`]) that answers status requests.
 //!
 //! Each generation knows only its own state. The active generation asks the other generations for
 //! reports, and waits only a short time for the answers, because a generation may hang. For a
@@ -32,7 +32,7 @@ pub(super) struct Operators {
 }
 
 impl Operators {
-    /// Creates this state with a control socket that is not open yet and no waiting operators.
+    /// Creates a value with a control socket that is not open yet, and without waiting operators.
     pub(super) fn new() -> Self {
         Self { control: ControlServer::new(), status: StatusWaiters::default() }
     }

@@ -1,8 +1,8 @@
 //! A single timer for all deadlines of a generation.
 //!
 //! Each deadline is stored in the value to which it belongs, such as a handoff, a drain or a status
-//! request. So the deadline disappears together with that value. The driver waits for the earliest
-//! deadline.
+//! request. So the deadline disappears together with that value. The event loop waits for the
+//! earliest deadline.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! Failures on standard error, for a program that has installed no `tracing` subscriber. Otherwise
-//! nobody would learn of these failures.
+//! Reports failures on standard error if the program has installed no `tracing` subscriber.
+//! Otherwise nobody would learn of these failures.
 
 use std::io::{self, Write};
 

@@ -1,5 +1,5 @@
-//! The part of the driver that waits for events from all sources, such as messages, signals and
-//! deadlines, and calls the handler of each event.
+//! The part of the event loop ([`Driver`]) that waits for events from all sources, such as
+//! messages, signals and deadlines. It calls the handler of each event.
 
 use std::sync::Arc;
 
@@ -156,7 +156,7 @@ impl<P: DataPlane> Driver<P> {
         timers.into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
-    /// Returns the data plane events that the driver waits for in the current state.
+    /// Returns which events of the server the event loop waits for in the current state.
     fn awaited(&self) -> Awaited {
         let is_retiring = matches!(self.state, State::Retiring { .. });
         Awaited {

@@ -29,8 +29,8 @@ impl PreparedCommand {
     /// Finds the executable of a command, and prepares its arguments, environment and directory.
     ///
     /// # Errors
-    /// [`Error::ProgramNotStarted`] if the executable does not exist, or an argument or a variable
-    /// contains a zero byte.
+    /// Returns [`Error::ProgramNotStarted`] if the executable does not exist, or if an argument or
+    /// a variable contains a zero byte.
     pub(super) fn new(
         config: &ProgramConfig,
         command: &[String],
@@ -60,11 +60,11 @@ impl PreparedCommand {
         prepare().map_err(|source| not_started(name(), source))
     }
 
-    /// Starts the command with these descriptors. `on_our_death` is the signal that the command
-    /// gets when this process dies.
+    /// Starts the command, which inherits `descriptors`. `on_our_death` is the signal that the
+    /// command gets when this process dies.
     ///
     /// # Errors
-    /// [`Error::ProgramNotStarted`] with the kernel's error.
+    /// Returns [`Error::ProgramNotStarted`] with the kernel's error.
     pub(super) fn start(
         &self,
         descriptors: &[(BorrowedFd<'_>, i32)],

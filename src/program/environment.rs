@@ -1,5 +1,5 @@
-//! The environment of a program. It combines three sources: this process's environment, a file, and
-//! configured variables. A later source overrides an earlier one.
+//! The environment variables of a program. They come from three sources: the environment of this
+//! process, a file, and the configuration. A later source overrides an earlier one.
 //!
 //! The file is read at each start of the program, so that a change takes effect at the next
 //! handoff. Variables that are meant only for this process, such as the channel to the predecessor,
@@ -32,7 +32,7 @@ const OURS: [&str; 12] = [
 /// The prefix of all variables that generations pass to each other.
 const PREFIX: &str = "HANDOFFD_";
 
-/// The environment of a program, by name.
+/// The environment variables of a program, by name.
 pub(super) type ProgramEnvironment = BTreeMap<OsString, OsString>;
 
 /// Returns the environment of this process, without the variables that are meant only for this
@@ -47,7 +47,7 @@ pub(super) fn inherited() -> ProgramEnvironment {
 /// Reads a file in the format of systemd's `EnvironmentFile=` (see systemd.exec(5)).
 ///
 /// # Errors
-/// When the file cannot be read, or a line is not `NAME=VALUE`. The error names the line.
+/// Fails when the file cannot be read or a line is not `NAME=VALUE`. The error names the line.
 pub(super) fn read(path: &Path) -> io::Result<Vec<(String, String)>> {
     let text = std::fs::read_to_string(path)?;
     let invalid = |line: usize| {

@@ -1,7 +1,7 @@
 //! One process of a program. This module starts the process, watches it, restarts it when it ends,
 //! and stops it.
 //!
-//! Each instance has a task that owns the process. The data plane gives orders to the task and
+//! Each instance has a task that owns the process. The module `plane` gives orders to the task and
 //! reads its state. If the task is dropped, the process and its group are killed, so no program
 //! outlives its generation.
 
@@ -36,8 +36,8 @@ const ABORT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often to check whether all processes of a program have ended.
 const GROUP_PAUSE: Duration = Duration::from_millis(20);
 
-/// The listeners that a program inherits when it starts. The data plane empties the list at the
-/// start of a drain, so that no copy keeps a closed listener open.
+/// The listeners that a program inherits when it starts. The list is emptied at the start of a
+/// drain, so that no copy keeps a closed listener open.
 pub(super) type SharedListeners = Arc<Mutex<Vec<Listener>>>;
 
 /// One process of a program.
@@ -71,7 +71,7 @@ impl Lived {
 }
 
 impl Instance {
-    /// Follows the orders of the data plane until the data plane is dropped.
+    /// Follows the orders for this instance until the channel of orders is closed.
     pub(super) async fn run(mut self) {
         let mut pause = FIRST_PAUSE;
         loop {
@@ -108,7 +108,7 @@ impl Instance {
     }
 
     /// Reports a failure of the program. If the program is to be started again, waits for `pause`
-    /// first. Otherwise waits until the data plane tells the program to stop.
+    /// first. Otherwise waits for the order to stop the program.
     async fn failed(&mut self, mut failure: ProgramFailure, pause: Duration) {
         let is_proving = *self.orders.borrow() == Order::Prove;
         if is_proving || self.config.restart == Restart::Never {

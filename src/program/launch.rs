@@ -1,8 +1,8 @@
 //! This module starts a program, or checks that such a start would succeed. It prepares the
 //! program's arguments, environment and descriptors.
 //!
-//! Each start looks up the program, reads the environment file, and resolves the links in the
-//! working directory again. So changes to them take effect at the next handoff.
+//! Each start looks up the program again, reads the environment file again, and follows the links
+//! in the path of the working directory again. So changes take effect at the next handoff.
 
 use std::ffi::OsStr;
 use std::io;
@@ -60,7 +60,8 @@ impl ProgramLaunch<'_> {
     /// Starts the program.
     ///
     /// # Errors
-    /// [`Error::ProgramNotStarted`] if the program cannot be started, and the errors of [`check`].
+    /// Returns [`Error::ProgramNotStarted`] if the program cannot start, and the errors of
+    /// [`check`].
     pub(super) fn start(&self) -> Result<Launched, Error> {
         let config = self.config;
         check_ready_descriptor(config, self.listeners.len())?;
@@ -181,7 +182,7 @@ fn of_file(config: &ProgramConfig) -> Result<ProgramEnvironment, Error> {
     Ok(read.into_iter().map(|(name, value)| (name.into(), value.into())).collect())
 }
 
-/// Checks that the descriptor for the readiness report does not have the number of a listener.
+/// Checks that the descriptor for the program's readiness report is not used for a listener.
 fn check_ready_descriptor(config: &ProgramConfig, listeners: usize) -> Result<(), Error> {
     let Ready::Descriptor(number) = config.ready() else { return Ok(()) };
     let first_free = usize::from(FIRST_LISTENER) + listeners;
@@ -197,7 +198,7 @@ fn check_ready_descriptor(config: &ProgramConfig, listeners: usize) -> Result<()
 /// executable, its files must be readable, and its placeholders must have values.
 ///
 /// # Errors
-/// [`Error::ProgramNotStarted`] for the first file that cannot be used, and
+/// Returns [`Error::ProgramNotStarted`] for the first file that cannot be used, and
 /// [`Error::NoSuchListener`] or [`Error::Setting`] for a placeholder that has no value.
 pub fn check(config: &ProgramConfig, listeners: &Listeners) -> Result<(), Error> {
     let mut variables = environment::inherited();

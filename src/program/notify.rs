@@ -28,7 +28,7 @@ pub(super) struct NotifySocket {
     path: PathBuf,
 }
 
-/// The reports in one message from a program. A message may contain several.
+/// The content of one message from a program, which may report several things.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Notification {
     pub(super) ready: bool,

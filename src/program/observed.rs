@@ -1,4 +1,4 @@
-//! The orders that the data plane gives to the instances of a program, and what it knows about each
+//! The orders that this process gives to the instances of a program, and what it knows about each
 //! instance: its state, and why it has failed.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,7 +11,7 @@ use super::ready::{Missing, ReadyBy};
 use crate::error::Error;
 use crate::report::{ProgramCounters, ProgramReport, ProgramState};
 
-/// An order from the data plane to an instance.
+/// An order to an instance, which runs one process of the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Order {
     /// Run the program while the handoff to this generation can still be rolled back. If the
@@ -48,17 +48,17 @@ pub(super) enum InstanceState {
     Ended,
 }
 
-/// The facts about an instance for status reports and for the service manager's watchdog.
+/// What is known about an instance, for status reports and for the service manager's watchdog.
 #[derive(Debug, Default)]
 pub(super) struct Facts {
     pub(super) pid: Option<u32>,
     pub(super) status: Option<String>,
     pub(super) counters: ProgramCounters,
-    /// What the program has not done yet to be ready. `None` before its first start.
+    /// What the program must still do to be ready. `None` before its first start.
     pub(super) missing: Option<Missing>,
     /// Whether the program has ever answered its watchdog.
     answers: bool,
-    /// Tokens of the heartbeats that wait until the program next answers its watchdog.
+    /// The heartbeats that complete when the program next answers its watchdog.
     beats: Vec<TaskTrackerToken>,
 }
 
@@ -98,7 +98,7 @@ pub(super) struct ProgramFailure {
     pub(super) code: Option<u8>,
 }
 
-/// What the data plane sees of an instance.
+/// What is known about an instance of the program.
 #[derive(Debug)]
 pub(super) struct Observed {
     pub(super) state: watch::Receiver<InstanceState>,
@@ -143,7 +143,7 @@ impl Observed {
 pub(super) async fn failure(mut failures: watch::Receiver<Option<ProgramFailure>>) -> Error {
     match failures.wait_for(Option::is_some).await.ok().and_then(|failure| failure.clone()) {
         Some(ProgramFailure { what, code }) => Error::ProgramFailed { what, code },
-        // The data plane has been dropped, so no caller needs an answer.
+        // The sender has been dropped, so no caller needs an answer.
         None => std::future::pending().await,
     }
 }

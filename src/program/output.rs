@@ -44,7 +44,7 @@ impl LastWords {
     /// its children have closed the pipe.
     ///
     /// # Errors
-    /// When the thread cannot be started.
+    /// Fails when the thread cannot be started.
     pub(super) fn follow(&self, pipe: OwnedFd) -> io::Result<oneshot::Receiver<Infallible>> {
         let (follows, followed) = oneshot::channel();
         let words = self.clone();

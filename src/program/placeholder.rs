@@ -1,4 +1,4 @@
-//! Placeholders such as `{fd:web}` in the arguments and variables of a program.
+//! Replaces placeholders such as `{fd:web}` in the arguments and variables of a program.
 //!
 //! Other text in braces is left unchanged, because arguments may contain JSON or the program's own
 //! templates.
@@ -6,8 +6,8 @@
 use crate::config::Attach;
 use crate::error::Error;
 
-/// A placeholder, such as `{fd:web}`. The text in a variant is the name of a listener, which may be
-/// omitted if there is only one listener.
+/// A placeholder such as `{fd:web}`, where `web` is the name of a listener. The name may be omitted
+/// if there is only one listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Placeholder<'a> {
     /// `{fd}` or `{fd:NAME}`: the descriptor number of a listener.
@@ -25,7 +25,7 @@ pub(super) enum Placeholder<'a> {
 /// Replaces every placeholder in a text with its value.
 ///
 /// # Errors
-/// Any error of `value`.
+/// Returns any error of `value`.
 pub(super) fn replace(
     text: &str,
     mut value: impl FnMut(Placeholder<'_>) -> Result<String, Error>,
@@ -71,8 +71,8 @@ impl<'a> Placeholder<'a> {
     /// a placeholder that does not refer to a listener.
     ///
     /// # Errors
-    /// [`Error::NoSuchListener`] if no listener has the name. [`Error::Setting`] if the name is
-    /// missing, or if `attach` provides no value for the placeholder.
+    /// Returns [`Error::NoSuchListener`] if no listener has the name, and [`Error::Setting`] if the
+    /// name is missing, or if `attach` provides no value for the placeholder.
     pub(super) fn resolve(self, attach: Attach, names: &[String]) -> Result<usize, Error> {
         let refuse = |value: &str, why| {
             let value = format!("{{{value}}}");

@@ -1,4 +1,4 @@
-//! The data plane of a generation whose server is an external program.
+//! The data plane (the part that serves clients) of a generation that runs an external program.
 //!
 //! The data plane starts the program, and is ready when the program is. A program that inherits the
 //! listeners accepts connections itself. For a program with a private address, the built-in server
@@ -34,7 +34,7 @@ use crate::server::{Server, Workers};
 use crate::service::Service;
 use crate::sys::temporary_folder::TemporaryFolder;
 
-/// The facts about this process that the data plane of a program needs.
+/// What a [`ProgramPlane`] needs to know about the process that runs it.
 #[derive(Debug)]
 pub(crate) struct ProgramHost {
     pub(crate) generation: Generation,
@@ -96,7 +96,7 @@ enum Phase {
     Starting,
     /// The program is ready. The built-in server, if it serves any listener, has begun to accept.
     Accepting,
-    /// The start is complete, or the data plane was never started.
+    /// The start is complete, or has never begun.
     Settled,
 }
 
@@ -105,8 +105,8 @@ impl<S: Service> ProgramPlane<S> {
     /// the listeners with the given names, and the program serves all others.
     ///
     /// # Errors
-    /// [`Error::System`] if the generation's folder cannot be created, or no private address is
-    /// available.
+    /// Returns [`Error::System`] if the generation's folder cannot be created, or if no private
+    /// address is available.
     pub(crate) fn new(
         program: ProgramConfig,
         host: ProgramHost,

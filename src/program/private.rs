@@ -1,4 +1,4 @@
-//! The private addresses of a program.
+//! The private addresses of a program, to which this process forwards client connections.
 //!
 //! Each generation has its own addresses, so that the old and the new program can run side by side.
 
@@ -11,7 +11,7 @@ use crate::config::Attach;
 use crate::sys::temporary_folder::TemporaryFolder;
 
 /// The range from which private ports are chosen. It is below the default range for outgoing
-/// connections (see `ip_local_port_range` in ip(7)), so no outgoing connection takes the port
+/// connections (see `ip_local_port_range` in ip(7)). So no outgoing connection takes the port
 /// before the program listens on it.
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
 /// How many ports of the range `PORTS` to try before falling back to any free port.

@@ -30,7 +30,7 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a program must run to count as ready if it cannot report anything.
 const GUESS: Duration = Duration::from_secs(1);
 
-/// The event that showed that a program is ready.
+/// The event from which this process learned that a program is ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ReadyBy {
     /// The program reported that it is ready, a check succeeded, or the configured time passed.
@@ -52,11 +52,11 @@ pub(super) struct Probe {
     command: Option<(Vec<String>, ProgramEnvironment)>,
     /// The pid of the program.
     pub(super) pid: u32,
-    /// What the program has not done yet, as a part of a sentence.
+    /// What the program has not done yet to be ready, as a part of a sentence.
     missing: Missing,
 }
 
-/// What a program has not done yet to be ready, as a part of a sentence. Clones share the text.
+/// What a program has not done yet to be ready, as a part of a sentence. Clones share one text.
 #[derive(Clone, Debug)]
 pub(super) struct Missing(Arc<Mutex<String>>);
 
@@ -95,14 +95,14 @@ impl Probe {
         Self { config, ready, private, command, pid: 0, missing }
     }
 
-    /// Returns what the program has not done yet. The text changes with each check.
+    /// Returns what the program has not done yet to be ready. The text changes with each check.
     pub(super) fn missing(&self) -> &Missing {
         &self.missing
     }
 
-    /// Returns whether a program that became ready through the event `by` can be checked again.
-    /// With [`Ready::NotifyOrConnect`], a check connects to the private address. A program that has
-    /// sent `READY=1` may inherit the listeners instead of listening on that address.
+    /// Returns whether a program that became ready through the event `by` can be checked again
+    /// later. With [`Ready::NotifyOrConnect`], a check connects to the private address. A program
+    /// that has sent `READY=1` may inherit the listeners instead of listening on that address.
     pub(super) fn can_repeat(&self, by: ReadyBy) -> bool {
         self.ready != Ready::NotifyOrConnect || by == ReadyBy::Connect
     }
@@ -169,8 +169,8 @@ impl Probe {
         }
     }
 
-    /// Checks once whether the program is ready, and returns why it is not. Succeeds for kinds of
-    /// readiness that cannot be checked again.
+    /// Checks once whether the program is ready, and returns why it is not. Succeeds if the
+    /// configured sign of readiness cannot be checked again.
     async fn check(&self) -> Result<(), String> {
         let checked = async {
             match (&self.ready, &self.private) {

@@ -35,8 +35,8 @@ pub(super) struct Running {
     words: LastWords,
     /// A channel that closes when the program's last output has arrived.
     written: oneshot::Receiver<Infallible>,
-    /// Whether no process of the program is left. A signal could then reach an unrelated process
-    /// group, because the kernel may reuse the group's id.
+    /// Whether no process of the program is left. Then send no signal, because the kernel may reuse
+    /// the id of the process group for an unrelated group.
     is_gone: bool,
 }
 
@@ -50,7 +50,7 @@ impl Running {
     /// error.
     ///
     /// # Errors
-    /// When the thread that reads standard error cannot be started. The child is then killed.
+    /// Fails when the thread that reads standard error cannot be started. The child is then killed.
     pub(super) fn new(child: Child, errors: OwnedFd) -> io::Result<Self> {
         let words = LastWords::default();
         match words.follow(errors) {
@@ -96,7 +96,7 @@ impl Running {
     /// child and the kernel no longer has its status. Cancel safe.
     ///
     /// # Errors
-    /// When the tokio runtime is shutting down.
+    /// Fails when the tokio runtime is shutting down.
     pub(super) async fn ended(&self) -> io::Result<Option<ExitStatus>> {
         match &self.named {
             None => self.child.wait().await.map(Some),

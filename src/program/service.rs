@@ -1,5 +1,5 @@
-//! The service for the connections that this process accepts itself. It forwards connections to a
-//! program with a private address, and serves the listeners that do not belong to the program.
+//! Serves the connections that this process accepts itself. Forwards them to a program with a
+//! private address, and serves the listeners that do not belong to the program.
 
 use std::collections::BTreeMap;
 use std::io;

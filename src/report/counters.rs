@@ -90,10 +90,10 @@ pub struct UpstreamCounters {
 pub struct HandoffCounters {
     /// How many handoffs succeeded, so that the successor became the active generation.
     pub succeeded: u64,
-    /// How many handoffs failed because the successor never became ready.
+    /// How many handoffs failed because the successor never became ready, or took too long.
     pub failed: u64,
-    /// How many handoffs failed after the successor was ready, so that the predecessor kept
-    /// serving.
+    /// How many handoffs failed for another reason after the successor was ready, so that the
+    /// predecessor kept serving.
     pub rolled_back: u64,
 }
 

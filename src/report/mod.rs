@@ -20,7 +20,7 @@ pub use counters::{Counters, HandoffCounters, ListenerCounters, UpstreamCounters
 pub(crate) use forecast::CarryForecast;
 pub use program::{ProgramCounters, ProgramReport, ProgramState};
 
-/// The maximum length in bytes of a program's status text in the status of its generation.
+/// The maximum length in bytes of the status text of a program, as a status report shows it.
 const LONGEST_STATUS: usize = 200;
 
 /// The status of one generation, as sent to other generations and to an operator.
@@ -75,8 +75,8 @@ impl Report {
     }
 }
 
-/// The program and the configuration of a generation. They show an operator to which deployment the
-/// generation belongs.
+/// The program and the configuration of a generation. An operator can see from them to which
+/// deployment the generation belongs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Identity {
@@ -188,7 +188,7 @@ pub enum Outcome {
     Failed,
     /// The successor was ready, but the handoff was rolled back.
     RolledBack,
-    /// The handoff did not finish within the requested time.
+    /// The handoff could not begin in time, or did not finish before the operator stopped waiting.
     TimedOut,
     /// An outcome that this version does not know.
     #[serde(other)]

@@ -1,7 +1,7 @@
 //! A source of connections from one listener, which ends when the generation stops accepting.
 //!
 //! A listener usually has one socket. But systemd gives all sockets of a unit the same name, for
-//! example one for IPv4 and one for IPv6, and then a listener has several sockets.
+//! example one for IPv4 and one for IPv6. Then a listener has several sockets.
 
 mod socket;
 
@@ -24,16 +24,16 @@ pub struct Acceptor {
     pub(super) state: Arc<LifeState>,
     /// The first socket with the name of the listener.
     served: Arc<ServedListener>,
-    /// The sockets with the name of the listener. There is at least one. The order changes, so that
-    /// a busy socket does not hold up the others.
+    /// All sockets with the name of the listener, at least one. Their order changes after each
+    /// connection, so that a busy socket does not hold up the other sockets.
     sockets: Vec<SocketAcceptor>,
 }
 
 impl Life {
     /// Returns an acceptor for the listener called `name`, TCP or Unix. It accepts connections
-    /// until this generation retires. If no generation will accept on the listener again, it
-    /// then accepts the clients that are left in the backlog, and closes the listener. Must be
-    /// called in a tokio runtime.
+    /// until this generation retires. If no generation will accept on the listener again, the
+    /// acceptor then accepts the clients that are left in the backlog, and closes the listener.
+    /// Must be called in a tokio runtime.
     ///
     /// # Errors
     /// Returns [`Error::NoSuchListener`] if the name is unknown, or the kernel's error if the

@@ -50,8 +50,8 @@ pub struct BlockingListener {
     /// begun.
     retired: UnixStream,
     term: Term,
-    /// A token that is held until this listener accepts no more, because [`Life::draining`] waits
-    /// for that.
+    /// A token that this listener holds until it stops accepting. [`Life::draining`] waits until
+    /// the token is dropped.
     _accepting: Option<TaskTrackerToken>,
 }
 
@@ -127,8 +127,8 @@ impl BlockingListener {
                 return None;
             }
             for (served, socket) in &open {
-                // After the generation has retired, leave the clients in the backlog to another
-                // generation, unless no generation accepts on this listener any more.
+                // After this generation has retired, another generation accepts the clients in the
+                // backlog. The exception is a listener on which no other generation accepts.
                 if is_retired && !served.is_given_up() {
                     continue;
                 }

@@ -16,8 +16,8 @@ use crate::net::{Peer, Stream};
 /// A source of connections that can move to the successor. Made by [`Acceptor::carries`].
 ///
 /// It returns the clients that connect to the listener, and the connections that the predecessor
-/// hands over. This server counts the lines of each client. The count survives each handoff,
-/// because it moves to the successor together with the connection:
+/// hands over. The following server counts the lines of each client. The count survives each
+/// handoff, because it moves to the successor together with the connection:
 ///
 /// ```no_run
 /// use handoffd::carry::{CarriedState, Declined};
@@ -92,7 +92,7 @@ pub struct CarryClient {
     pub carry: CarryHandle,
 }
 
-/// The queue for the connections of one listener that arrive from the predecessor.
+/// The queue for connections of one listener that move here from the predecessor.
 pub(in crate::lifecycle) struct ArrivalQueue {
     accepts: Box<Accepts>,
     sender: UnboundedSender<CarryClient>,
@@ -110,14 +110,14 @@ impl std::fmt::Debug for ArrivalQueue {
 
 impl Acceptor {
     /// Lets the connections of this listener move to the successor at a handoff, and takes over the
-    /// predecessor's connections of this listener. Call it before
+    /// predecessor's connections of this listener. Call this function before
     /// [`Life::ready`](crate::embed::Life::ready). Otherwise connections may arrive too early, and
-    /// stay in the predecessor.
+    /// stay in the old process.
     ///
-    /// `accepts` checks whether this server can continue a connection with the given state. It must
-    /// be quick, and must not block. If it returns an error, the predecessor keeps the connection.
-    /// If several acceptors of a listener call this function, the last one gets the connections of
-    /// the predecessor.
+    /// `accepts` checks whether this server can continue a connection with the given state.
+    /// `accepts` must be quick, and must not block. If it returns an error, the predecessor keeps
+    /// the connection. If several acceptors of a listener call `carries`, the last one gets the
+    /// connections of the predecessor.
     ///
     /// If [`Config::on_handoff`](crate::Config::on_handoff) or the setting of the listener is
     /// [`OnHandoff::Drain`](crate::listen::OnHandoff), no connection moves.

@@ -1,6 +1,6 @@
-//! The data plane for a program with its own server. The server learns from its
-//! [`Life`] when to accept, to drain and to cut. This module tells the driver
-//! what the server does.
+//! The driver (event loop) controls every kind of server through the trait [`DataPlane`]. This
+//! module implements the trait for a program with its own server, which learns from its [`Life`]
+//! when to accept, to drain and to cut.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -19,12 +19,12 @@ use crate::lifecycle::life::{Life, Term};
 use crate::net::Listener;
 use crate::report::{CarryForecast, Connections, Counters};
 
-/// The driver's view of the program's own server.
+/// What the driver (event loop) sees of the program's own server.
 #[derive(Debug)]
 pub(super) struct Embedded {
     life: Life,
     server: watch::Receiver<ServerState>,
-    /// The runtime of the server. The driver runs in another runtime.
+    /// The async runtime of the server. The driver runs in a separate runtime.
     runtime: Handle,
     /// The connections that move to the successor.
     departing: DepartureTasks,
@@ -37,8 +37,8 @@ pub(super) struct Embedded {
 pub(super) enum ServerState {
     /// A call has not returned yet.
     Running,
-    /// All calls have returned, or were dropped. The last call belonged to this term, a period in
-    /// which the generation accepted connections.
+    /// All calls have returned, or were dropped. The last call belonged to this term (period of
+    /// accepting connections).
     Ended(Term),
 }
 
@@ -71,16 +71,15 @@ impl DataPlane for Embedded {
         Error::NotReady { limit }
     }
 
-    /// Returns a heartbeat that completes at once, because the driver cannot see the server's
-    /// accept loops.
+    /// Returns a heartbeat that completes at once, because the library cannot check the accept
+    /// loops of the server.
     fn heartbeat(&self) -> TaskTracker {
         let beat = TaskTracker::new();
         beat.close();
         beat
     }
 
-    /// Never resolves, because the driver learns of a failure of the server from the request
-    /// `LifeRequest::Failed`.
+    /// Never resolves, because a failure of the server is reported with `LifeRequest::Failed`.
     async fn died(&self) -> Error {
         std::future::pending().await
     }
@@ -132,7 +131,7 @@ impl DataPlane for Embedded {
             ServerState::Ended(term) => term.is(&self.life.term()),
             ServerState::Running => false,
         };
-        // Ignore an error, which means that no caller waits for the server any more.
+        // Ignore an error, which means that the server does not run any more.
         let _ = self.server.clone().wait_for(has_ended).await;
         self.taking.tracker().wait().await;
         if let Some(served) = self.life.state.served.get() {
@@ -170,8 +169,8 @@ impl CarryPlane for Embedded {
         served.carries().then(|| served.forecast())
     }
 
-    /// Stores the forecast. The listeners are not known yet, and the server must not accept before
-    /// they keep places for the predecessor's connections.
+    /// Stores the forecast until the listeners are known. Before the server accepts, their
+    /// connection limits then reserve permits for the predecessor's connections.
     fn expect(&mut self, forecast: CarryForecast) {
         let _ = self.life.state.expected.set(forecast);
     }

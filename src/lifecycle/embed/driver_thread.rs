@@ -1,8 +1,8 @@
-//! The thread on which the driver of an embedded server runs.
+//! A separate thread for the driver (event loop) in a program with its own server.
 //!
-//! The handlers of a server may block every thread of their runtime. The driver has a thread and a
-//! runtime of its own, so it still handles signals, deadlines and the messages of other
-//! generations. The thread sleeps until one of these arrives.
+//! The server may block every thread of its runtime. The driver has its own thread and runtime, so
+//! it still handles signals, deadlines and the messages of other generations. The thread sleeps
+//! until one of these arrives.
 
 use std::any::Any;
 use std::future::Future;
@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 
 use crate::error::Error;
 
-/// The runtime of the driver, before the driver runs.
+/// The async runtime of the driver (event loop), before the driver runs.
 #[derive(Debug)]
 pub(super) struct DriverRuntime(Option<Runtime>);
 
@@ -33,8 +33,8 @@ impl DriverRuntime {
         Ok(Self(Some(runtime)))
     }
 
-    /// Calls `create` inside the runtime, so that the runtime handles the events of the created
-    /// value.
+    /// Calls `create` inside the runtime, so that the runtime handles the events of the sockets
+    /// that `create` opens.
     pub(super) fn within<T>(&self, create: impl FnOnce() -> T) -> T {
         let _inside = self.0.as_ref().map(Runtime::enter);
         create()
@@ -43,7 +43,7 @@ impl DriverRuntime {
     /// Runs the driver on a thread of its own.
     ///
     /// # Errors
-    /// Returns the kernel's error if it refuses the thread.
+    /// Returns the kernel's error if the thread cannot be created.
     pub(super) fn run<T: Send + 'static>(
         self,
         driver: impl Future<Output = T> + Send + 'static,

@@ -28,7 +28,7 @@ pub struct CarryHandle {
     slot: Option<CarrySlot>,
 }
 
-/// The permission to move one connection to the successor. Dropping this value lets another
+/// The permission to move one connection to the successor. Dropping this value unused lets another
 /// connection move first.
 #[derive(Debug)]
 pub struct CarryPermit<'a> {
@@ -73,9 +73,9 @@ impl CarryHandle {
     /// Waits until the connection is asked to move to the successor. Waits forever if it cannot
     /// move. Cancel safe.
     ///
-    /// Wait here only while the connection is between two messages. Then hand it over without
-    /// waiting for the client: only 64 connections at a time are asked to move. If the connection
-    /// cannot move right now, drop the permit, and wait here again after the message.
+    /// Call this function only while the connection is between two messages. Then hand it over
+    /// without waiting for the client, because only 64 connections at a time are asked to move. If
+    /// it cannot move right now, drop the permit, and call this function again later.
     pub async fn asked(&self) -> CarryPermit<'_> {
         let can_move = self.slot.as_ref().filter(|slot| !slot.request().has_opted_out());
         let Some(slot) = can_move else { return std::future::pending().await };
@@ -87,10 +87,9 @@ impl CarryHandle {
     /// Waits until it is time to ask this connection to end, because it cannot move to a successor.
     /// Use it instead of [`Life::draining`], which does not wait for the moves. Cancel safe.
     ///
-    /// This is the case if the service stops, if the successor has refused the connection, or if
-    /// the connection has not moved within half of
-    /// [`Config::drain_timeout`](crate::Config::drain_timeout). A connection that cannot move at
-    /// all is asked at the same time as by [`Life::draining`].
+    /// The connection must end if the service stops, if the successor has refused it, or if it has
+    /// not moved within half of [`Config::drain_timeout`](crate::Config::drain_timeout). For a
+    /// connection that cannot move at all, this function waits only as long as [`Life::draining`].
     pub async fn draining(&self) {
         if let Some(slot) = &self.slot {
             tokio::select! {
@@ -116,7 +115,7 @@ impl CarryPermit<'_> {
     ///
     /// `stream` is the stream of this connection, as [`CarryClient`](super::CarryClient) contained
     /// it. Whatever a protocol library has read from it, or still has to write to it, must be in
-    /// `state`. A state that is too large ([`CarriedState::BYTES_MAX`]) does not move.
+    /// `state`. A connection does not move if its state is larger than [`CarriedState::BYTES_MAX`].
     ///
     /// Not cancel safe: if the future is dropped, this process closes its descriptor of the
     /// connection. The connection then continues only if the successor has taken it.

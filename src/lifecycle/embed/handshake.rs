@@ -1,8 +1,8 @@
-//! Connections that begin with a handshake, such as TLS.
+//! Accepts connections that begin with a handshake, such as TLS.
 //!
-//! Handshakes run at the same time, so that a slow client does not hold up the others. The bytes of
-//! a handshake do not count as the first request: after the handshake, a drain still waits for the
-//! client's first request.
+//! Handshakes run at the same time, so that a slow client does not hold up other clients. The bytes
+//! of a handshake do not count as the first request: after the handshake, a drain still waits for
+//! the client's first request.
 
 use std::future::Future;
 use std::io;
@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use super::acceptor::Acceptor;
 use crate::net::{Peer, Stream};
 
-/// How long a handshake may take. A client that sends nothing must not hold a descriptor for ever.
+/// How long a handshake may take. A client that sends nothing must not hold a descriptor forever.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A source of connections on which a handshake has succeeded. Made by [`Acceptor::handshakes`].

@@ -1,8 +1,8 @@
-//! The addresses of the listeners, and listeners of the standard library for servers that accept
-//! connections themselves, such as actix-web.
+//! Gives a server the addresses of its listeners, and copies of their sockets as listeners of the
+//! standard library. A server such as actix-web accepts connections on these copies by itself.
 //!
 //! The library does not see the connections of such a server. The server itself must wait until
-//! they end, and drop them when [`Life::cut`] resolves.
+//! they end, and must drop them when [`Life::cut`] resolves.
 
 #[cfg(feature = "actix")]
 use std::future::poll_fn;
@@ -36,9 +36,10 @@ impl Life {
     /// [`Life::retired`] resolves.
     ///
     /// # Errors
-    /// Returns [`Error::NoSuchListener`] if the name is unknown, [`Error::ListenerKind`] if the
-    /// listener has no TCP socket, [`Error::SeveralSockets`] if it has several of them, or the
-    /// kernel's error if no descriptor is free.
+    /// Returns [`Error::NoSuchListener`] if the name is unknown, and [`Error::ListenerClosed`] if
+    /// the listener is closed. Returns [`Error::ListenerKind`] if it has no TCP socket, and
+    /// [`Error::SeveralSockets`] if it has several. Returns the kernel's error if no descriptor is
+    /// free.
     pub fn tcp_listener(&self, name: &str) -> Result<TcpListener, Error> {
         self.copy_of(name, "TCP", |domain| domain != Domain::UNIX).map(Into::into)
     }
@@ -52,8 +53,8 @@ impl Life {
     }
 
     /// Waits until the drain has begun and a client is left that only this server can accept. Such
-    /// a client waits on a listener that the server has copied and on which no other generation
-    /// accepts. Must be called in a tokio runtime. Cancel safe.
+    /// a client waits on a listener of which the server has a copy, and on which no other
+    /// generation accepts. Must be called in a tokio runtime. Cancel safe.
     #[cfg(feature = "actix")]
     pub(crate) async fn client_left(&self) {
         self.term().drain_begun().await;

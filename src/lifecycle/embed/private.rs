@@ -29,8 +29,8 @@ impl Life {
     /// tokio runtime.
     ///
     /// The server sees all connections come from a Unix socket, so it does not learn the addresses
-    /// of its clients. After [`Life::retired`], no further connections arrive, and the server may
-    /// be told to stop when [`Life::closing`] resolves.
+    /// of its clients. After [`Life::retired`], no further connections arrive. The program may stop
+    /// the server when [`Life::closing`] resolves.
     ///
     /// # Errors
     /// Returns [`Error::NoSuchListener`] if the name is unknown, or the kernel's error if no
@@ -56,7 +56,7 @@ fn listen() -> io::Result<(UnixListener, File)> {
 
 /// Forwards the connections of the acceptor to the private listener until all of them have ended.
 /// While the backlog of the private listener is full, further clients wait in the backlog of the
-/// public one.
+/// public listener.
 async fn forward(mut acceptor: Acceptor, file: File) {
     let mut running = JoinSet::new();
     while let Some((client, _)) = acceptor.accept().await {

@@ -68,8 +68,8 @@ where
     }
 
     /// Waits until a call of the server function has returned, and returns how it has ended.
-    /// Meanwhile begins a call for each new term, stops the listeners that stop last, and drops all
-    /// calls at a cut. Cancel safe.
+    /// Meanwhile begins a call for each new term (period of accepting connections), stops the
+    /// listeners that stop last, and drops all calls at a cut. Cancel safe.
     pub(super) async fn next(&mut self) -> CallEvent {
         loop {
             let is_cut = self.life.state.cut.is_cancelled();
@@ -117,13 +117,14 @@ where
 
 /// What [`ServerCalls::next`] reports about the calls of the server function.
 pub(super) enum CallEvent {
-    /// The call has returned at the end of its term, or was dropped.
+    /// The call has returned after the server was told to stop, or was dropped.
     AsTold,
     /// Another call has begun.
     Begun,
-    /// The call of this term has returned although nothing told it to stop.
+    /// The call of this term (period of accepting connections) has returned, although nothing told
+    /// it to stop.
     Early(Term),
-    /// The call of this term, the current one, has failed. The text is the reason.
+    /// The call of the current term has failed. The text is the reason.
     Failed(Term, String),
 }
 

@@ -70,10 +70,10 @@ impl<P: DataPlane> Driver<P> {
         let within = limit.map_or(longest, |limit| limit.min(longest));
         answer
             .send(Reply::Started { successor: generation.next(), within_ms: milliseconds(within) });
-        // End the handoff before the client stops waiting, because the client then assumes that
-        // nothing has changed. The client waits for the timeout in its request or, without one, a
-        // little longer than announced. If this process is suspended for that long, it must not
-        // continue the handoff afterwards.
+        // A client that stops waiting assumes that the handoff has failed. So the handoff must not
+        // continue after that, even if this process was suspended in the meantime. The client waits
+        // for the timeout in its request. If the request has no timeout, the client waits a little
+        // longer than announced.
         let given =
             limit.map_or(total([longest, PROMISE_GRACE]), |limit| limit - time_to_answer(limit));
         let reload = Reload {
@@ -97,8 +97,8 @@ impl<P: DataPlane> Driver<P> {
         total([carry, config.ready_timeout, config.bake, duties])
     }
 
-    /// Gives a successor that is starting at least `time` from now until it must be ready. Tells an
-    /// operator who has set no limit to wait longer too.
+    /// Gives a successor that is starting at least `time` from now until it must be ready. Also
+    /// tells an operator who has set no time limit to wait longer.
     pub(in crate::lifecycle) fn extend_start(&mut self, time: Duration) {
         let successor = self.process.generation.next();
         let later = total([time, self.config.bake, self.config.alone_timeout]);

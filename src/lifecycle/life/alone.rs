@@ -1,4 +1,4 @@
-//! Tasks that run in a single generation of a service, the active one.
+//! Tasks that run in only one process of a service at a time, the active generation.
 //!
 //! A handoff is committed only after these tasks have ended in the old generation, and they begin
 //! in the new one only after the commit. A generation that becomes active because another has died
@@ -22,7 +22,7 @@ use super::term::Term;
 /// thread.
 pub(in crate::lifecycle) const DROP_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The running tasks of this generation that must run in only one generation.
+/// The tasks that run in this generation and must not run in another generation at the same time.
 #[derive(Debug)]
 pub(super) struct AloneTasks {
     running: TaskTracker,
@@ -33,8 +33,8 @@ pub(super) struct AloneTasks {
 impl Default for AloneTasks {
     fn default() -> Self {
         let running = TaskTracker::new();
-        // Close the tracker, because `wait` resolves only on a closed one, which still gives out
-        // tokens.
+        // Close the tracker, because `wait` never resolves on an open one. A closed tracker can
+        // still track new tasks.
         running.close();
         Self { running, dropped: CancellationToken::new() }
     }
@@ -90,16 +90,16 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     let state = Arc::clone(&life.state);
-    // Bind the task to the term, because a server that is called in another term starts its tasks
-    // again.
+    // Let the task end with the term (period of accepting connections) of this handle. In the next
+    // term, the server is called again and starts its tasks again.
     let term = life.term.clone();
     // Do not keep a handle to this task: it ends with the term, or with the runtime.
     drop(tokio::spawn(async move {
         let mut standing = state.standing.subscribe();
         while becomes_active(&mut standing, term.as_ref()).await {
-            // Count the task before the check whether this generation is still active. The driver
-            // first changes the standing and then reads the count. So either the driver or this
-            // task sees the change.
+            // Count the task as running before checking whether this generation is still active.
+            // The event loop first changes the standing and then reads the count. So either it sees
+            // the running task, or this check sees the change.
             let running = state.alone.running.token();
             if *standing.borrow() != Standing::Active {
                 continue;
@@ -115,8 +115,8 @@ where
     }));
 }
 
-/// Waits until this generation is active. Returns `false` if the term or the generation is over
-/// first. In a later term, another call of the server starts its tasks.
+/// Waits until this generation is the active one, and returns `true`. Returns `false` if the
+/// generation ends before that, or if `term` is over: the server must stop accepting.
 async fn becomes_active(standing: &mut watch::Receiver<Standing>, term: Option<&Term>) -> bool {
     let term_over = async {
         match term {
@@ -140,8 +140,8 @@ enum RunEnd {
     ForGood,
 }
 
-/// Waits until a run of a task has ended, and tells it to stop when this generation hands over. The
-/// request to stop is not withdrawn if the handoff fails before the task has ended.
+/// Waits until a run of a task has ended. When this generation hands over, tells the task to stop.
+/// The request to stop remains even if the handoff fails before the task has ended.
 async fn run_once(
     mut work: JoinHandle<()>,
     stop: Stop,

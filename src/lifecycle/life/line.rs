@@ -1,5 +1,5 @@
-//! The driver's end of a [`super::Life`]: it tells the server what happens to the generation, and
-//! receives the server's requests.
+//! The connection between the driver (event loop) and the [`super::Life`] handles of the server.
+//! The driver tells the server what happens to the generation, and receives the server's requests.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::generation::Generation;
 use crate::lifecycle::duties::DutyWait;
 
-/// The driver's end of the connection to the server.
+/// The event loop's end of the connection to the server.
 #[derive(Debug)]
 pub(in crate::lifecycle) struct LifeLine {
     pub(in crate::lifecycle) state: Arc<LifeState>,
@@ -21,20 +21,22 @@ pub(in crate::lifecycle) struct LifeLine {
     /// The reason why the server has given the handoff back to the predecessor. `None` if it has
     /// not.
     pub(in crate::lifecycle) rollback: Option<String>,
-    /// The event that waits for the tasks which run in only one generation. `None` if none waits.
+    /// The event that is delayed until the tasks that run in only one generation have ended. `None`
+    /// if no event is delayed.
     pub(in crate::lifecycle) duty_wait: Option<DutyWait>,
 }
 
-/// A request of the server to the driver.
+/// A request of the server to the event loop.
 #[derive(Debug)]
 pub(in crate::lifecycle) enum LifeRequest {
     /// Give the server at least this much time, from now on, until it is ready.
     ExtendStart(Duration),
     /// Give the handoff back to the predecessor, for this reason.
     RollBack(String),
-    /// The server has failed in this term, for this reason.
+    /// The server has failed in this term (period of accepting connections), for this reason.
     Failed(Term, String),
-    /// The server has returned in this term, although nothing has told it to stop.
+    /// The server has returned in this term (period of accepting connections), although nothing has
+    /// told it to stop.
     Returned(Term),
     /// Start a handoff.
     Reload,

@@ -8,8 +8,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::carry::Departures;
 
-/// The state of connections that move to another generation. The driver changes this state, and the
-/// connections read it.
+/// The state of connections that move to another generation. The driver (event loop) changes this
+/// state, and the connections read it.
 #[derive(Debug, Default)]
 pub(in crate::lifecycle) struct Moves {
     /// The scheduler and the channel through which connections move to the successor.

@@ -19,7 +19,7 @@ use crate::report::{CarryForecast, Connections, Counters};
 #[derive(Debug)]
 pub(in crate::lifecycle) struct ServedListeners {
     all: Vec<Arc<ServedListener>>,
-    /// The connection limits by the name of the listener. All sockets of a name share one.
+    /// The connection limits, by listener name. All sockets with the same name share a limit.
     limits: HashMap<String, Arc<ConnectionLimit>>,
     /// How connections of earlier drains ended. A report of the current drain leaves these
     /// connections out.
@@ -76,8 +76,8 @@ impl ServedListeners {
         Ok(Self { all: all.collect(), limits, before_drain })
     }
 
-    /// Returns whether the server accepts on a listener by itself. If so, the library does not know
-    /// when the listener's connections have ended, or whether their clients have sent anything.
+    /// Returns whether the server accepts by itself on a copy of a listening socket. The library
+    /// then does not know when the connections end, or whether the clients have sent anything.
     pub(in crate::lifecycle) fn has_unknown(&self) -> bool {
         self.all.iter().any(|one| one.is_copied.load(Ordering::Relaxed))
     }
@@ -123,7 +123,7 @@ impl ServedListeners {
         carried.filter_map(|one| Some((one.name.to_string(), one.limit.as_ref()?.used()))).collect()
     }
 
-    /// Reserves permits for the connections that may move here.
+    /// Reserves permits for the connections that may move here from the predecessor.
     pub(in crate::lifecycle) fn expect(&self, forecast: &CarryForecast) {
         for (name, count) in forecast.iter() {
             self.limits.get(name).into_iter().for_each(|limit| limit.reserve(count));
@@ -165,7 +165,7 @@ impl ServedListeners {
         });
     }
 
-    /// Waits until no connection is open, except those of listeners that stop last. Cancel safe.
+    /// Waits until no connection is open, except on listeners that stop last. Cancel safe.
     pub(in crate::lifecycle) async fn first_ended(&self) {
         for one in self.all.iter().filter(|one| one.order == StopOrder::First) {
             one.open.wait().await;

@@ -41,7 +41,7 @@ pub(in crate::lifecycle) struct ServedListener {
     pub(super) is_used: AtomicBool,
     /// The limit on the connections of all sockets with this name, if there is one.
     pub(super) limit: Option<Arc<ConnectionLimit>>,
-    /// Whether the server accepts on a copy of the socket, on which it accepts by itself.
+    /// Whether the server has a copy of the socket, on which it accepts by itself.
     pub(super) is_copied: AtomicBool,
     pub(super) open: TaskTracker,
     /// Whether a connection that ends now counts as drained. After a cut, all connections have
@@ -52,8 +52,8 @@ pub(in crate::lifecycle) struct ServedListener {
     arrivals: Mutex<Option<Arc<ArrivalQueue>>>,
 }
 
-/// The entry of an open connection in the counters of its listener. Dropping this value removes the
-/// connection from all counts.
+/// Counts an open connection of a listener. When this value is dropped, the connection no longer
+/// counts as open.
 #[derive(Debug)]
 pub(in crate::lifecycle) struct OpenConnection {
     /// `None` once the connection is counted as ended.
@@ -83,8 +83,8 @@ impl ServedListener {
         limit: Option<Arc<ConnectionLimit>>,
     ) -> Self {
         let open = TaskTracker::new();
-        // Close the tracker, because `wait` resolves only on a closed one, which still gives out
-        // tokens.
+        // Close the tracker, because `wait` never resolves on an open one. A closed tracker can
+        // still track new connections.
         open.close();
         Self {
             name: Arc::clone(listener.name()),
@@ -173,8 +173,8 @@ impl ServedListener {
         self.open.wait().await;
     }
 
-    /// Returns a token for which the drain of `term` waits. It belongs to an acceptor that accepts,
-    /// or to a connection on which the client has not sent anything yet.
+    /// Returns a token that delays the drain of `term` until it is dropped. An acceptor holds a
+    /// token while it accepts, and a connection holds one until its client has sent something.
     pub(in crate::lifecycle) fn awaiting(&self, term: &Term) -> TaskTrackerToken {
         match self.order {
             StopOrder::First => term.awaiting_first_byte().token(),
@@ -183,7 +183,7 @@ impl ServedListener {
     }
 
     /// Counts a connection that began at `since`. It counts as open until the returned value is
-    /// dropped. `permit` is the permit that was taken for it, if any.
+    /// dropped. `permit` is its permit of the connection limit, if one was taken.
     pub(in crate::lifecycle) fn admit(
         self: &Arc<Self>,
         source: Source,
@@ -199,8 +199,8 @@ impl ServedListener {
             let limit = self.limit.as_ref()?;
             match source {
                 Source::New => Some(limit.acquire_beyond()),
-                // A limit of one there is never higher than the limit here, so the connection is
-                // never refused.
+                // Pass 1 as the predecessor's limit. It is never higher than the limit here, so the
+                // connection always gets a permit.
                 Source::Carried => limit.acquire_for_carried(Some(NonZeroUsize::MIN)),
             }
         });
@@ -218,7 +218,7 @@ impl ServedListener {
         *self.arrivals.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(queue));
     }
 
-    /// Returns where connections from the predecessor go. Returns `None` if the server or the
+    /// Returns the queue for connections from the predecessor. Returns `None` if the server or the
     /// configuration does not let connections of this listener move.
     pub(in crate::lifecycle) fn arrivals(&self) -> Option<Arc<ArrivalQueue>> {
         let arrivals = self.arrivals.lock().unwrap_or_else(PoisonError::into_inner).clone();

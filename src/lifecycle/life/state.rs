@@ -1,4 +1,5 @@
-//! The state that the driver and the [`super::Life`] handles of a generation share.
+//! The state of a generation that its driver (event loop) shares with the [`super::Life`] handles
+//! of its server.
 
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -85,7 +86,7 @@ impl LifeState {
     }
 
     /// Sends a request to the driver. Ignores a failure, because a driver that has ended cannot
-    /// fulfil a request.
+    /// fulfill a request.
     pub(in crate::lifecycle) fn request(&self, request: LifeRequest) {
         let _ = self.requests.send(request);
     }
@@ -114,7 +115,7 @@ impl LifeState {
         offered.as_ref().map(|state| CarriedState::new(&state.format, state.bytes.clone()))
     }
 
-    /// Returns whether a task runs that must run in only one generation.
+    /// Returns whether a task that must run in only one generation is running.
     pub(in crate::lifecycle) fn has_duties(&self) -> bool {
         self.alone.are_running()
     }
@@ -132,7 +133,7 @@ impl ServerLimits {
     fn of(config: &Config) -> Self {
         Self {
             first_request: config.first_request_grace,
-            // Leave the connections at least half of the drain timeout to end after this grace.
+            // Leave at least half of the drain timeout for the connections to end afterwards.
             keep_alive: config.keep_alive_grace.min(config.drain_timeout / 2),
         }
     }

@@ -38,7 +38,7 @@ struct TermEvents {
 
 impl Term {
     /// Creates a term in which the server only accepts clients that are left in a backlog. The
-    /// server has retired from the beginning, and the drain has begun.
+    /// drain has begun already, and the server must not accept any other clients.
     pub(in crate::lifecycle) fn for_backlog() -> Self {
         let term = Self::default();
         term.retire();
@@ -47,7 +47,7 @@ impl Term {
         term
     }
 
-    /// Returns whether both values belong to the same term.
+    /// Returns whether both values stand for the same term (period of accepting connections).
     pub(in crate::lifecycle) fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
@@ -91,8 +91,8 @@ impl Term {
 
     /// Returns the tracker of connections on which the client has not sent anything yet.
     pub(in crate::lifecycle) fn awaiting_first_byte(&self) -> &TaskTracker {
-        // Close the tracker, because `wait` resolves only on a closed one, which still gives out
-        // tokens.
+        // Close the tracker, because `wait` never resolves on an open one. A closed tracker can
+        // still track new connections.
         self.0.awaiting_first_byte.close();
         &self.0.awaiting_first_byte
     }

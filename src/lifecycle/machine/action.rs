@@ -1,4 +1,4 @@
-//! The actions that the state machine returns. The driver performs them (see
+//! The actions that the state machine returns. The event loop performs them (see
 //! `lifecycle/actions.rs`).
 
 use crate::handoff::Commit;
@@ -8,14 +8,13 @@ use crate::handoff::Commit;
 pub(crate) enum Action {
     /// Tell the predecessor that this generation accepts connections.
     TellReady,
-    /// Tell the predecessor that this generation stops. The predecessor then keeps serving its
-    /// clients.
+    /// Tell the predecessor that this generation stops. The predecessor then keeps serving clients.
     TellRollback,
     /// Become the active generation: write the pid file, and cut the oldest generations if more
     /// than `max_generations` are alive.
     BecomeActive,
-    /// Tell the service manager that the service is up. Only the first generation of a lineage does
-    /// this.
+    /// Tell the service manager that the service is up. Only the first generation of the service
+    /// does this.
     NotifyReady,
     /// Start a successor, and set the deadline by which it must be ready. If a further generation
     /// would exceed `max_generations` while connections still move here from older generations,
@@ -31,11 +30,11 @@ pub(crate) enum Action {
     /// Stop using the channel to the successor. The successor had taken over, and now stops
     /// together with the whole service.
     ForgetSuccessor,
-    /// Close the channels to older generations. Once no process holds the channel to the newest of
-    /// them any more, that generation accepts connections again.
+    /// Close the channels to older generations. The newest of them accepts connections again once
+    /// no process holds a channel to it any more.
     ReleaseOlder,
-    /// Let the newest of the older generations accept connections again, by closing the channels to
-    /// older generations. If no older generation is alive, close the listeners for good.
+    /// Close the channels to older generations, so that the newest of them accepts connections
+    /// again. If no older generation is alive, close the listeners for good.
     Resign,
     /// Tell the successor to stop, because this generation was told to stop.
     StopSuccessor,

@@ -1,16 +1,16 @@
-//! A test that explores every interleaving of the events of three or more generations. In every
-//! state that it reaches, it checks that the service keeps its promises.
+//! A test that simulates a service with several generations, and tries every possible order of
+//! their events. In every state that it reaches, it checks that the service keeps its promises.
 //!
-//! A lineage begins with one process. Three reload requests, two SIGTERMs, a SIGQUIT and two
+//! The simulation begins with one process. Three reload requests, two SIGTERMs, a SIGQUIT and two
 //! SIGKILLs may each reach any living process at any time. Three reload requests create up to four
 //! processes. A successor may fail or hang, a deadline may pass, and a drain may end, whenever that
-//! is possible. The exploration visits about 58 000 states without a service manager and 36 000
-//! with one, up to 24 turns deep. With a fourth reload request it visits 520 000 and 260 000
-//! states, which takes about ten seconds (see `the_promise_holds_for_longer`). If a state breaks a
-//! promise, the test reports the shortest path to that state.
+//! is possible. The test visits about 58 000 states without a service manager and 36 000 with one.
+//! A state is reached after at most 24 turns. With a fourth reload request, it visits 520 000 and
+//! 260 000 states, which takes about ten seconds (see `the_promise_holds_for_longer`). If a state
+//! breaks a promise, the test reports the shortest path to that state.
 //!
-//! The claims themselves were tested: each fault in this table was injected into the function
-//! `step`. The right column names the claim that failed:
+//! To test the claims themselves, each fault in this table was put into the function `step`. The
+//! right column names the claim that then failed:
 //!
 //! | fault | found by |
 //! |---|---|
@@ -30,9 +30,9 @@
 //! | Probation, Starting + PredecessorLost: ignored | probation and baking belong together |
 //! | a resumed generation, or an orphan, does not become active | the pid file |
 //!
-//! The model leaves out file descriptors and connections, messages of another version, and invalid
-//! messages. It also leaves out signals that arrive before a process has installed its signal
-//! handlers, and a service manager that does not accept a new main process.
+//! The simulation leaves out file descriptors and connections, messages of another version, and
+//! invalid messages. It also leaves out signals that arrive before a process has installed its
+//! signal handlers. Its service manager always accepts a new main process.
 
 mod line;
 mod turn;
@@ -53,8 +53,8 @@ fn the_promise_holds() {
     explore(Setting { supervised: false, generations: 3, fates: FATES });
 }
 
-/// Explores with at most two living generations, so that each handoff cuts the oldest generation's
-/// connections.
+/// Lets at most two generations live at once, so that a handoff cuts the connections of an older
+/// one.
 #[test]
 fn the_promise_holds_when_the_oldest_are_cut() {
     explore(Setting { supervised: false, generations: 2, fates: Fates { crashes: 1, ..FATES } });
@@ -65,8 +65,8 @@ fn the_promise_holds_under_a_service_manager() {
     explore(Setting { supervised: true, generations: 3, fates: FATES });
 }
 
-/// Explores sequences of four reload requests, with and without a service manager. The other tests
-/// explore three requests.
+/// Simulates up to four reload requests, with and without a service manager. The other tests use at
+/// most three requests.
 #[test]
 fn the_promise_holds_for_longer() {
     for supervised in [false, true] {
@@ -74,10 +74,10 @@ fn the_promise_holds_for_longer() {
     }
 }
 
-/// A claim about a lineage: its text, and a function that returns whether the claim is true.
+/// A claim about the simulated service: its text, and a function that returns whether it is true.
 type Claim = (&'static str, fn(&Setting, &ModelLineage) -> bool);
 
-/// The claims that must hold in every state that the exploration reaches.
+/// The claims that must be true in every state that the test reaches.
 const ALWAYS: &[Claim] = &[
     ("I1: in a quiet state a process accepts, or the lineage was ended", |setting, line| {
         !line.is_quiet() || line.accepts() || line.is_over(setting)
@@ -130,8 +130,8 @@ const ALWAYS: &[Claim] = &[
     ("no driver reaches an impossible situation", |_, line| line.breach.is_none()),
 ];
 
-/// The claims that must be true in at least one state. They show that the exploration also reaches
-/// rare situations.
+/// The claims that must be true in at least one state. They show that the test also reaches rare
+/// situations.
 const SOMETIMES: &[Claim] = &[
     ("three generations live", |_, line| line.living().count() == 3),
     ("an orphan becomes active", |_, line| {
@@ -160,8 +160,8 @@ fn explore(setting: Setting) {
     };
     let first = ModelLineage::first(&setting);
     let mut known = HashSet::from([fingerprint(&first)]);
-    // For every visited state, `ways` holds the index of the previous state, and the turn that
-    // leads from the previous state to the visited state.
+    // For every visited state, `ways` holds the index of the previous state, and the turn (event
+    // and actions) that led from there.
     let mut ways: Vec<(usize, Option<Turn>)> = vec![(0, None)];
     let mut left = VecDeque::from([(0, first)]);
     let mut unseen = SOMETIMES.to_vec();
@@ -212,8 +212,7 @@ impl ModelLineage {
         self.main.is_some()
     }
 
-    /// Returns whether the exploration has killed a process, or has told a process to cut its
-    /// connections.
+    /// Returns whether the test has killed a process, or has told a process to cut its connections.
     fn is_hurt(&self, setting: &Setting) -> bool {
         self.left.crashes < setting.fates.crashes || self.left.cuts < setting.fates.cuts
     }

@@ -60,7 +60,7 @@ const TOO_EARLY: [Event; 12] = [
     DrainExpired,
 ];
 
-/// All variants of the event `Committed`. The rows of states that ignore the event use this list.
+/// All variants of the event `Committed`. The table uses this list for states that ignore it.
 const COMMITS: [Event; 4] =
     [Committed(PLAIN), Committed(PENDING), Committed(FOR_GOOD), Committed(FOR_GOOD_PENDING)];
 
@@ -143,8 +143,8 @@ fn the_first_generation_becomes_active_and_notifies_ready() {
     }
 }
 
-/// A starting successor sends its predecessor one of two messages: it accepts connections now, or
-/// it was told to stop and will never accept.
+/// A starting successor sends one of two messages to its predecessor: that it now accepts
+/// connections, or that it was told to stop and will never accept.
 #[test]
 fn a_starting_successor_reports_readiness_or_a_rollback() {
     for pending in [NONE, ONE] {

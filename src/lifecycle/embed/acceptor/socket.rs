@@ -32,7 +32,7 @@ type Accepted = (Stream, Peer);
 /// The source of an acceptor's next connection.
 #[derive(Debug)]
 enum ConnectionSource {
-    /// The listener, which is registered with the runtime.
+    /// The listening socket, which is registered with the async runtime.
     Listener(net::WatchedListener),
     /// No source. The generation has stopped accepting, and does not know yet whether it must
     /// accept the clients that are left in the backlog.
@@ -48,7 +48,7 @@ enum ConnectionSource {
     Backlog(VecDeque<(Stream, Peer)>),
 }
 
-/// A boxed future that several calls can poll until it resolves.
+/// A future that is kept between calls of [`SocketAcceptor::accept`], which poll it.
 struct Signal(Pin<Box<dyn Future<Output = ()> + Send>>);
 
 impl std::fmt::Debug for Signal {
@@ -108,8 +108,8 @@ impl SocketAcceptor {
                     if let Some(client) = clients.pop_front() {
                         return Some(self.admit(client, None));
                     }
-                    // Wait until the generation retires. It may still serve other listeners, if it
-                    // has resumed after it had given up this listener.
+                    // Wait until the generation retires. If its successor has died, it may serve
+                    // other listeners again, but not this one, which it had given up before.
                     (&mut self.retired.0).await;
                     self.accepting = None;
                     return None;

@@ -1,5 +1,5 @@
-//! The model of a lineage: its processes, and the channels between them, which behave like the
-//! channels in `handoff`.
+//! The simulated service of the lifecycle test: its processes, and the channels between them, which
+//! behave like the channels in the module `handoff`.
 //!
 //! Each process except the first has a channel to its parent, the process that started it. The
 //! channel has the same id as the child. The parent holds the far end until it releases the
@@ -15,8 +15,8 @@ use crate::lifecycle::machine::{Birth, Commit, State};
 /// because a failed successor and the next successor have the same generation number.
 pub(super) type Id = usize;
 
-/// The state of the simulated service. It consists of all processes that ever lived, the contents
-/// of the pid file, and the process that the service manager regards as the main process.
+/// The state of the simulated service: all processes that ever lived, the contents of the pid file,
+/// and the main process as the service manager sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct ModelLineage {
     pub(super) processes: Vec<ModelProcess>,
@@ -24,14 +24,14 @@ pub(super) struct ModelLineage {
     pub(super) pid_file: Option<Id>,
     /// The process that the service manager considers the main process.
     pub(super) main: Option<Id>,
-    /// How many more signals of each kind the exploration may send.
+    /// How many more signals of each kind the test may send to the processes.
     pub(super) left: Fates,
     /// The forbidden situation that has occurred, or `None` if none has.
     pub(super) breach: Option<Breach>,
 }
 
-/// How many signals of each kind the exploration sends. It tries to send each signal to every
-/// process at every moment.
+/// How many signals of each kind the test sends to the simulated processes. It tries every process
+/// and every point in time for each signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Fates {
     /// How many SIGHUPs to send. Each requests a reload.
@@ -44,7 +44,7 @@ pub(super) struct Fates {
     pub(super) crashes: u8,
 }
 
-/// The settings of an exploration, which do not change during it.
+/// The settings of one simulation, which do not change while it runs.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Setting {
     pub(super) supervised: bool,
@@ -57,8 +57,8 @@ pub(super) struct Setting {
 pub(super) struct ModelProcess {
     pub(super) state: State,
     pub(super) alive: bool,
-    /// Whether the process accepts connections. Only actions change this flag, so that a claim can
-    /// compare it with `state`.
+    /// Whether the process accepts connections. The flag is not computed from `state`, so that the
+    /// test can compare the two.
     pub(super) accepts: bool,
     /// Whether a signal or a message has told this process to stop.
     pub(super) told: bool,
@@ -84,8 +84,7 @@ pub(super) struct ModelProcess {
     pub(super) up: VecDeque<Word>,
 }
 
-/// Whether a process is the active generation. Only actions change this value, so that a claim can
-/// compare it with the process's `state`.
+/// Whether a process is the active generation. Only actions change this value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Office {
     Active,
@@ -123,7 +122,7 @@ pub(super) enum ModelFailure {
     Other,
 }
 
-/// A message on a channel. `End` is the end of the channel, which follows all messages.
+/// A message on a channel between two processes. `End` stands for the end of the channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Word {
     Committed(Commit),
@@ -191,8 +190,8 @@ impl ModelLineage {
         parent.alive && parent.successor.is_some_and(|successor| successor.id == channel)
     }
 
-    /// Returns the living processes that hold the near end of `channel`, so that they can send
-    /// messages to the parent.
+    /// Returns the living processes that hold the near end of `channel` and can send messages to
+    /// the parent.
     pub(super) fn holders(&self, channel: Id) -> impl Iterator<Item = &ModelProcess> {
         self.living()
             .map(|(_, process)| process)
@@ -230,8 +229,8 @@ impl ModelLineage {
         self.processes.push(ModelProcess::born(Birth::Successor, Some(id), older));
     }
 
-    /// Ends the process `id`. Resets every field that has no effect any more, so that equivalent
-    /// lineages compare equal and are explored once.
+    /// Ends the process `id`. Resets every field that has no effect any more. States that differ
+    /// only in these fields then count as one state.
     pub(super) fn die(&mut self, id: Id) {
         let process = &mut self.processes[id];
         if !process.alive {

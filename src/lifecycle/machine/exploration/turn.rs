@@ -1,12 +1,12 @@
-//! The turns of the model. In a turn, one process handles one event. The model passes the event to
-//! the state machine's function `step`, and performs the actions that `step` returns.
+//! The turns of the lifecycle test. In each turn, one simulated process handles one event. The test
+//! passes the event to the state machine (`step`), and performs the actions that it returns.
 //!
 //! A process may handle a signal, a deadline or the start of its accept loops before an unread
 //! message. This covers the case in which the message arrives a moment later. The end of a drain is
 //! handled only when no message is unread. Testing the other order would find nothing new, because
 //! a process sends no message when its drain ends.
 //!
-//! The model may kill a process between two turns, or between two actions of a turn.
+//! The test may kill a process between two turns, or between two actions of a turn.
 
 use std::fmt;
 
@@ -16,10 +16,10 @@ use super::line::{
 };
 use crate::lifecycle::machine::{Action, Event, State, step};
 
-/// The event that made a process of the model act.
+/// The event that a simulated process handles in its turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Cause {
-    /// The process reads a message that another generation has sent.
+    /// The process reads a message from another process of the simulated service.
     Hears(Heard),
     /// The process receives a signal that asks for a reload, a stop or a cut.
     Signal(Event),
@@ -33,7 +33,7 @@ pub(super) enum Cause {
     Crash,
 }
 
-/// One turn of a process in the model: an event and the actions that follow. If `dies_after` is
+/// One turn of a simulated process: an event and the actions that follow. If `dies_after` is
 /// `Some(n)`, SIGKILL kills the process after `n` actions.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Turn {
@@ -50,7 +50,7 @@ impl fmt::Debug for Turn {
 }
 
 impl ModelLineage {
-    /// Returns every turn that could come next in the model, for all living processes.
+    /// Returns every turn that could come next in the simulation, for all living processes.
     pub(super) fn turns(&self, setting: &Setting) -> Vec<Turn> {
         let mut turns = Vec::new();
         for (of, _) in self.living() {
@@ -98,7 +98,7 @@ impl ModelLineage {
         causes
     }
 
-    /// Returns a copy of the lineage in which `turn` has happened.
+    /// Returns the state of the simulated service after `turn`.
     pub(super) fn after(&self, setting: &Setting, turn: Turn) -> Self {
         let mut line = self.clone();
         let Turn { of, cause, dies_after } = turn;
@@ -247,8 +247,8 @@ impl ModelLineage {
         })
     }
 
-    /// Performs one action of process `id` in the model, with the effect that the real driver would
-    /// have.
+    /// Performs one action of the simulated process `id`, with the effect that it would have in a
+    /// real process.
     fn perform(&mut self, setting: &Setting, id: Id, action: Action) {
         let process = &mut self.processes[id];
         match action {
@@ -319,7 +319,7 @@ impl ModelLineage {
                 }
             }
             Action::StopAccepting => process.accepts = false,
-            // Do nothing: this action affects only connections, which the model leaves out.
+            // Do nothing: this action affects only connections, which the simulation leaves out.
             Action::DrainUncarried => {}
             Action::CloseListeners => {
                 process.accepts = false;
