@@ -40,7 +40,7 @@ enum CommandLine {
     Run(Box<Deferred<RunFlags>>),
     /// Forward every connection to an upstream
     Proxy(Box<Deferred<ProxyFlags>>),
-    /// Check the configuration and report what is wrong, without binding or changing anything
+    /// Check the configuration and report mistakes, without binding or changing anything
     ///
     /// Takes the same arguments as the daemon: flags, a file, or `proxy` or `run` and their flags.
     Check(Box<Deferred<CheckFlags>>),
