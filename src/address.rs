@@ -109,7 +109,7 @@ impl FromStr for Address {
             return six
                 .parse()
                 .map(Self::Tcp6Only)
-                .map_err(|_| refuse("tcp6: takes an IPv6 address, as in [::]:80"));
+                .map_err(|_| refuse("tcp6: needs an IPv6 address, as in tcp6:[::]:80"));
         }
         text.parse().map(Self::Tcp).map_err(|_| {
             refuse(

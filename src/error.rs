@@ -96,8 +96,8 @@ pub enum Error {
     /// this listener. For example, systemd gives all sockets of one unit the same name, unless the
     /// unit sets `FileDescriptorName=`.
     #[error(
-        "{count} sockets are named {name:?}, but only one of them can be copied: give each socket \
-        a name of its own"
+        "cannot tell which socket to use: {count} sockets are named {name:?}, but each needs a \
+        different name"
     )]
     SeveralSockets {
         /// The requested name.
@@ -106,7 +106,7 @@ pub enum Error {
         count: usize,
     },
     /// A server has requested a TCP socket, but the listener has a Unix socket, or the reverse.
-    #[error("the listener {name:?} is not a {kind} socket, it listens on {address}")]
+    #[error("the listener {name:?} is not a {kind} socket: it listens on {address}")]
     ListenerKind {
         /// The requested name.
         name: String,
@@ -117,7 +117,7 @@ pub enum Error {
     },
     /// A server has requested the socket of a listener, but this process has already closed the
     /// socket. A successor has taken over and does not use the listener.
-    #[error("the listener {name:?} is closed, because the successor does not use it")]
+    #[error("the listener {name:?} is closed, because the new process does not use it")]
     ListenerClosed {
         /// The requested name.
         name: String,
@@ -125,9 +125,9 @@ pub enum Error {
     /// Several threads are running where only one is allowed. Only a single-threaded process can
     /// safely change the environment (see getenv(3), "ATTRIBUTES") or fork an init process (see
     /// fork(2)). Either the program called [`crate::Inheritance::take`] too late, or a library has
-    /// started a thread.
-    #[error("the process has {threads} threads ({}){}, but may have only one at startup: take the \
-        inherited sockets first in main, and do not use #[tokio::main]", escaped(names),
+    /// started a thread. `#[tokio::main]` starts threads before `main` begins, so do not use it.
+    #[error("the process has {threads} threads ({}){}, but may have only one when it takes its \
+        inherited sockets: do not use #[tokio::main]", escaped(names),
         preloaded_by(preloaded.as_ref()))]
     ThreadsRunning {
         /// The number of threads in the process.
@@ -188,7 +188,7 @@ pub enum Error {
     },
     /// The data that the predecessor (the old process) has passed to this process is invalid, or
     /// has an unknown protocol version.
-    #[error("cannot take over from the predecessor: {why}")]
+    #[error("cannot take over from the old process: {why}")]
     Predecessor {
         /// A description of what is wrong with the data.
         why: String,
@@ -208,10 +208,10 @@ pub enum Error {
         limit: Duration,
     },
     /// A server of your own did not call [`Life::ready`](crate::embed::Life::ready) before the time
-    /// limit.
+    /// limit. Perhaps it waits for `Life::committed` or `Life::from_predecessor`, which resolve
+    /// only after that call.
     #[error(
-        "the server did not call Life::ready within {} (Life::committed and Life::from_predecessor \
-        resolve only after that call)",
+        "the server did not report within {} that it is ready (Life::ready)",
         Seconds(*limit)
     )]
     NotReady {
@@ -252,13 +252,15 @@ pub enum Error {
     },
     /// A task that may run in only one generation blocks its thread, so this process cannot end the
     /// task. The process itself must end before the successor may run the task.
-    #[error("a task that runs in only one generation blocks its thread and cannot be ended")]
+    #[error(
+        "a task that may run in only one process at a time blocks its thread and cannot be ended"
+    )]
     AloneBlocks,
     /// [`Builder::serve_with`](crate::Builder::serve_with) was called inside a tokio runtime. That
     /// function creates a runtime itself, after the inherited sockets were taken.
     #[error(
-        "the server was started inside a tokio runtime: call it in a plain fn main, without \
-        #[tokio::main]"
+        "the server cannot start inside a tokio runtime, because it creates one itself: call it in \
+        a plain fn main, without #[tokio::main]"
     )]
     InsideRuntime,
     /// A system call has failed, and no setting can fix the cause.

@@ -162,7 +162,7 @@ fn a_carry_refuses_connections_without_free_descriptors() {
     let (taken, refused) = (going.len(), 60 - going.len());
     assert!(taken > 0 && refused > 0, "{taken} were taken");
     let refusals = line.count(
-        Event::CarryConnectionRefused.mentioning("the successor has no free file descriptor"),
+        Event::CarryConnectionRefused.mentioning("the new process has no free file descriptor"),
     );
     assert_eq!(refusals, refused);
     drop(going);
@@ -289,12 +289,12 @@ fn a_carry_refuses_connections_with_changed_settings() {
     for (now, why) in [
         (
             format!("{}carry = false\n", echo("web")),
-            "the successor has no listener \"web\" that takes over connections",
+            "the new process has no listener \"web\" that takes over connections",
         ),
-        (String::new(), "the successor has no listener \"web\" that takes over connections"),
+        (String::new(), "the new process has no listener \"web\" that takes over connections"),
         (
             proxy("web", "127.0.0.1:9"),
-            "the proxy cannot read a connection state of the format echo/1",
+            "the proxy cannot continue a saved connection of the format echo/1",
         ),
     ] {
         let line = serve(&format!("{CARRY}{}{other}", echo("web")), &[]);
@@ -318,7 +318,7 @@ fn a_carry_refuses_connections_with_a_changed_upstream() {
             proxy("web", &another.address()),
             format!("{} is no longer an upstream", upstream.address()),
         ),
-        (echo("web"), "the echo service cannot read a connection state of the format proxy/1 with 1 descriptors".to_owned()),
+        (echo("web"), "the echo service cannot continue a saved connection of the format proxy/1 with 1 file descriptors".to_owned()),
     ] {
         let line = serve(&format!("{CARRY}{}", proxy("web", &upstream.address())), &[]);
         let mut pairs: Vec<_> = (0..5).map(|_| pair(&line, &upstream)).collect();

@@ -266,10 +266,10 @@ fn an_unservable_connection_is_refused_and_the_next_taken() {
     let plain = format!("{peer},{PLAIN}");
     predecessor.assert_refused(
         &plain.replace("echo/1", "echo/2"),
-        "echo/2 with 0 descriptors",
+        "echo/2 with 0 file descriptors",
         &[&ours],
     );
-    predecessor.assert_refused(&plain, "echo/1 with 1 descriptors", &[&ours, &ours]);
+    predecessor.assert_refused(&plain, "echo/1 with 1 file descriptors", &[&ours, &ours]);
     predecessor.assert_refused(&plain.replace("web", "other"), "no listener", &[&ours]);
     predecessor.assert_refused(&plain, "has no socket", &[]);
     let datagrams = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -314,7 +314,7 @@ fn a_packet_with_too_many_descriptors_is_refused() {
     let says = format!("\"peer\":\"{}\",{PLAIN}", ours.peer_addr().unwrap());
     let many: Vec<&dyn AsRawFd> = (0..TOO_MANY).map(|_| &ours as &dyn AsRawFd).collect();
     for _ in 0..10 {
-        predecessor.assert_refused(&says, "the successor has no free file descriptor", &many);
+        predecessor.assert_refused(&says, "the new process has no free file descriptor", &many);
     }
     // The successor has closed the descriptors that did arrive.
     assert_eq!(kinds(pid), before);

@@ -173,7 +173,7 @@ fn a_broken_file_fails_the_reload() {
         put(line.folder(), broken);
         line.asked(&["reload"]).names(
             70,
-            &["the new generation did not take over: the successor reported an error: ", place],
+            &["the new generation did not take over: the new process reported an error: ", place],
         );
         echo(&line.address_of("web"));
     }
@@ -182,7 +182,7 @@ fn a_broken_file_fails_the_reload() {
     line.wait_for(
         1,
         Event::HandoffFailed.mentioning(
-            "the successor reported an error: handoffd.toml: cannot read the configuration: No such file",
+            "the new process reported an error: handoffd.toml: cannot read the configuration: No such file",
         ),
     );
     echo(&line.address_of("web"));

@@ -84,10 +84,12 @@ fn a_second_reload_is_told_to_try_again() {
 #[test]
 fn a_reload_with_an_outdated_expectation_does_nothing() {
     let line = Line::serve_controlled(&["--bake", "0"]);
-    line.asked(&["reload", "--expect-generation", "2"]).names(75, &["generation 1 serves, not 2"]);
+    line.asked(&["reload", "--expect-generation", "2"])
+        .names(75, &["generation 1 serves, but the request expects generation 2"]);
     assert_eq!(line.count(Event::HandoffStarted), 0);
     line.asked(&["reload", "--expect-generation", "1"]).well();
-    line.asked(&["reload", "--expect-generation", "1"]).names(75, &["generation 2 serves, not 1"]);
+    line.asked(&["reload", "--expect-generation", "1"])
+        .names(75, &["generation 2 serves, but the request expects generation 1"]);
 }
 
 /// The handoff is cancelled, whether the successor is ready or not.
@@ -110,14 +112,15 @@ fn a_reload_can_wait_for_the_last_old_connection() {
     let mut reload = line.ask(&["reload", "--wait-drained"]);
     let said = reload.line();
     assert!(
-        said.starts_with("generation 2 serves") && said.ends_with("connections left: 1"),
+        said.starts_with("generation 2 serves")
+            && said.ends_with("connections left in the old process: 1"),
         "{said}"
     );
     held.echo(b"still here").unwrap();
     held.expect_end().unwrap();
     assert_eq!(
         reload.line(),
-        "generation 1 has drained; connections that ended: 1, that were carried: 0, that were cut: 0"
+        "generation 1 has drained; connections ended: 1, moved to the new process: 0, cut: 0"
     );
     reload.wait().well();
 }
@@ -243,10 +246,12 @@ fn a_watch_follows_a_drain_to_its_end() {
     line.asked(&["reload"]).well();
     let mut watch = line.ask(&["status", "--watch"]);
     let said = watch.line();
-    assert!(said.starts_with("generation 2 serving 0; 1 draining, 1 left, "), "{said}");
+    let expected =
+        "generation 2 serving, connections: 0; generation 1 draining, connections left: 1, ";
+    assert!(said.starts_with(expected), "{said}");
     held.echo(b"still here").unwrap();
     let rest = watch.wait().well();
-    assert_eq!(rest.lines().last(), Some("generation 2 serving 0"), "{rest}");
+    assert_eq!(rest.lines().last(), Some("generation 2 serving, connections: 0"), "{rest}");
 }
 
 #[test]
@@ -257,7 +262,7 @@ fn a_watch_follows_a_stop_to_its_end() {
     line.wait_for(1, Event::DrainStarted);
     let mut watch = line.ask(&["status", "--watch"]);
     let said = watch.line();
-    assert!(said.starts_with("generation 1 stopping, 1 left, "), "{said}");
+    assert!(said.starts_with("generation 1 stopping, connections left: 1, "), "{said}");
     line.asked(&["reload"]).names(75, &["the service is stopping"]);
     held.echo(b"still here").unwrap();
     watch.wait().well();

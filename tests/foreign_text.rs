@@ -52,7 +52,7 @@ fn a_successors_text_is_escaped_and_cut() {
     line.put_script(&format!(
         r#"say "VERSION=2\nKIND=failed\nREASON={hostile}\n"; exec sleep 1000"#
     ));
-    line.asked(&["reload"]).names(70, &[&format!("the successor reported an error: {ESCAPED}")]);
+    line.asked(&["reload"]).names(70, &[&format!("the new process reported an error: {ESCAPED}")]);
 }
 
 /// Starts a fake daemon that sends each client one reply.

@@ -205,7 +205,7 @@ fn a_successor_may_be_killed_between_fork_and_exec() {
         let callers = Callers::start(&line.address(), CALLERS);
         let failure = line.fail_to_hand_over_from(1);
         assert!(
-            failure.text.contains("the successor ended before it was ready"),
+            failure.text.contains("the new process ended before it was ready"),
             "{}",
             failure.text
         );

@@ -84,23 +84,23 @@ fn a_successor_reports_its_configuration_error() {
         &line,
         &[
             (
-                "the successor reported an error: unexpected argument '--bad-flag'",
+                "the new process reported an error: unexpected argument '--bad-flag'",
                 &script(r#"exec "$REAL" "$@" --bad-flag"#),
             ),
             (
-                "the successor reported an error: bad address",
+                "the new process reported an error: bad address",
                 &script(r#"exec "$REAL" --listen here"#),
             ),
             (
-                "the successor reported an error: cannot listen on 203.0.113.1:9 (far): Cannot assign requested address",
+                "the new process reported an error: cannot listen on 203.0.113.1:9 (far): Cannot assign requested address",
                 &script(r#"exec "$REAL" "$@" --listen far=203.0.113.1:9"#),
             ),
-            ("the successor reported an error: cannot write the pid file", &|line| {
+            ("the new process reported an error: cannot write the pid file", &|line| {
                 fs::rename(run(line), line.folder().join("away")).unwrap();
                 line.put_real();
             }),
             // The old generation still finds the file at its path once the file is restored.
-            ("the successor reported an error: inherited descriptor 3", &|line| {
+            ("the new process reported an error: inherited descriptor 3", &|line| {
                 fs::rename(line.folder().join("away"), run(line)).unwrap();
                 line.put_script(r#"exec "$REAL" "$@" 3</dev/null"#);
             }),
@@ -112,7 +112,7 @@ fn a_successor_reports_its_configuration_error() {
 
 #[test]
 fn a_successor_that_ends_early_leaves_the_predecessor() {
-    let ended = "the successor ended before it was ready";
+    let ended = "the new process ended before it was ready";
     assert_survives(
         &Line::serve(&["--bake", "0"]),
         &[
@@ -129,7 +129,7 @@ fn a_successor_that_ends_early_leaves_the_predecessor() {
 #[test]
 fn a_successor_with_invalid_messages_is_killed() {
     let line = Line::serve(&["--bake", "0"]);
-    let garbage = "the successor sent an invalid message";
+    let garbage = "the new process sent an invalid message";
     for (says, reason) in [
         ("say garbage", garbage),
         (r"say 'VERSION=2\nKIND=ready\nPI'", garbage),
@@ -141,9 +141,9 @@ fn a_successor_with_invalid_messages_is_killed() {
         // An empty packet looks like the end of the channel.
         (
             r#"perl -e 'open(my $s, "+<&=", $ARGV[0]) or die; defined(send($s, "", 0)) or die' "$fd""#,
-            "the successor ended before it was ready",
+            "the new process ended before it was ready",
         ),
-        ("exec {fd}>&-", "the successor ended before it was ready"),
+        ("exec {fd}>&-", "the new process ended before it was ready"),
     ] {
         line.put_script(&format!("echo $$ >\"$FOLDER/pid\"\n{says}\nexec sleep infinity"));
         let failure = line.fail_to_hand_over_from(1);
@@ -175,7 +175,7 @@ fn a_successor_is_killed_at_the_ready_timeout() {
     let line = Line::serve(&["--bake", "0", "--ready-timeout", "2s"]);
     line.put_script("exec sleep infinity");
     let failure = line.fail_to_hand_over_from(1);
-    assert!(failure.text.contains("the successor was not ready within 2 s"), "{}", failure.text);
+    assert!(failure.text.contains("the new process was not ready within 2 s"), "{}", failure.text);
     // The log has its process id: the script may not have run far enough to write it.
     let killed = line.wait_for(1, Event::SuccessorSignalled);
     let pid = killed.field("successor_pid").unwrap().parse().unwrap();

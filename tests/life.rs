@@ -129,7 +129,7 @@ fn a_worker_beside_a_service_moves_too() {
 fn a_worker_that_ignores_the_stop_prevents_the_handoff() {
     let line = start("alone-deaf");
     let failed = replace(&line, line.first_pid()).unwrap_err();
-    assert!(failed.text.contains("a task that runs in only one generation did not end"));
+    assert!(failed.text.contains("a task that may run in only one process at a time did not end"));
     assert!(Client::connect(&addresses(&line).0).unwrap().echo(b"served").is_ok());
     // At the end of the service, the task is dropped.
     stop(&line, line.first_pid());
@@ -204,7 +204,11 @@ fn a_server_rolls_back_with_its_reason() {
     let line = start("roll-back");
     fs::write(line.folder().join("broken"), "").unwrap();
     let failed = replace(&line, line.first_pid()).unwrap_err();
-    assert!(failed.text.contains("gave the handoff back: the cache is broken"), "{}", failed.text);
+    assert!(
+        failed.text.contains("rolled the handoff back: the cache is broken"),
+        "{}",
+        failed.text
+    );
     Client::connect(&addresses(&line).0).unwrap().echo(b"served").unwrap();
     fs::remove_file(line.folder().join("broken")).unwrap();
     let pid = replace(&line, line.first_pid()).unwrap();
@@ -236,7 +240,10 @@ fn a_server_that_is_stuck_at_its_start_ends_with_the_reason() {
     });
     assert_eq!(exit_code(line.first_pid()), 71);
     let hung = line.wait("the reason", |record| record.is_event(Event::ServerHung));
-    assert!(hung.text.contains("the server did not call Life::ready within 2 s"), "{hung:?}");
+    assert!(
+        hung.text.contains("the server did not report within 2 s that it is ready"),
+        "{hung:?}"
+    );
     line.wait_for_end();
 }
 

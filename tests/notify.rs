@@ -72,8 +72,9 @@ fn a_failed_handoff_sends_ready_only_after_a_signal() {
     let line = serve(&manager, &["--bake", "0"], &[]);
     line.put_script("exit 1");
     line.asked(&["reload"]).names(70, &["ended before it was ready"]);
-    let (status, before) =
-        manager.hear_until("STATUS=generation 1 serving 0; the handoff to 2 failed");
+    let (status, before) = manager.hear_until(
+        "STATUS=generation 1 serving, connections: 0; the handoff to generation 2 failed",
+    );
     assert!(
         before
             .iter()
@@ -89,7 +90,7 @@ fn a_failed_handoff_sends_ready_only_after_a_signal() {
             ready
                 .value("STATUS")
                 .unwrap()
-                .contains("failed: the successor ended before it was ready"),
+                .contains("failed: the new process ended before it was ready"),
             "{ready:?}"
         );
         assert_eq!(ready.value("MAINPID"), None);
@@ -110,10 +111,13 @@ fn only_the_active_generation_reports_the_drain() {
     let mut held = line.hold();
     line.signal(1, Signal::SIGHUP);
     manager.hear_until("MAINPID=");
-    let (_, before) = manager.hear_until("STATUS=generation 2 serving 0; 1 draining, 1 left, ");
+    let (_, before) = manager.hear_until(
+        "STATUS=generation 2 serving, connections: 0; generation 1 draining, connections left: 1, ",
+    );
     assert_only_by(&before, line.pid_of(2));
     held.echo(b"still here").unwrap();
-    let (_, before) = manager.hear_until("STATUS=generation 2 serving 0\n".trim_end());
+    let (_, before) =
+        manager.hear_until("STATUS=generation 2 serving, connections: 0\n".trim_end());
     assert_only_by(&before, line.pid_of(2));
     assert_eq!(line.exit_code(1), 0);
 }
@@ -134,7 +138,7 @@ fn only_the_active_generation_reports_a_stop() {
     let (stopping, before) = manager.hear_until("STOPPING=1");
     assert_eq!(stopping.pid, line.pid_of(2));
     assert_only_by(&before, line.pid_of(2));
-    manager.hear_until("STATUS=generation 2 stopping, 0 left, ");
+    manager.hear_until("STATUS=generation 2 stopping, connections left: 0, ");
     held.echo(b"still here").unwrap();
     assert_eq!(line.exit_code(2), 0);
     assert_eq!(line.exit_code(1), 0);
@@ -151,11 +155,11 @@ fn a_stop_extends_its_timeout_when_a_connection_ends() {
     let line = serve(&manager, &SLOW_DRAIN, &[]);
     let mut held: Vec<_> = (0..3).map(|_| line.hold()).collect();
     line.signal(1, Signal::SIGTERM);
-    manager.hear_until("STATUS=generation 1 stopping, 3 left, ");
+    manager.hear_until("STATUS=generation 1 stopping, connections left: 3, ");
     for left in (1..3).rev() {
         // Waits for an unchanged status first, so that the next notification is about the next
         // change.
-        let stands = format!("STATUS=generation 1 stopping, {}", left + 1);
+        let stands = format!("STATUS=generation 1 stopping, connections left: {}", left + 1);
         let (_, before) = manager.hear_until(&stands);
         assert!(
             before.iter().all(|told| told.value("EXTEND_TIMEOUT_USEC").is_none()),

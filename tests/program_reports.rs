@@ -29,7 +29,7 @@ fn a_program_that_stops_answering_is_started_again() {
     line.wait_for(1, Event::ProgramWatched);
     signal(started(&line, 1), Signal::SIGSTOP);
     line.wait_for(1, Event::ProgramRestarting);
-    assert!(line.text().contains("it stopped answering its watchdog"), "{}", line.text());
+    assert!(line.text().contains("the program stopped answering its watchdog"), "{}", line.text());
     started(&line, 2);
     line.assert_serves();
 }
@@ -59,7 +59,7 @@ fn the_watchdog_is_answered_after_a_death_in_the_bake() {
     line.wait_for(1, Event::SuccessorReady);
     assert_answers(&manager, &line, 1);
     line.signal(2, Signal::SIGKILL);
-    reload.wait().names(76, &["the successor ended after it was ready"]);
+    reload.wait().names(76, &["the new process ended after it was ready"]);
     drop(manager.rest());
     (0..2).for_each(|_| assert_answers(&manager, &line, 1));
     signal(started(&line, 1), Signal::SIGSTOP);
@@ -86,10 +86,10 @@ fn a_wrapper_may_name_the_main_process() {
         row.and_then(|row| row.split_whitespace().nth(1)).unwrap_or_else(|| panic!("{table}"));
     assert_eq!(shown, main.to_string(), "{table}");
     let one_line = line.asked(&["status", "--watch"]).well();
-    assert_eq!(one_line, "generation 1 serving 0 (well and up)\n");
+    assert_eq!(one_line, "generation 1 serving, connections: 0, program: well and up\n");
     signal(main, Signal::SIGKILL);
     line.wait_for(1, Event::ProgramRestarting);
-    assert!(line.text().contains("it ended with SIGKILL"), "{}", line.text());
+    assert!(line.text().contains("the program ended with SIGKILL"), "{}", line.text());
     line.wait_for_count(2, Event::ProgramMainProcess);
     line.assert_serves();
     line.signal(1, Signal::SIGTERM);
@@ -100,7 +100,7 @@ fn a_wrapper_may_name_the_main_process() {
 fn a_program_that_leaves_the_foreground_fails_the_reload() {
     let line = run_app(&good(), &[], &PRIVATE);
     put(line.folder(), &format!("(sleep 1; exec {REAL} \"$@\") & exit 0"));
-    line.asked(&["reload"]).names(70, &["exit code 0; it must stay in the foreground"]);
+    line.asked(&["reload"]).names(70, &["exit code 0; the program must stay in the foreground"]);
     line.assert_serves();
 }
 

@@ -117,8 +117,8 @@ impl Departures {
                 let OutgoingConnection { listener, peer, .. } = connection;
                 tracing::debug!(
                     event = "carry.connection_declined", listener, %peer, reason = why,
-                    "the successor did not take over a client connection, draining it here \
-                    instead: {why}"
+                    "the new process did not take over a client connection, which stays in this \
+                    process: {why}"
                 );
                 slot.refused();
                 Departure::Refused
@@ -198,8 +198,8 @@ impl DepartureTasks {
             Err(error) => {
                 tracing::error!(
                     event = "carry.unavailable", reason = %error,
-                    "cannot move client connections to the successor, draining them here instead: \
-                    {error}"
+                    "cannot move client connections to the new process, so they stay in this \
+                    process: {error}"
                 );
                 return false;
             }

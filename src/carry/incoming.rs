@@ -87,8 +87,8 @@ impl Incoming {
         tracing::warn!(
             event = "carry.message_invalid",
             reason = why,
-            "received an invalid packet from the predecessor, which must drain its remaining \
-            connections itself: {why}"
+            "received an invalid packet from the old process, so its remaining client connections \
+            stay there: {why}"
         );
         Arrival::End
     }
@@ -120,12 +120,12 @@ fn arrived(head: PacketHead, bytes: Vec<u8>, rights: Rights) -> Arrival {
     let damaged = |why: &str| Arrival::Damaged { id: head.id, why: why.to_owned() };
     let mut descriptors = match rights {
         Rights::All(descriptors) => descriptors,
-        Rights::Truncated => return damaged("the successor has no free file descriptor"),
+        Rights::Truncated => return damaged("the new process has no free file descriptor"),
     };
     // A descriptor number in the reserved range means that no other descriptor is free. Clients may
     // not use reserved descriptors, so refuse the connection. The predecessor then drains it.
     if descriptors.iter().any(sys::reserve::is_reserved) {
-        return damaged("the successor has no free file descriptor");
+        return damaged("the new process has no free file descriptor");
     }
     if descriptors.is_empty() {
         return damaged("the packet has no socket");
@@ -145,7 +145,7 @@ impl CarriedConnection {
     /// connections.
     pub(crate) fn unknown_listener(&self) -> Declined {
         let listener = &self.head.listener;
-        format!("the successor has no listener {listener:?} that takes over connections").into()
+        format!("the new process has no listener {listener:?} that takes over connections").into()
     }
 
     /// Returns the client's stream and address, the time at which the connection began, and its

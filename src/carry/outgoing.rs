@@ -154,8 +154,8 @@ impl Outgoing {
                 let OutgoingConnection { listener, peer, .. } = outgoing_connection;
                 tracing::warn!(
                     event = "carry.send_failed", listener, %peer, reason = %error,
-                    "cannot move a client connection to the successor, draining it here instead: \
-                    {error}"
+                    "cannot move a client connection to the new process, so it stays in this \
+                    process: {error}"
                 );
                 Verdict::Refused(error.to_string())
             }
@@ -206,8 +206,8 @@ impl Outgoing {
                 Err(error) => {
                     tracing::error!(
                         event = "carry.answer_failed", reason = %error,
-                        "cannot read which client connections the successor has taken over, \
-                        moving no more to it: {error}"
+                        "cannot read which client connections the new process has taken over, so \
+                        no more connections move to it: {error}"
                     );
                     // Stop sending connections. Tasks that wait for an answer continue to wait,
                     // because the successor may already serve their connections.
@@ -219,7 +219,8 @@ impl Outgoing {
             tracing::warn!(
                 event = "carry.answer_invalid",
                 reason = why,
-                "ignored an invalid answer from the successor about a client connection: {why}"
+                "ignored an invalid answer of the new process, which should say whether it took \
+                over a client connection: {why}"
             );
         }
         // Close first, so that later calls to `hand_over` return at once. The next line then wakes

@@ -140,8 +140,8 @@ impl<T: TakesOver> Takeover<T> {
                 // process did not take the connection.
                 tracing::error!(
                     event = "carry.answer_failed", reason = %error,
-                    "cannot reply to the predecessor, which must drain its remaining connections \
-                    itself: {error}"
+                    "cannot tell the old process which client connections were taken over, so the \
+                    remaining ones stay there: {error}"
                 );
                 break;
             }
@@ -156,7 +156,7 @@ impl<T: TakesOver> Takeover<T> {
                 event = "carry.taken_over",
                 taken,
                 refused,
-                "took over {taken} connections from the predecessor, refused {refused}"
+                "took over {taken} client connections from the old process and refused {refused}"
             );
         }
     }
@@ -173,8 +173,7 @@ impl<T: TakesOver> Takeover<T> {
                 tracing::debug!(
                     event = "carry.connection_refused",
                     reason = %why,
-                    "did not take over a client connection, which the predecessor drains instead: \
-                    {why}"
+                    "did not take over a client connection, which stays in the old process: {why}"
                 );
                 self.incoming.answer(id, CarryAnswer::Refused(why.to_string())).await
             }

@@ -158,7 +158,7 @@ impl MaxGenerations {
         if (2..=64).contains(&count) {
             Ok(Self(count))
         } else {
-            let why = "expected 2 to 64: one generation serves, the others drain";
+            let why = "expected 2 to 64, because one process serves while others drain";
             Err(Error::Setting { setting: "max-generations", value: count.to_string(), why })
         }
     }

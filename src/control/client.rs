@@ -97,9 +97,8 @@ impl Control {
             }
             if Instant::now() >= deadline {
                 return Err(ControlError::TryAgain {
-                    reason:
-                        "another generation became active each time before the request was answered"
-                            .into(),
+                    reason: "each time, a newer process took over before the request was answered"
+                        .into(),
                 });
             }
         }
@@ -146,7 +145,10 @@ impl Control {
 
     pub(super) fn broke_off(&self) -> ControlError {
         ControlError::TryAgain {
-            reason: format!("the connection to {} ended without an answer", printable(&self.path)),
+            reason: format!(
+                "the connection to the daemon on {} ended without an answer",
+                printable(&self.path)
+            ),
         }
     }
 

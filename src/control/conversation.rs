@@ -51,8 +51,8 @@ impl<'a> Conversation<'a> {
             Ok(line) => line,
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
             Err(error) if error.kind() == io::ErrorKind::Other => {
-                let reason =
-                    format!("invalid answer from {}: {error}", printable(&self.control.path));
+                let path = printable(&self.control.path);
+                let reason = format!("invalid answer from the daemon on {path}: {error}");
                 return Err(ControlError::Denied { reason });
             }
             Err(source) => return Err(self.control.unreachable(source)),
@@ -62,7 +62,7 @@ impl<'a> Conversation<'a> {
         let Some(line) = line.strip_suffix(b"\n") else { return Ok(None) };
         serde_json::from_slice(line).map(Some).map_err(|error| ControlError::Denied {
             reason: one_line(&format!(
-                "invalid answer ({error}): {}",
+                "invalid answer from the daemon ({error}): {}",
                 String::from_utf8_lossy(line)
             )),
         })

@@ -39,7 +39,7 @@ pub enum ControlError {
         reason: String,
     },
     /// The daemon refuses this request or this user, or the daemon's answer is invalid.
-    #[error("the request failed: {reason}")]
+    #[error("the request to the daemon failed: {reason}")]
     Denied {
         /// The reason for the refusal.
         reason: String,

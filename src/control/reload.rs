@@ -61,14 +61,14 @@ impl fmt::Display for ReloadNews {
                     write!(f, ", after {:.3} s", after.as_secs_f64())?;
                 }
                 if let Some(draining) = draining {
-                    write!(f, "; connections left: {draining}")?;
+                    write!(f, "; connections left in the old process: {draining}")?;
                 }
                 Ok(())
             }
             Self::Drained { generation, ended, carried, cut } => write!(
                 f,
-                "generation {generation} has drained; connections that ended: {ended}, that were \
-                carried: {carried}, that were cut: {cut}"
+                "generation {generation} has drained; connections ended: {ended}, moved to the new \
+                process: {carried}, cut: {cut}"
             ),
         }
     }
@@ -182,7 +182,7 @@ impl Control {
         deadline: Instant,
         news: &mut dyn FnMut(ReloadNews),
     ) -> Result<(), ControlError> {
-        let died = "the generation that received the request has died";
+        let died = "the process that received the request has died";
         loop {
             match self.status_by(deadline.max(from_now(PAUSE))) {
                 Ok(status) if status.serving >= successor => {
@@ -201,7 +201,7 @@ impl Control {
                 }
                 Ok(status) => {
                     let reason = format!(
-                        "{died}, and generation {} serves instead of {successor}",
+                        "{died}, and generation {} serves instead of generation {successor}",
                         status.serving
                     );
                     return Err(ControlError::HandoffFailed { reason });

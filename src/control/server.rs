@@ -152,7 +152,7 @@ async fn accept(listener: Listener, ask: mpsc::Sender<(Request, Answer)>, client
             Err(error) => {
                 tracing::debug!(
                     event = "control.peer_unknown", %error,
-                    "cannot determine the user of a control client, closing its connection: {error}"
+                    "closed a control connection, because its user cannot be determined: {error}"
                 );
                 continue;
             }

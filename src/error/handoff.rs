@@ -30,19 +30,19 @@ pub(crate) enum HandoffFailure {
         source: io::Error,
     },
     /// The successor has reported that it cannot serve.
-    #[error("the successor reported an error: {reason}")]
+    #[error("the new process reported an error: {reason}")]
     Refused {
         /// The reason that the successor has given.
         reason: String,
     },
     /// The successor ended before it was ready, and reported no reason.
-    #[error("the successor ended before it was ready{status}")]
+    #[error("the new process ended before it was ready{status}")]
     EndedEarly {
         /// The exit code or the signal with which the successor ended, if known.
         status: EndStatus,
     },
     /// The successor was not ready within the time limit, so the predecessor killed it.
-    #[error("the successor was not ready within {}", Seconds(*limit))]
+    #[error("the new process was not ready within {}", Seconds(*limit))]
     TimedOut {
         /// The time limit, as set by `--ready-timeout`.
         limit: Duration,
@@ -56,7 +56,7 @@ pub(crate) enum HandoffFailure {
     /// No successor was started, because the maximum number of generations was already running. An
     /// older generation was still moving connections to this process at the end of the time limit.
     #[error(
-        "no successor was started: an older generation did not finish moving its connections \
+        "no new process was started: an older process did not finish moving its connections \
         within {}",
         Seconds(*limit)
     )]
@@ -65,17 +65,17 @@ pub(crate) enum HandoffFailure {
         limit: Duration,
     },
     /// The successor ended after it was ready, and reported no reason.
-    #[error("the successor ended after it was ready{status}")]
+    #[error("the new process ended after it was ready{status}")]
     EndedLate {
         /// The exit code or the signal with which the successor ended, if known.
         status: EndStatus,
     },
     /// The successor received a request to stop while it could still be rolled back.
-    #[error("the successor received a stop request before it had taken over")]
+    #[error("the new process received a stop request before it had taken over")]
     ToldToStop,
     /// The server in the successor has given the handoff back to the predecessor, while this was
     /// still possible.
-    #[error("the successor gave the handoff back: {reason}")]
+    #[error("the new process rolled the handoff back: {reason}")]
     GivenBack {
         /// The reason that the successor has given.
         reason: String,
@@ -83,7 +83,7 @@ pub(crate) enum HandoffFailure {
     /// A task that must run in only one generation did not end in time, so this generation keeps
     /// serving.
     #[error(
-        "a task that runs in only one generation did not end within {}",
+        "a task that may run in only one process at a time did not end within {}",
         Seconds(*limit)
     )]
     NotYielded {
@@ -91,7 +91,7 @@ pub(crate) enum HandoffFailure {
         limit: Duration,
     },
     /// The successor has sent an invalid message.
-    #[error("the successor sent an invalid message: {why}")]
+    #[error("the new process sent an invalid message: {why}")]
     Garbage {
         /// A description of what is wrong with the message.
         why: String,

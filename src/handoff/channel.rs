@@ -120,7 +120,7 @@ impl Channel {
             Err(error) => {
                 tracing::warn!(
                     event = "process.unwatched", pid, reason = %error,
-                    "cannot watch the process of another generation, so it cannot be signalled: \
+                    "cannot watch another process of this service, so it can get no signals: \
                     {error}"
                 );
                 ChannelPeer::Unknown
@@ -227,7 +227,8 @@ impl Channel {
                     event = "message.unknown",
                     version,
                     kind,
-                    "ignored a message of an unknown kind or version from another generation"
+                    "ignored a message from another process of this service: its kind {kind} or \
+                    its version {version} is unknown"
                 );
                 let _ = self.send(&Message::Unknown { kind });
                 continue;

@@ -51,7 +51,7 @@ impl<'a> Fields<'a> {
 
     pub(super) fn number<N: std::str::FromStr>(&mut self, key: &str) -> Result<N, Malformed> {
         let text = self.text(key)?;
-        text.parse().map_err(|_| Malformed::from(format!("{key}={text:?}")))
+        text.parse().map_err(|_| Malformed::from(format!("bad value {key}={text:?}")))
     }
 
     /// Takes the values of all lines with the given key, in the order of the packet.
@@ -59,7 +59,8 @@ impl<'a> Fields<'a> {
         let texts = std::iter::from_fn(|| self.take(key));
         texts
             .map(|text| {
-                text.parse().map_err(|_| Malformed::from(format!("{key}={}", excerpt(text))))
+                text.parse()
+                    .map_err(|_| Malformed::from(format!("bad value {key}={}", excerpt(text))))
             })
             .collect()
     }
@@ -67,7 +68,7 @@ impl<'a> Fields<'a> {
     pub(super) fn json<T: DeserializeOwned>(&mut self, key: &str) -> Result<T, Malformed> {
         let text = self.text(key)?;
         serde_json::from_str(text)
-            .map_err(|error| Malformed::from(format!("{key}={}: {error}", excerpt(text))))
+            .map_err(|error| Malformed::from(format!("bad value {key}={}: {error}", excerpt(text))))
     }
 
     /// Takes the line with the given key, splits its value at the first space, and parses both
@@ -78,7 +79,7 @@ impl<'a> Fields<'a> {
     ) -> Result<Option<(A, B)>, Malformed> {
         let Some(text) = self.take(key) else { return Ok(None) };
         let both = text.split_once(' ').and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
-        both.map(Some).ok_or_else(|| Malformed::from(format!("{key}={text:?}")))
+        both.map(Some).ok_or_else(|| Malformed::from(format!("bad value {key}={text:?}")))
     }
 }
 

@@ -228,7 +228,7 @@ impl Inheritance {
             environment.kept("JOURNAL_STREAM").and_then(|value| value.to_str().map(str::to_owned));
         let runtime_directory =
             environment.kept(RUNTIME_DIRECTORY).and_then(sys::env::first_folder);
-        let slot = ReservedFd::reserve().map_err(Error::system("reserve a descriptor"))?;
+        let slot = ReservedFd::reserve().map_err(Error::system("reserve a file descriptor"))?;
         Ok(Self {
             generation,
             sockets,
@@ -266,11 +266,12 @@ fn take_from_predecessor(
         Ok(Received::Message(Message::Hello(hello))) => hello,
         Ok(Received::Message(Message::Unrecognised { version, .. })) => {
             return Err(wrong(format!(
-                "it uses version {version} of the handoff protocol, this program uses {VERSION}"
+                "it uses version {version} of the handoff protocol, but this program uses version \
+                {VERSION}"
             )));
         }
         Ok(other) => {
-            return Err(wrong(format!("expected a hello message, received {other:?}")));
+            return Err(wrong(format!("expected a hello message, but received {other:?}")));
         }
         Err(error) => return Err(wrong(format!("cannot receive its hello message: {error}"))),
     };
@@ -331,7 +332,8 @@ fn channel(
     if sys::socket::is_channel(channel.as_fd()) {
         return Ok(Some(channel));
     }
-    let why = format!("descriptor {descriptor} is {}, not a channel", sys::fd::describe(&channel));
+    let found = sys::fd::describe(&channel);
+    let why = format!("descriptor {descriptor} is {found}, not a channel to another process");
     Err(bad(CHANNEL, value, why))
 }
 

@@ -75,8 +75,8 @@ impl Init {
         if let Err(error) = retry(|| send_packet(self.0.as_fd(), &packet)) {
             tracing::warn!(
                 event = "init.unreachable", reason = %error,
-                "cannot tell the init process which process is active now, so it may signal an \
-                old one: {error}"
+                "cannot tell the init process which process serves now, so it may send signals to \
+                an old one: {error}"
             );
         }
     }

@@ -81,15 +81,15 @@ impl Older {
                 let why = one_line(&why);
                 tracing::warn!(
                     event = "message.invalid", from = %self.generation, why,
-                    "an older generation sent an invalid message, ignoring that generation from \
-                    now on: {why}"
+                    "an older process of this service sent an invalid message, so its further \
+                    messages are ignored: {why}"
                 );
                 Taken::End(self.role)
             }
             Received::End => {
                 tracing::debug!(
                     event = "generation.gone", ended = %self.generation,
-                    "an older generation has ended"
+                    "an older process of this service has ended"
                 );
                 Taken::End(self.role)
             }
@@ -103,7 +103,7 @@ impl Older {
             Err(message) => {
                 tracing::debug!(
                     event = "message.unexpected", from = %self.generation, ?message,
-                    "ignored an unexpected message from an older generation"
+                    "ignored an unexpected message from an older process of this service"
                 );
                 Taken::Nothing
             }
@@ -123,7 +123,7 @@ impl Older {
         if let Err(error) = self.channel.send(message) {
             tracing::debug!(
                 event = "generation.unreachable", to = %self.generation, ?message, %error,
-                "cannot send a message to an older generation: {error}"
+                "cannot send a message to an older process of this service: {error}"
             );
         }
     }

@@ -74,7 +74,7 @@ fn read_file(rights: Rights) -> Received {
     };
     if descriptors.len() != 1 {
         return Received::Garbage(format!(
-            "a long message came with {} descriptors, not one",
+            "a long message came with {} file descriptors instead of one",
             descriptors.len()
         ));
     }
@@ -83,7 +83,7 @@ fn read_file(rights: Rights) -> Received {
         .map_err(|error| Malformed::from(format!("cannot read a long message: {error}")))
         .and_then(|text| Message::decode(&text))
     {
-        Ok(Message::File) => Received::Garbage("a long message contains a long message".to_owned()),
+        Ok(Message::File) => Received::Garbage("a long message contains another one".to_owned()),
         Ok(message) => Received::Message(message),
         Err(why) => Received::Garbage(why.to_string()),
     }

@@ -184,8 +184,9 @@ impl Predecessors {
         for older in &left[..excess] {
             tracing::warn!(
                 event = "drain.cut_short", generation_cut = %older.generation,
-                "told the oldest generation to cut its remaining connections: max_generations is \
-                exceeded"
+                "told an older process (generation {}) to cut its remaining connections: \
+                max_generations is exceeded",
+                older.generation
             );
             older.tell(&Message::Cut);
         }

@@ -110,7 +110,8 @@ impl Successor {
         if let Err(error) = spec.slot.clear() {
             tracing::warn!(
                 event = "successor.close_failed", reason = %error,
-                "cannot close this process's copy of the successor's socket, continuing: {error}"
+                "cannot close a socket that only the new process needs, but the handoff continues: \
+                {error}"
             );
         }
         started?;
@@ -201,8 +202,8 @@ impl Successor {
         if let Err(error) = passed {
             tracing::error!(
                 event = "offer.failed", reason = %error,
-                "cannot pass the state of the server to the successor, which begins without it: \
-                {error}"
+                "cannot pass the saved state of the server to the new process, which starts \
+                without it: {error}"
             );
         }
     }
@@ -220,8 +221,8 @@ impl Successor {
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
                 tracing::error!(
                     event = "carry.unavailable", reason = %error,
-                    "cannot offer client connections to the successor, draining them here \
-                    instead: {error}"
+                    "cannot offer client connections to the new process, so they stay in this \
+                    process: {error}"
                 );
                 None
             }
@@ -251,13 +252,13 @@ impl Successor {
             Some(Ok(())) => {
                 tracing::debug!(
                     event = "successor.signalled", successor_pid = pid, %signal,
-                    "sent {signal} to the successor"
+                    "sent {signal} to the new process"
                 )
             }
             Some(Err(error)) => {
                 tracing::debug!(
                     event = "successor.ended", successor_pid = pid, %signal, %error,
-                    "cannot send {signal} to the successor: {error}"
+                    "cannot send {signal} to the new process: {error}"
                 );
             }
             None => {}
@@ -294,7 +295,7 @@ impl Successor {
         if let Err(error) = self.channel.send(message) {
             tracing::debug!(
                 event = "successor.unreachable", ?message, %error,
-                "cannot send a message to the successor: {error}"
+                "cannot send a message to the new process: {error}"
             );
         }
     }
@@ -383,7 +384,7 @@ impl Successor {
                 tracing::debug!(
                     event = "message.unexpected",
                     ?message,
-                    "ignored an unexpected message from the successor"
+                    "ignored an unexpected message from the new process"
                 );
                 None
             }

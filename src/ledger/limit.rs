@@ -144,7 +144,8 @@ impl ConnectionLimit {
         drop(permits);
         tracing::debug!(
             event = "listener.full", listener = %self.listener,
-            "max_connections is reached: new clients wait until a connection ends"
+            "the listener {} has reached max_connections: new clients wait until a connection ends",
+            self.listener
         );
     }
 

@@ -128,7 +128,7 @@ impl<P: DataPlane> Driver<P> {
         tracing::info!(
             event = "generation.serving",
             draining = self.predecessors.count(),
-            "generation {generation} is serving"
+            "this process (generation {generation}) is serving"
         );
         Ok(())
     }
@@ -148,8 +148,9 @@ impl<P: DataPlane> Driver<P> {
                 None => tracing::warn!(
                     event = "store.refused", listener = %listener.name(),
                     address = listener.address(),
-                    "the service manager cannot keep a listening socket across a crash: its name \
-                    and address are too long"
+                    "the service manager cannot keep the socket of the listener {} across a crash: \
+                    its name and address are too long",
+                    listener.name()
                 ),
             }
         }

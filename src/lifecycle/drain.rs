@@ -62,7 +62,7 @@ impl<P: DataPlane> Driver<P> {
             event = "drain.started",
             why = self.state.name(),
             connections,
-            "generation {} is draining",
+            "this process (generation {}) is draining",
             self.process.generation
         );
         // Report the counters of this process to the active generation now. If this process dies,
@@ -119,7 +119,7 @@ impl<P: DataPlane> Driver<P> {
                 if self.liveness.retry(RESUME_PAUSE, until) {
                     tracing::error!(
                         event = "accept.resume_failed", reason = %error,
-                        "the successor died, but this generation cannot accept connections again \
+                        "the new process died, but this process cannot accept connections again \
                         yet, retrying: {error}"
                     );
                 }
@@ -152,8 +152,8 @@ impl<P: DataPlane> Driver<P> {
                 event = "drain.outlived",
                 connections,
                 generations,
-                "stopped waiting for connections, older generations or a server of your own that \
-                did not end after they were cut"
+                "stopped waiting, although some connections or older processes did not end after \
+                the connections were cut"
             );
         }
     }
@@ -178,7 +178,7 @@ impl<P: DataPlane> Driver<P> {
             ended,
             carried,
             cut,
-            "generation {} has ended",
+            "this process (generation {}) has ended",
             self.process.generation
         );
         self.tell_drained(report);

@@ -113,7 +113,7 @@ impl<P: DataPlane> Driver<P> {
         } = inheritance;
         plane.expect(forecast);
         let predecessors = Predecessors::connect(predecessors, generation)
-            .map_err(Error::system("watch the predecessor"))?;
+            .map_err(Error::system("watch the old process"))?;
         let main_process = match program.manager_numbers() {
             ManagerNumbers::Ours if init.is_none() => MainProcess::ActiveGeneration,
             ManagerNumbers::Ours | ManagerNumbers::Foreign => MainProcess::First,

@@ -126,7 +126,7 @@ impl<P: DataPlane> Driver<P> {
             let error = Error::AloneBlocks;
             tracing::error!(
                 event = "alone.blocked", reason = %error,
-                "ended the process: {error}"
+                "ended the process at once: {error}"
             );
             std::process::exit(error.exit() as i32);
         }

@@ -189,7 +189,8 @@ impl Drop for PanicGuard {
                 std::thread::sleep(EXIT_TIMEOUT);
                 tracing::error!(
                     event = "server.hung",
-                    "ended the process, because it did not end after the server had panicked"
+                    "forced the process to exit: it did not end by itself after the server had \
+                    panicked"
                 );
                 std::process::exit(PANIC_CODE);
             });
@@ -209,7 +210,9 @@ fn end_process_later(returned: Receiver<()>, error: Option<&Error>) {
             tracing::error!(
                 event = "server.hung",
                 reason,
-                "ended the process, because the server did not return when the generation ended"
+                "forced the process to exit, because it had to end but its server did not return: \
+                {}",
+                reason.as_deref().unwrap_or("the process was told to end")
             );
             if let Some(reason) = reason {
                 unlogged::report(&reason);
@@ -250,7 +253,8 @@ async fn warn_of_unused(life: &Life) -> Infallible {
         tracing::warn!(
             event = "listener.unused",
             listeners,
-            "the server does not accept on these listeners, so their clients wait: {listeners}"
+            "the server does not accept connections on some listeners, so their clients wait: \
+            {listeners}"
         );
     }
     std::future::pending().await

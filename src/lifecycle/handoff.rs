@@ -123,8 +123,8 @@ impl<P: DataPlane> Driver<P> {
             self.handoff.get_or_insert_default().stage = Stage::Delayed(until);
             tracing::info!(
                 event = "handoff.delayed",
-                "the handoff is delayed: an older generation is still moving connections here, \
-                and max_generations is reached"
+                "the handoff waits until an older process has moved its connections to this one, \
+                because max_generations is reached"
             );
         } else {
             self.launch_successor();
@@ -147,7 +147,7 @@ impl<P: DataPlane> Driver<P> {
         let program = self.process.program.path().display();
         tracing::info!(
             event = "handoff.started", successor = %generation, %program,
-            "starting a successor: generation {generation}"
+            "starting a new process: generation {generation}"
         );
         let started = Successor::start(&mut LaunchSpec {
             program: &self.process.program,
@@ -209,7 +209,7 @@ impl<P: DataPlane> Driver<P> {
         successor.commit(commit);
         tracing::info!(
             event = "handoff.committed", successor = %next, successor_pid = pid,
-            "handed over to generation {next}"
+            "handed over to the new process: generation {next}"
         );
         self.answer_status();
         self.answer_reload(pid);
@@ -226,15 +226,17 @@ impl<P: DataPlane> Driver<P> {
         let when = if self.active.is_some() {
             "failed"
         } else {
-            "failed after the successor had taken over"
+            "failed after the new process had taken over"
         };
         tracing::error!(
             event = "handoff.failed", %successor, reason = %failure,
-            "the handoff {when}: {failure}"
+            "the handoff to generation {successor} {when}: {failure}"
         );
         // If an operator has stopped the service, the handoff must fail, so report nothing.
         if self.state != State::Stopping {
-            super::unlogged::report(&format!("the handoff {when}: {failure}"));
+            super::unlogged::report(&format!(
+                "the handoff to generation {successor} {when}: {failure}"
+            ));
         }
         let was_ready = handoff.successor.as_ref().is_some_and(Successor::is_ready);
         if let Some(successor) = handoff.successor.take() {
@@ -303,7 +305,8 @@ impl<P: DataPlane> Driver<P> {
         if lost > 0 {
             tracing::error!(
                 event = "carry.lost", %successor, lost,
-                "lost up to {lost} client connections that the successor had taken over"
+                "lost up to {lost} client connections that generation {successor}, the new \
+                process, had taken over"
             );
         }
     }

@@ -130,14 +130,13 @@ impl<P: DataPlane> Driver<P> {
             tracing::warn!(
                 event = "carry.unknown_format",
                 version,
-                "cannot take over client connections, which the predecessor drains instead: it \
-                uses the unknown format version {version}"
+                "cannot take over client connections, which stay in the old process: it sends \
+                them in a format of the unknown version {version}"
             );
         } else if let Err(error) = self.plane.take_over(channel) {
             tracing::error!(
                 event = "carry.unavailable", reason = %error,
-                "cannot take over client connections, which the predecessor drains instead: \
-                {error}"
+                "cannot take over client connections, which stay in the old process: {error}"
             );
         }
     }
@@ -173,7 +172,8 @@ impl<P: DataPlane> Driver<P> {
             // Treat `Cut` as a protocol violation if the successor has not taken over yet. If this
             // generation ended now, no active generation would be left.
             SuccessorEvent::Cut => {
-                let why = "it asked this generation to cut, but had not taken over".to_owned();
+                let why = "it told this process to cut its connections, but had not taken over"
+                    .to_owned();
                 Some(HandoffFailure::Garbage { why }.into())
             }
             SuccessorEvent::Asked => {
@@ -195,7 +195,7 @@ impl<P: DataPlane> Driver<P> {
 
     /// Handles the successor's message that it is ready, which lists the listeners that it closed.
     fn successor_is_ready(&mut self, pid: Option<u32>, given_up: Vec<usize>, replaced: &[usize]) {
-        tracing::info!(event = "successor.ready", successor_pid = pid, "the successor is ready");
+        tracing::info!(event = "successor.ready", successor_pid = pid, "the new process is ready");
         self.listeners.set.mark_replaced(replaced);
         self.listeners.given_up = given_up;
     }
@@ -204,7 +204,7 @@ impl<P: DataPlane> Driver<P> {
     /// the service manager stops and restarts the whole service when its main process, the
     /// successor, dies.
     async fn leave_restart_to_manager(&mut self, failure: HandoffFailure) {
-        let what = "the successor died, and the service manager restarts the service";
+        let what = "the new process died, so the service manager restarts the service";
         tracing::error!(
             event = "successor.died", reason = %failure,
             "{what}: {failure}"
@@ -232,14 +232,15 @@ impl<P: DataPlane> Driver<P> {
             Some((GenerationState::Stopped | GenerationState::Unknown, _)) => {}
             Some((_, Some(Connections { open, .. }))) => tracing::error!(
                 event = "generation.died", died = %generation, open,
-                "generation {generation} died while draining; up to {open} connections were lost"
+                "generation {generation}, an older process, died while it drained, and up to \
+                {open} connections were lost"
             ),
             None if generation.next() != self.process.generation => {}
             Some((_, None)) | None => {
                 tracing::error!(
                     event = "generation.died", died = %generation,
-                    "generation {generation} died while draining; its remaining connections were \
-                    lost"
+                    "generation {generation}, an older process, died while it drained, and its \
+                    remaining connections were lost"
                 );
             }
         }

@@ -127,7 +127,8 @@ impl PidFile {
                     tracing::warn!(
                         event = "pid_file.remove_failed", path = %self.path.display(),
                         reason = %error,
-                        "cannot remove the pid file: {error}"
+                        "cannot remove the pid file {}: {error}",
+                        self.path.display()
                     );
                 }
                 Ok(()) | Err(_) => {}
@@ -140,7 +141,7 @@ impl PidFile {
 pub(super) fn log_failure(error: &Error) {
     tracing::error!(
         event = "pid_file.failed", reason = %error,
-        "cannot update the pid file: {error}"
+        "the pid file was not updated: {error}"
     );
 }
 

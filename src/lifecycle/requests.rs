@@ -49,13 +49,13 @@ impl<P: DataPlane> Driver<P> {
             LifeRequest::Returned(_) => {
                 tracing::warn!(
                     event = "server.returned",
-                    "the server has returned although nothing told it to: stopping the service"
+                    "the server has returned although nothing told it to, so the service stops"
                 );
                 Some(Event::Terminate.into())
             }
             LifeRequest::Stop => Some(Event::Terminate.into()),
             LifeRequest::Reload if self.process.signals.is_none() => {
-                let reason = "the server runs without an inheritance";
+                let reason = "the server runs inside a test, which does not support reloads";
                 tracing::warn!(
                     event = "reload.ignored",
                     reason,
@@ -96,7 +96,7 @@ impl<P: DataPlane> Driver<P> {
                 tracing::warn!(
                     event = "handoff.given_back",
                     reason,
-                    "gave the handoff back to the predecessor: {reason}"
+                    "rolled the handoff back, so the old process keeps serving: {reason}"
                 );
                 self.life.rollback = Some(reason);
                 Ok(Some(Event::Terminate.into()))
@@ -110,7 +110,8 @@ impl<P: DataPlane> Driver<P> {
                 tracing::warn!(
                     event = "rollback.ignored",
                     reason,
-                    "cannot give the handoff back, because it is already committed: {reason}"
+                    "ignored a request to roll the handoff back, because it is already complete: \
+                    {reason}"
                 );
                 Ok(None)
             }
@@ -125,8 +126,8 @@ impl<P: DataPlane> Driver<P> {
             }
             Err(error) => tracing::error!(
                 event = "offer.failed", reason = %error,
-                "cannot read the state that the predecessor's server has offered, beginning \
-                without it: {error}"
+                "cannot read the saved state of the server from the old process, so this process \
+                starts without it: {error}"
             ),
         }
     }

@@ -141,7 +141,7 @@ pub(super) fn log_reload_without_effect(state: State) {
                 "the reload is delayed: waiting for the current start or handoff to finish"
             );
         }
-        State::Retiring { .. } => ignored("a newer generation is serving"),
+        State::Retiring { .. } => ignored("a newer process is serving"),
         State::Stopping => ignored("the service is stopping"),
         State::Serving | State::Stopped => {}
     }

@@ -116,7 +116,7 @@ impl<P: DataPlane> Driver<P> {
         if !matches!(self.state, State::Starting { .. }) {
             tracing::warn!(
                 event = "generation.resumed",
-                "the successor died, so generation {} accepts connections again",
+                "the new process died, so this process (generation {}) accepts connections again",
                 self.process.generation
             );
             self.report_status();
@@ -128,7 +128,7 @@ impl<P: DataPlane> Driver<P> {
         tracing::info!(
             event = "generation.accepting",
             listeners,
-            "generation {} is accepting connections",
+            "this process (generation {}) is accepting connections",
             self.process.generation
         );
         Some(Event::Live.into())
@@ -159,7 +159,8 @@ impl<P: DataPlane> Driver<P> {
             State::Retiring { .. } | State::Stopping | State::Stopped => {
                 tracing::error!(
                     event = "worker.died", reason = %error,
-                    "a part of the server has failed, draining its remaining connections: {error}"
+                    "a part of the server has failed while this process drains its remaining \
+                    connections: {error}"
                 );
                 self.liveness.death = Some(error);
                 return Ok(());

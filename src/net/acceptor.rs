@@ -164,8 +164,8 @@ pub(crate) fn pending(listener: &Listener) -> impl Iterator<Item = (Stream, Peer
             let listener = listener.name();
             tracing::error!(
                 event = "listener.backlog_lost", %listener, reason = %error,
-                "cannot accept the last clients in the backlog of {listener}, resetting them: \
-                {error}"
+                "cannot accept the last clients in the backlog of {listener}, so their connections \
+                are reset: {error}"
             );
             None
         }

@@ -208,8 +208,9 @@ impl Listener {
             self.socket.set_nonblocking(true)?;
             tracing::warn!(
                 event = "listener.blocking", listener = %self.name,
-                "another process set the listening socket to blocking mode: it is non-blocking \
-                again"
+                "the socket of the listener {} is non-blocking again: another process had made it \
+                blocking",
+                self.name
             );
         }
         Ok(())
@@ -244,8 +245,8 @@ impl Listener {
             let (listener, address) = (self.name(), self.address());
             tracing::warn!(
                 event = "listener.divert_failed", %listener, address, reason = %error,
-                "cannot keep new clients away from the closing socket on {address}, so some may \
-                be reset: {error}"
+                "cannot keep new clients away from a socket on {address} that is about to close, \
+                so some may be reset: {error}"
             );
         }
     }
@@ -255,7 +256,9 @@ impl Listener {
         if let Err(error) = self.socket.set_reuse_port(false) {
             tracing::debug!(
                 event = "listener.port_shared", listener = %self.name, %error,
-                "cannot clear SO_REUSEPORT, so other sockets may share the port: {error}"
+                "cannot clear SO_REUSEPORT of the listener {}, so other sockets may share its \
+                port: {error}",
+                self.name
             );
         }
     }
@@ -273,7 +276,8 @@ impl Listener {
                     tracing::warn!(
                         event = "socket.unlink_failed", listener = %self.name,
                         path = %path.display(), reason = %error,
-                        "cannot remove the path of a Unix socket: {error}"
+                        "cannot remove {}, the path of a Unix socket: {error}",
+                        path.display()
                     );
                 }
                 Ok(()) | Err(_) => {}

@@ -92,7 +92,8 @@ impl Instance {
                         event = "program.ended",
                         instance = self.number,
                         reason = what,
-                        "not starting the program again, because its generation drains: it {what}"
+                        "not starting the program again, because this process drains its last \
+                        connections: the program {what}"
                     ),
                 }
             }
@@ -126,7 +127,7 @@ impl Instance {
             instance = self.number,
             pause = seconds,
             reason,
-            "starting the program again in {seconds} s: it {reason}"
+            "starting the program again in {seconds} s: the program {reason}"
         );
         self.state.send_replace(InstanceState::Restarting);
         let _ = timeout(pause, self.orders.wait_for(|order| !order.runs())).await;
@@ -241,7 +242,7 @@ impl Instance {
         let when = if is_ready { "" } else { " before it was ready," };
         let hint = match status {
             Some(status) if status.success() && !is_ready => {
-                "; it must stay in the foreground, or name its process with MAINPID="
+                "; the program must stay in the foreground, or name its process with MAINPID="
             }
             Some(_) | None => "",
         };
@@ -264,7 +265,7 @@ impl Instance {
     fn became_ready(&self, by: ReadyBy) {
         let pid = self.facts().pid;
         let seen = match by {
-            ReadyBy::Report => "it has reported so, or its check succeeds",
+            ReadyBy::Report => "it has reported this or passed its readiness check",
             ReadyBy::Connect => "it accepts connections on its private address",
             ReadyBy::Guess => "it has run for a second",
         };
@@ -279,8 +280,8 @@ impl Instance {
             tracing::warn!(
                 event = "program.ready_guessed",
                 instance = self.number,
-                "the program has not reported that it is ready, assuming so because it is still \
-                running: make it send READY=1, or set --ready"
+                "the program counts as ready, because it has run for a second: to be certain, let \
+                it send READY=1 or set --ready"
             );
         }
         self.state.send_replace(InstanceState::Ready(by));
@@ -350,7 +351,7 @@ impl Instance {
                 event = "program.main_process",
                 instance = self.number,
                 program_pid = main,
-                "the main process of the program is now {main}, as the program says"
+                "the program has named process {main} as its main process"
             );
         }
         if said.stopping && matches!(*self.state.borrow(), InstanceState::Ready(_)) {
@@ -368,7 +369,8 @@ impl Instance {
                 event = "program.watched",
                 instance = self.number,
                 program_pid = pid,
-                "the program answers its watchdog, and is restarted if it stops answering"
+                "the program sends watchdog notifications (WATCHDOG=1), and is restarted if they \
+                stop"
             );
         }
         watchdog.map_or(before, |time| Instant::now().checked_add(time))

@@ -69,7 +69,7 @@ impl Missing {
             }
             Ready::NotifyOrAlive | Ready::After(_) => "it has not run long enough".to_owned(),
             Ready::Connect | Ready::Http(_) | Ready::Command(_) => {
-                "its first check has not ended".to_owned()
+                "its first readiness check has not ended".to_owned()
             }
         };
         Self(Arc::new(Mutex::new(text)))

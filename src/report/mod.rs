@@ -208,11 +208,11 @@ pub struct Settings {
     pub drain_timeout_ms: u64,
 }
 
-/// Writes the status of all generations as one line, such as `generation 7 serving 1200; 6
-/// draining, 14 left, 21 s`.
+/// Writes the status of all generations as one line, such as `generation 7 serving, connections:
+/// 1200; generation 6 draining, connections left: 14, seconds left: 21`.
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut between = "generation ";
+        let mut between = "";
         let active = self.generations.iter().filter(|report| report.generation == self.serving);
         let others = self.generations.iter().filter(|report| report.generation != self.serving);
         for report in active.chain(others) {
@@ -221,14 +221,15 @@ impl fmt::Display for Status {
         }
         match &self.last_handoff {
             Some(LastHandoff { successor, reason: Some(reason), .. }) => {
-                write!(f, "; the handoff to {successor} failed: {reason}")
+                write!(f, "; the handoff to generation {successor} failed: {reason}")
             }
             _ => Ok(()),
         }
     }
 }
 
-/// Writes the state of one generation, such as `7 serving 1200` or `6 draining, 14 left, 21 s`.
+/// Writes the state of one generation, such as `generation 7 serving, connections: 1200` or
+/// `generation 6 draining, connections left: 14, seconds left: 21`.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (verb, drains) = match self.state {
@@ -242,18 +243,20 @@ impl fmt::Display for Report {
             GenerationState::Stopped => ("stopped", false),
             GenerationState::Unknown => ("not responding", false),
         };
-        write!(f, "{} {verb}", self.generation)?;
+        write!(f, "generation {} {verb}", self.generation)?;
         match self.connections {
-            Some(connections) if drains => write!(f, ", {} left", connections.open)?,
-            Some(connections) if verb == "serving" => write!(f, " {}", connections.open)?,
+            Some(connections) if drains => write!(f, ", connections left: {}", connections.open)?,
+            Some(connections) if verb == "serving" => {
+                write!(f, ", connections: {}", connections.open)?
+            }
             _ => {}
         }
         let said = self.programs.iter().find_map(|program| program.status.as_deref());
         if let Some(said) = said.filter(|_| verb == "serving") {
-            write!(f, " ({})", cut_line(said, LONGEST_STATUS))?;
+            write!(f, ", program: {}", cut_line(said, LONGEST_STATUS))?;
         }
         match self.drain_left_ms {
-            Some(left) if drains => write!(f, ", {} s", left.div_ceil(1000)),
+            Some(left) if drains => write!(f, ", seconds left: {}", left.div_ceil(1000)),
             _ => Ok(()),
         }
     }
@@ -325,7 +328,8 @@ mod tests {
         };
         assert_eq!(
             status.to_string(),
-            "generation 8 serving 1200; 9 on probation; 7 draining, 2 left, 1 s"
+            "generation 8 serving, connections: 1200; generation 9 on probation; generation 7 \
+            draining, connections left: 2, seconds left: 1"
         );
         status.generations.drain(..1);
         status.generations.pop();
@@ -333,7 +337,10 @@ mod tests {
         let (successor, reason) = (status.serving.next(), Some("it died".to_owned()));
         status.last_handoff =
             Some(LastHandoff { unix_ms: 1, successor, outcome: Outcome::Failed, reason });
-        assert_eq!(status.to_string(), "generation 8 serving; the handoff to 9 failed: it died");
+        assert_eq!(
+            status.to_string(),
+            "generation 8 serving; the handoff to generation 9 failed: it died"
+        );
     }
 
     #[test]

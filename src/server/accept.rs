@@ -79,7 +79,7 @@ impl<S: Service> WorkerLoops<S> {
 /// Reports the panic of an accept loop, if the loop ended with a panic.
 fn report_panic(ended: Result<(), JoinError>, deaths: &Deaths) {
     if let Some(panic) = ended.err().and_then(|error| error.try_into_panic().ok()) {
-        deaths.report("an accept loop", &panic_text(&*panic));
+        deaths.report("a task that accepts clients", &panic_text(&*panic));
     }
 }
 

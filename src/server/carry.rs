@@ -55,7 +55,7 @@ impl<S: Service> CarryPlane for Server<S> {
         let (slots, context) = (slots.collect(), Arc::clone(&self.context));
         self.taking
             .begin(channel, TakingOver { context, slots })
-            .map_err(Error::system("receive connections from the predecessor"))
+            .map_err(Error::system("receive connections from the old process"))
     }
 
     fn is_taking_over(&self) -> bool {

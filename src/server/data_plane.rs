@@ -119,8 +119,8 @@ impl<S: Service> DataPlane for Server<S> {
             tracing::error!(
                 event = "worker.hung",
                 workers,
-                "{workers} worker threads hang and have not stopped accepting: continuing without \
-                them"
+                "{workers} worker threads hang and have not stopped accepting clients: the process \
+                continues without them"
             );
             self.loops.detach_all();
         }

@@ -41,8 +41,8 @@ impl<S: Service> Latecomers<S> {
                 let listener = self.listener.name();
                 tracing::warn!(
                     event = "listener.backlog_unwatched", %listener, reason = %error,
-                    "cannot watch the replaced listener {listener}: {error}; its last clients are \
-                    accepted only when it is closed"
+                    "cannot watch the replaced listener {listener}, so its last clients are \
+                    accepted only when it is closed: {error}"
                 );
                 tokio::select! {
                     () = self.stop.cancelled() => {}

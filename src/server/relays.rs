@@ -166,10 +166,12 @@ impl<S: Service> ConnectionContext<S> {
             tokio::spawn(async move {
                 match task.await {
                     Ok(Ok(never)) => match never {},
-                    Ok(Err(error)) => deaths.report("a relay plane", &error.to_string()),
+                    Ok(Err(error)) => {
+                        deaths.report("a task that forwards connections", &error.to_string())
+                    }
                     Err(error) => {
                         if let Ok(panic) = error.try_into_panic() {
-                            deaths.report("a relay plane", &panic_text(&*panic));
+                            deaths.report("a task that forwards connections", &panic_text(&*panic));
                         }
                     }
                 }

@@ -213,7 +213,7 @@ impl Drop for Workers {
         if matches!(running.recv_timeout(END_TIMEOUT), Err(RecvTimeoutError::Timeout)) {
             tracing::error!(
                 event = "worker.hung",
-                "a worker thread did not stop in time: continuing without it"
+                "a worker thread did not stop in time: the process continues without it"
             );
             return;
         }

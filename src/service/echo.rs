@@ -70,8 +70,8 @@ impl Service for Echo {
             Ok(())
         } else {
             Err(format!(
-                "the echo service cannot read a connection state of the format {} with {} \
-                descriptors",
+                "the echo service cannot continue a saved connection of the format {} with {} \
+                file descriptors",
                 parcel.format,
                 parcel.descriptors.len()
             )

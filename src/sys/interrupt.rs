@@ -81,8 +81,8 @@ fn register() -> io::Result<Arc<Mark>> {
 fn not_watched(error: io::Error) {
     tracing::warn!(
         event = "accept.uninterruptible", reason = %error,
-        "cannot start the thread that interrupts accept calls: {error}; if another process makes \
-        a socket blocking, a worker may hang"
+        "cannot start the thread that interrupts blocked accept calls, so a worker may hang if \
+        another process makes a socket blocking: {error}"
     );
 }
 

@@ -179,7 +179,7 @@ fn without_a_logger_only_a_failed_handoff_is_reported() {
     let (code, _) = server.handoffd(&["reload"]);
     assert_eq!(code, 70);
     let errors = server.errors();
-    assert!(errors.starts_with("handoffd: the handoff failed: "), "{errors}");
+    assert!(errors.starts_with("handoffd: the handoff to generation 3 failed: "), "{errors}");
     assert_eq!(errors.lines().count(), 1, "{errors}");
     server.stop();
 }

@@ -32,7 +32,7 @@ const ILLS: [(&str, &str, i32); 16] = [
     ),
     (
         "SystemCallFilter=~execve",
-        "breaks  SystemCallFilter=: a generation cannot start its successor without execve; ",
+        "breaks  SystemCallFilter=: a reload cannot start a new process without these system calls: execve; ",
         78,
     ),
     ("PrivateUsers=yes", "risks   PrivateUsers=yes: ", 0),

@@ -71,7 +71,7 @@ pub(crate) fn a_failed_reload_reports_why_and_changes_nothing(system: System) {
         "(until $REAL status --control /run/handoffd/control --json | grep -q '\"probation\"'; do :; done
         kill -9 $$) & exec $REAL";
     let never_ready: [(&str, &str); 3] = [
-        ("exit 7", "the successor ended before it was ready"),
+        ("exit 7", "the new process ended before it was ready"),
         ("exec $REAL --listen nowhere", "bad address \"nowhere\""),
         ("exec sleep 1000", "not ready within 30 s"),
     ];
@@ -165,7 +165,7 @@ pub(crate) fn the_second_of_two_concurrent_reloads_must_be_retried(system: Syste
     drop(gone);
     lab.wait("the handoff", |lab| lab.status()["serving"] == 3);
     lab.run(&[PROGRAM, "reload", "--expect-generation", "2"])
-        .names(75, &["generation 3 serves, not 2"]);
+        .names(75, &["generation 3 serves, but the request expects generation 2"]);
     lab.run(&[PROGRAM, "reload", "--expect-generation", "3"]).well();
     assert_eq!(lab.status()["serving"], 4);
 }

@@ -82,7 +82,7 @@ pub(crate) fn a_bad_release_stops_at_the_first_host() {
 
     // This release passes its check and then exits instead of serving.
     fleet.write("ends", "[ \"$1\" = check ] || exit 7");
-    fleet.roll("ends", &[]).says("the successor ended before it was ready");
+    fleet.roll("ends", &[]).says("the new process ended before it was ready");
     let is = see(first);
     assert_eq!((is.generation, is.pid, &is.link), (1, was.pid, &was.link));
     assert_eq!(is.releases, ["a", "ends"]);

@@ -20,7 +20,9 @@ pub(crate) fn a_stop_drains_every_generation_and_cuts_no_client(system: System) 
         // The socket unit is stopped as well, or a client would start the service again.
         let stop = lab.start(&["systemctl", "stop", "handoffd.socket", "handoffd.service"]);
         lab.wait("the stop", |lab| lab.show("ActiveState") == "deactivating");
-        lab.wait("the status", |lab| lab.show("StatusText").contains("stopping, 1 left"));
+        lab.wait("the status", |lab| {
+            lab.show("StatusText").contains("stopping, connections left: 1")
+        });
         // systemd signals the remaining processes like this.
         lab.systemctl(&["kill", "--signal=TERM", "handoffd.service"]).well();
         for client in busy {

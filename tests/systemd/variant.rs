@@ -25,7 +25,7 @@ pub(crate) fn the_notify_reload_variant_reports_every_end_of_a_reload(system: Sy
         lab.systemctl(&["reload", "handoffd.service"]).well();
         assert_eq!((lab.show("ActiveState"), lab.main_pid()), ("active".into(), main));
         assert!(
-            lab.show("StatusText").contains("the handoff to 6 failed"),
+            lab.show("StatusText").contains("the handoff to generation 6 failed"),
             "{}",
             lab.show("StatusText")
         );

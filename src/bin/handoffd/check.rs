@@ -31,6 +31,6 @@ pub(crate) fn run(settings: &StartSettings) -> Result<(), Failure> {
     };
     print(
         "the outcome of the check, which succeeded",
-        &format!("good: would listen on {listeners}\n"),
+        &format!("the configuration is good; the daemon would listen on {listeners}\n"),
     )
 }

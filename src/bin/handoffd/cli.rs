@@ -36,9 +36,9 @@ enum CommandLine {
     Reload(ReloadFlags),
     /// Show every generation: its process, version, state and connections
     Status(StatusFlags),
-    /// Run a program that serves the listeners, and replace it on a reload
+    /// Run a server in any language, and replace it at each reload
     Run(Box<Deferred<RunFlags>>),
-    /// Forward every connection to an upstream
+    /// Run as a proxy, which forwards every connection to an upstream
     Proxy(Box<Deferred<ProxyFlags>>),
     /// Check the configuration and report mistakes, without binding or changing anything
     ///
@@ -72,9 +72,9 @@ struct CheckFlags {
 
 #[derive(Debug, Subcommand)]
 enum Checked {
-    /// Run a program that serves the listeners
+    /// Run a server in any language, and replace it at each reload
     Run(Box<Deferred<RunFlags>>),
-    /// Forward every connection to an upstream
+    /// Run as a proxy, which forwards every connection to an upstream
     Proxy(Box<Deferred<ProxyFlags>>),
 }
 

@@ -222,7 +222,8 @@ fn block_on<F: Future>(future: F) -> F::Output {
 fn pause_after(served: &ServedListener, error: &io::Error) {
     tracing::debug!(
         event = "accept.failed_too", listener = %served.name,
-        "cannot accept a connection, trying again: {error}"
+        "cannot accept a connection on {}, retrying: {error}",
+        served.name
     );
     thread::sleep(PAUSE);
 }

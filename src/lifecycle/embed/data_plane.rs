@@ -103,8 +103,9 @@ impl DataPlane for Embedded {
             tracing::info!(
                 event = "backlog.left",
                 listeners = names.join(" "),
-                "clients wait in a backlog that no other generation accepts: the server accepts \
-                them"
+                "clients still wait on listeners that no other process serves, so this process \
+                accepts them: {}",
+                names.join(" ")
             );
             self.life.state.term.send_replace(Term::for_backlog());
         }
@@ -187,7 +188,7 @@ impl CarryPlane for Embedded {
         let _inside = self.runtime.enter();
         self.taking
             .begin(channel, Arrivals(self.life.clone()))
-            .map_err(Error::system("receive connections from the predecessor"))
+            .map_err(Error::system("receive connections from the old process"))
     }
 
     fn is_taking_over(&self) -> bool {

@@ -29,7 +29,7 @@ type Panic = Box<dyn Any + Send>;
 impl DriverRuntime {
     pub(super) fn new() -> Result<Self, Error> {
         let runtime = Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(Error::system("start the runtime of the driver"))?;
+        let runtime = runtime.map_err(Error::system("start the runtime that manages handoffs"))?;
         Ok(Self(Some(runtime)))
     }
 
@@ -65,7 +65,7 @@ impl DriverRuntime {
                 let _ = tell.send(ended);
             }
         };
-        thread.spawn(run).map_err(Error::system("start the thread of the driver"))?;
+        thread.spawn(run).map_err(Error::system("start the thread that manages handoffs"))?;
         Ok(DriverThread { ended, _wanted: wanted })
     }
 }

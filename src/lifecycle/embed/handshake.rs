@@ -79,7 +79,8 @@ impl<T: Send + 'static> Handshakes<T> {
                     Err(error) => tracing::error!(
                         event = "connection.handshake_panicked",
                         listener = %self.name(), reason = %error,
-                        "closed a client connection, because its handshake panicked: {error}"
+                        "closed a client connection, because the code for its handshake panicked: \
+                        {error}"
                     ),
                 },
                 accepted = self.acceptor.accept(), if is_accepting => match accepted {

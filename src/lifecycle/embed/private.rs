@@ -95,7 +95,7 @@ async fn copy(mut client: Stream, mut server: UnixStream) {
 fn log_failed(error: &io::Error) {
     tracing::debug!(
         event = "connection.copy_failed", %error,
-        "a connection to a private listener has ended with an error: {error}"
+        "a client connection to a private listener of the server has ended with an error: {error}"
     );
 }
 

@@ -96,8 +96,8 @@ where
                     Err(reason) => {
                         tracing::error!(
                             event = "server.failed", reason,
-                            "the server has failed while it ended the connections of an earlier \
-                            term: {reason}"
+                            "the server has failed while it ended connections that it had accepted \
+                            before the new process died: {reason}"
                         );
                         CallEvent::AsTold
                     }

@@ -59,7 +59,7 @@ impl<P: DataPlane> Driver<P> {
         };
         let expected = options.expect_generation.filter(|expected| *expected != generation);
         let unexpected = expected.map(|expected| {
-            format!("generation {generation} serves, not {expected} as the request expects")
+            format!("generation {generation} serves, but the request expects generation {expected}")
         });
         if let Some(reason) = why_not.map(str::to_owned).or(unexpected) {
             answer.refuse(Refusal::TryAgain, reason);

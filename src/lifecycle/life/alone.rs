@@ -57,7 +57,8 @@ impl AloneTasks {
         if self.are_running() && !self.dropped.is_cancelled() {
             tracing::warn!(
                 event = "alone.dropped",
-                "dropped a task that runs in only one generation: it did not end within {} s",
+                "dropped a task that may run in only one process at a time: it did not end within \
+                {} s",
                 limit.as_secs_f64()
             );
         }
@@ -160,8 +161,8 @@ async fn run_once(
             Err(error) if error.is_panic() => {
                 tracing::error!(
                     event = "alone.panicked",
-                    "a task that runs in only one generation has panicked and does not start \
-                    again in this generation"
+                    "a task that may run in only one process at a time has panicked and does not \
+                    start again in this process"
                 );
                 RunEnd::ForGood
             }

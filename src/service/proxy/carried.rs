@@ -208,7 +208,7 @@ pub(super) fn take_up(
 fn whole(parcel: &CarriedState) -> Result<(CarriedStage, usize), Declined> {
     if parcel.format != FORMAT {
         let why =
-            format!("the proxy cannot read a connection state of the format {}", parcel.format);
+            format!("the proxy cannot continue a saved connection of the format {}", parcel.format);
         return Err(why.into());
     }
     let (stage, owed) = read(&parcel.bytes)?;
@@ -223,7 +223,8 @@ fn whole(parcel: &CarriedState) -> Result<(CarriedStage, usize), Declined> {
         Ok((stage, parcel.bytes.len() - owed.len()))
     } else {
         Err(format!(
-            "the {} bytes and {} descriptors of the connection state do not match its header",
+            "the saved connection has {} bytes and {} file descriptors, but its header says \
+            otherwise",
             owed.len(),
             parcel.descriptors.len()
         )
@@ -241,7 +242,7 @@ const fn peer(address: &Address) -> Peer {
 
 pub(super) fn read(bytes: &[u8]) -> Result<(CarriedStage, &[u8]), Declined> {
     let end =
-        bytes.iter().position(|byte| *byte == b'\n').ok_or("the connection state has no header")?;
+        bytes.iter().position(|byte| *byte == b'\n').ok_or("the saved connection has no header")?;
     let stage = serde_json::from_slice(&bytes[..end]).map_err(|error| error.to_string())?;
     Ok((stage, &bytes[end + 1..]))
 }

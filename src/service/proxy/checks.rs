@@ -100,8 +100,9 @@ impl Watch {
                     tracing::debug!(
                         event = "upstream.check_impossible", listener = %listeners,
                         upstream = %upstream.label(), %reason,
-                        "cannot run the health check of an upstream, which keeps its state: \
-                        {reason}"
+                        "cannot check the health of the upstream {}, which stays as it is: \
+                        {reason}",
+                        upstream.label()
                     );
                 }
                 Err(reason) => upstreams.check_failed(&upstream, &listeners, &reason),

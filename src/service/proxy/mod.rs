@@ -134,7 +134,7 @@ impl Proxy {
                     let (listener, peer) = (connection.listener(), connection.peer());
                     tracing::error!(
                         event = "connection.lost", listener, %peer, reason = %error,
-                        "cannot restore a client connection from the predecessor, resetting it: \
+                        "cannot continue a client connection from the old process, so it is reset: \
                         {error}"
                     );
                 })?

@@ -92,7 +92,8 @@ impl Upstream {
         if !self.said.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 event = "upstream.unavailable", listener, upstream = %self.label, %reason,
-                "an upstream was ejected and gets no new connections for now: {reason}"
+                "the upstream {} was ejected and gets no new connections for a while: {reason}",
+                self.label
             );
         }
     }

@@ -218,7 +218,8 @@ impl UpstreamPool {
         if self.deserted.load(Ordering::Relaxed) && self.deserted.swap(false, Ordering::Relaxed) {
             tracing::info!(
                 event = "upstream.any_available", listener, upstream = %upstream.label(),
-                "an upstream accepts connections again: clients are served again"
+                "the upstream {} accepts connections again, so clients are served again",
+                upstream.label()
             );
         }
     }
@@ -228,7 +229,8 @@ impl UpstreamPool {
     pub(super) fn failed(&self, upstream: &Upstream, listener: &str, reason: &std::io::Error) {
         tracing::debug!(
             event = "upstream.failed", listener, upstream = %upstream.label(), %reason,
-            "cannot connect to an upstream: {reason}"
+            "cannot connect to the upstream {}: {reason}",
+            upstream.label()
         );
         let failures = upstream.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1);
         if self.ejection.failures == 0 || failures < self.ejection.failures {
@@ -288,8 +290,9 @@ impl UpstreamPool {
         if !self.is_ejected(upstream) && upstream.said.swap(false, Ordering::Relaxed) {
             tracing::info!(
                 event = "upstream.available", listener, upstream = %upstream.label(),
-                reason = "it accepts",
-                "an upstream is available again: it accepts connections"
+                reason = "it accepts connections",
+                "the upstream {} is available again: it accepts connections",
+                upstream.label()
             );
         }
     }

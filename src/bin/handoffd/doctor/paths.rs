@@ -51,7 +51,8 @@ pub(super) fn paths(unit: &Unit, daemon: &Daemon, findings: &mut Vec<Finding>) {
         if bound.lies_in_runtime_directory(unit) {
             if !is_kept {
                 let why = format!(
-                    "a restart removes {path}, so clients are refused until it is back; use restart"
+                    "a restart removes {path}, so clients are refused until it is back; use \
+                    RuntimeDirectoryPreserve=restart"
                 );
                 add(
                     format!("RuntimeDirectoryPreserve={}", unit.get("RuntimeDirectoryPreserve")),
@@ -64,12 +65,15 @@ pub(super) fn paths(unit: &Unit, daemon: &Daemon, findings: &mut Vec<Finding>) {
                     /run/private, which only root can enter";
                 add(
                     "DynamicUser=yes".to_owned(),
-                    format!("other users cannot connect to {path}: {why}; use User="),
+                    format!(
+                        "other users cannot connect to {path}: {why}; set User= to a fixed user"
+                    ),
                 );
             }
             let mode = u32::from_str_radix(unit.get("RuntimeDirectoryMode"), 8).unwrap_or(0o755);
             if bound.is_open && mode & 0o011 == 0 {
-                let why = format!("other users cannot connect to {path}; use 0755");
+                let why =
+                    format!("other users cannot connect to {path}; use RuntimeDirectoryMode=0755");
                 add(format!("RuntimeDirectoryMode={}", unit.get("RuntimeDirectoryMode")), why);
             }
         }
@@ -78,7 +82,8 @@ pub(super) fn paths(unit: &Unit, daemon: &Daemon, findings: &mut Vec<Finding>) {
             add(
                 format!("PrivateTmp={}", unit.get("PrivateTmp")),
                 format!(
-                    "other services do not see {path}, because the unit has its own /tmp; use /run"
+                    "other services do not see {path}, because the unit has its own /tmp; use a \
+                    path in /run"
                 ),
             );
         }

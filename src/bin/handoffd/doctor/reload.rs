@@ -47,14 +47,14 @@ fn command(unit: &Unit, findings: &mut Vec<Finding>) {
         add(
             Breaks,
             "ExecReload=-",
-            "the - makes systemd report a failed reload as a success; remove it".into(),
+            "the prefix - makes systemd report a failed reload as a success; remove it".into(),
         );
     }
     if by_signal && !matches!(unit.get("ReloadSignal"), "" | "1") {
         add(
             Breaks,
             "ReloadSignal",
-            "the daemon expects SIGHUP as a request for a handoff; use SIGHUP".into(),
+            "the daemon expects SIGHUP as the request to reload; use ReloadSignal=SIGHUP".into(),
         );
     }
 }
@@ -67,8 +67,8 @@ fn control_socket(unit: &Unit, findings: &mut Vec<Finding>) {
         && !unit.get("ExecStart").contains("--control")
     {
         let why =
-            "`handoffd reload` finds no control socket; set it, or give --control to the daemon \
-            and to this command"
+            "`handoffd reload` finds no control socket; set RuntimeDirectory=, or give --control \
+            to the daemon and to this command"
                 .into();
         findings.push(Finding { severity: Breaks, setting: "RuntimeDirectory=".into(), why });
     }
@@ -81,8 +81,8 @@ fn timeout(unit: &Unit, daemon: &Daemon, findings: &mut Vec<Finding>) {
     );
     if let Some(limit) = unit.time("TimeoutStartUSec").filter(|limit| *limit <= handoff) {
         let why = format!(
-            "this also limits a reload, which may take {} (--ready-timeout plus --bake), so \
-            systemd may report a successful reload as failed; use a longer time",
+            "this limit also applies to a reload, which may take {} (--ready-timeout plus --bake), \
+            so systemd may report a successful reload as failed; use a longer time",
             humantime::format_duration(handoff)
         );
         let setting = format!("TimeoutStartSec={}", humantime::format_duration(limit));

@@ -123,28 +123,29 @@ fn main_process(unit: &Unit, findings: &mut Vec<Finding>) {
         "notify-reload" if unit.systemd < 253 => add(
             Breaks,
             "Type",
-            "systemd before version 253 does not know this type and uses simple; use notify",
+            "systemd before version 253 does not know this type and uses Type=simple; use \
+            Type=notify",
         ),
         "notify-reload" if unit.systemd < 259 => {
             add(
                 Breaks,
                 "Type",
                 "before version 259, systemd waits forever if the daemon cannot report the end of \
-                a reload; use notify",
+                a reload; use Type=notify",
             );
         }
         "notify-reload" => add(
             Risks,
             "Type",
-            "systemctl reload exits with 0 even if the reload failed, as only the status text \
-            shows; use notify",
+            "systemctl reload exits with 0 even if the reload failed, which only the status text \
+            shows; use Type=notify",
         ),
         "simple" | "exec" if program::keeps_first_process(unit) => {}
         _ => add(
             Breaks,
             "Type",
             "systemd does not learn that a new process has taken over, and stops the service when \
-            the old one exits; use notify",
+            the old one exits; use Type=notify",
         ),
     }
     match unit.get("NotifyAccess") {
@@ -152,12 +153,14 @@ fn main_process(unit: &Unit, findings: &mut Vec<Finding>) {
         "none" => add(
             Breaks,
             "NotifyAccess",
-            "systemd ignores all notifications from the daemon, so the start times out; use main",
+            "systemd ignores all notifications from the daemon, so the start times out; use \
+            NotifyAccess=main",
         ),
         _ => add(
             Risks,
             "NotifyAccess",
-            "other processes of the unit can send notifications that stop it; use main",
+            "other processes of the unit can send notifications that stop the service; use \
+            NotifyAccess=main",
         ),
     }
 }
@@ -170,30 +173,32 @@ fn end_of_main_process(unit: &Unit, findings: &mut Vec<Finding>) {
         add(
             Breaks,
             "ExitType",
-            "while an old generation drains, systemd does not notice that the main process died; \
-            use main",
+            "while an old process drains, systemd does not notice that the main process died; use \
+            ExitType=main",
         );
     }
     if unit.is_yes("RemainAfterExit") {
         add(
             Risks,
             "RemainAfterExit",
-            "systemd shows the service as active even after it has ended; use no",
+            "systemd shows the service as active even after it has ended; use \
+            RemainAfterExit=no",
         );
     }
     if matches!(unit.get("Restart"), "no" | "on-success" | "on-watchdog") {
         add(
             Risks,
             "Restart",
-            "if all generations die, systemd does not start the service again; use on-failure",
+            "if all processes die, systemd does not start the service again; use \
+            Restart=on-failure",
         );
     }
     if matches!(unit.get("OOMPolicy"), "stop" | "kill") {
         add(
             Risks,
             "OOMPolicy",
-            "if an old generation is killed for lack of memory, systemd stops the new one too; \
-            use continue",
+            "if an old process is killed for lack of memory, systemd stops the new one too; use \
+            OOMPolicy=continue",
         );
     }
     if unit.is_yes("NeedDaemonReload") {
@@ -215,18 +220,18 @@ fn stop(unit: &Unit, daemon: &Daemon, findings: &mut Vec<Finding>) {
         "mixed" => add(
             Breaks,
             "KillMode",
-            "systemd kills old generations as soon as the main process has ended; use \
-            control-group",
+            "systemd kills old processes as soon as the main process has ended; use \
+            KillMode=control-group",
         ),
         _ => add(
             Breaks,
             "KillMode",
-            "a stop does not end old generations, which keep running; use control-group",
+            "a stop does not end old processes, which keep running; use KillMode=control-group",
         ),
     }
     match unit.get("KillSignal") {
         "15" | "2" | "" => {}
-        "1" => add(Breaks, "KillSignal", "SIGHUP requests a handoff, not a stop; use SIGTERM"),
+        "1" => add(Breaks, "KillSignal", "SIGHUP requests a reload, not a stop; use SIGTERM"),
         "3" => add(Breaks, "KillSignal", "SIGQUIT closes every connection at once; use SIGTERM"),
         _ => add(Breaks, "KillSignal", "the daemon does not drain on this signal; use SIGTERM"),
     }
@@ -234,7 +239,7 @@ fn stop(unit: &Unit, daemon: &Daemon, findings: &mut Vec<Finding>) {
         add(
             Risks,
             "SendSIGHUP",
-            "on a stop, systemd also sends SIGHUP, which requests a handoff; use no",
+            "on a stop, systemd also sends SIGHUP, which requests a reload; use SendSIGHUP=no",
         );
     }
     let drain = Duration::from_millis(daemon.settings.drain_timeout_ms);
@@ -254,14 +259,15 @@ fn stop(unit: &Unit, daemon: &Daemon, findings: &mut Vec<Finding>) {
 fn sockets(unit: &Unit, daemon: &Daemon, findings: &mut Vec<Finding>) {
     if !unit.sockets.is_empty() && unit.get("NonBlocking") == "no" {
         let why =
-            "systemd makes the socket blocking when it starts another process with it; use true";
+            "systemd makes the socket blocking when another process gets it; use NonBlocking=true";
         findings.push(unit.finding(Risks, "NonBlocking", why));
     }
     for (name, socket) in &unit.sockets {
         if socket.get("Accept").is_some_and(|accept| accept == "yes") {
             let (setting, why) = (
                 format!("Accept=yes in {name}"),
-                "systemd passes single connections instead of the listening socket; use no".into(),
+                "systemd passes single connections instead of the listening socket; use Accept=no"
+                    .into(),
             );
             findings.push(Finding { severity: Breaks, setting, why });
         }
@@ -286,15 +292,16 @@ fn sandbox(unit: &Unit, findings: &mut Vec<Finding>) {
         add(
             Breaks,
             "PrivatePIDs",
-            "the first process is process 1 of its pid namespace, so all generations end with it; \
-            use no",
+            "the first process is process 1 of its pid namespace, so all later processes end with \
+            it; use PrivatePIDs=no",
         );
     }
     if !matches!(unit.get("PrivateUsers"), "no" | "") {
         add(
             Risks,
             "PrivateUsers",
-            "the daemon sees root as nobody, so it refuses `handoffd status` from root; use no",
+            "the daemon sees root as nobody, so it refuses `handoffd status` from root; use \
+            PrivateUsers=no",
         );
     }
     let families = unit.get("RestrictAddressFamilies");
@@ -320,7 +327,7 @@ fn sandbox(unit: &Unit, findings: &mut Vec<Finding>) {
         NEEDED_CALLS.into_iter().filter(|call| named.contains(call) == denies).collect();
     if !filter.is_empty() && !missing.is_empty() {
         let why = format!(
-            "a generation cannot start its successor without {}; allow these system calls",
+            "a reload cannot start a new process without these system calls: {}; allow them",
             missing.join(", ")
         );
         findings.push(Finding { severity: Breaks, setting: "SystemCallFilter=".to_owned(), why });

@@ -22,7 +22,7 @@ pub(super) fn examine(unit: &Unit, findings: &mut Vec<Finding>) {
             severity: Severity::Risks,
             setting: "MemoryDenyWriteExecute=yes".into(),
             why: "a program that compiles code while it runs, such as Node or Java, does not \
-                start; use no"
+                start; use MemoryDenyWriteExecute=no"
                 .into(),
         });
     }

@@ -74,7 +74,7 @@ pub(crate) struct DaemonSettings {
     #[arg(long, value_name = "COUNT")]
     pub(super) workers: Option<Given<WorkerCount>>,
 
-    /// The log level: error, warn, info, debug, trace or off, also for a single target, as in
+    /// The log level: error, warn, info, debug, trace or off, also for a single module, as in
     /// info,handoffd=debug [default: info]
     #[arg(long, value_name = "FILTER")]
     pub(super) log: Option<Given<Targets>>,

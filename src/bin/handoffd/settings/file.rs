@@ -110,7 +110,7 @@ impl ConfigFile {
 
 fn read(path: &Path) -> io::Result<Vec<u8>> {
     let no_file =
-        || io::Error::other("not a regular file, which every new generation can read again");
+        || io::Error::other("not a regular file: each reload must be able to read the file again");
     // Check the type of the file before opening it, because opening a device may have side
     // effects.
     if !fs::metadata(path)?.is_file() {

@@ -11,7 +11,7 @@ use super::value::Expected;
 
 /// The valid form of a log filter, for error messages.
 const EXPECTED: &str =
-    "error, warn, info, debug, trace or off, also for one target, as in info,handoffd=debug";
+    "error, warn, info, debug, trace or off, or a module with a level, as in handoffd=debug";
 
 /// Parses a log filter such as `debug` or `warn,handoffd::net=trace`. A level without a target
 /// applies to all targets that the filter does not name. If the filter has no such level, `info`
@@ -28,17 +28,19 @@ pub(super) fn parse_log_filter(text: &str) -> Result<Targets, Expected> {
             level(word).ok_or_else(|| format!("{word:?} is not a level, expected {EXPECTED}"))?;
         let Some(target) = target else {
             if general.replace(level).is_some() {
-                return Err(format!("{text:?} has two levels for all targets, expected one").into());
+                return Err(
+                    format!("{text:?} has two levels without a module, expected one").into()
+                );
             }
             continue;
         };
         if !is_target(target) {
             return Err(
-                format!("{target:?} is not a target, expected for example handoffd=debug").into()
+                format!("{target:?} is not a module, expected for example handoffd=debug").into()
             );
         }
         if targets.iter().any(|(other, _)| *other == target) {
-            return Err(format!("the target {target:?} is given twice, expected only once").into());
+            return Err(format!("the module {target:?} is given twice, expected only once").into());
         }
         targets.push((target, level));
     }

@@ -195,7 +195,8 @@ fn service_name(
 ) -> Result<Option<ServiceName>, Mistake> {
     match &settings.service {
         Some(service) if has_program => {
-            let what = "the program in [program] serves this listener, expected no service";
+            let what = "the program in [program] serves this listener, so the listener may have no \
+                service";
             Err(Mistake::at(service.offset, what))
         }
         Some(service) => Ok(Some(service.value)),

@@ -134,7 +134,7 @@ impl ProgramSettings {
         {
             let (setting, attach) = (source.name(setting), source.name("attach"));
             let what = format!(
-                "{setting} has no effect, because the program accepts by itself; expected \
+                "{setting} has no effect, because the program itself accepts connections: expected \
                 {attach} port or socket as well"
             );
             return Err(Mistake::at(place, what));
@@ -155,13 +155,13 @@ fn check_ready(
         && matches!(config.ready, Some(Ready::Connect | Ready::Http(_)))
     {
         let what = "a program that inherits the listeners cannot be checked by a connection, \
-            because the old one may answer: expected another ready condition, or attach = \
+            because the old program may answer: expected another ready condition, or attach = \
             \"port\"";
         return Err(Mistake::at(ready_place, what));
     }
     if let Some(place) = interval_place.filter(|_| !config.ready().is_repeatable()) {
-        let what = "a program cannot be asked again with this ready condition; expected connect, \
-            http:/PATH or a ready command";
+        let what = "a program cannot be checked again with this ready condition: expected \
+            connect, http:/PATH or a ready command";
         return Err(Mistake::at(place, what));
     }
     Ok(())

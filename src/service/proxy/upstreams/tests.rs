@@ -157,7 +157,7 @@ fn an_outage_and_its_end_are_logged_once_each() {
     file.rewind().unwrap();
     file.read_to_string(&mut log).unwrap();
     assert_eq!(
-        (log.matches("an upstream was ejected").count(), log.matches("is available again").count()),
+        (log.matches("was ejected").count(), log.matches("is available again").count()),
         (1, 1),
         "{log}"
     );

@@ -114,7 +114,7 @@ fn a_wrong_program_is_refused_at_its_place() {
         ("[program]\ncommand = []\n[listener.web]\naddress = '@a'", "bad command []"),
         (
             "[program]\ncommand = ['a', '{fd}']\nlifetime = '1s'\n[listener.web]\naddress = '@a'",
-            "3:12: lifetime has no effect, because the program accepts by itself",
+            "3:12: lifetime has no effect, because the program itself accepts connections",
         ),
         (
             "[program]\ncommand = ['a']\nproxy_header_timeout = '1s'\n[listener.web]\naddress = '@a'",
