@@ -246,6 +246,24 @@ fn a_check_over_http_is_asked_until_it_succeeds() {
     Client::connect(&line.address()).unwrap().get().unwrap();
 }
 
+/// A program that listens on its private port gets its clients there, whatever has shown that it is
+/// ready, and wherever the port is mentioned.
+#[test]
+fn a_program_that_listens_on_its_port_is_private() {
+    let listens_on = |port| format!("exec {REAL} --listen 127.0.0.1:{port} --log off --no-carry");
+    for (flags, port) in [(["--ready", "notify"], "$PORT"), (["--env", "MINE={port}"], "$MINE")] {
+        let line = run_app(&listens_on(port), &[&flags[..], &["--bake", "0"]].concat(), &[]);
+        line.assert_serves();
+        line.asked(&["reload"]).well();
+        line.assert_serves();
+    }
+    // Its own log would look like the log of the daemon.
+    let script = format!("exec {} 127.0.0.1:$PORT 2> /dev/null", example("http").display());
+    let line = run_app(&script, &["--ready", "http:/", "--bake", "0"], &[]);
+    line.asked(&["reload"]).well();
+    Client::connect(&line.address()).unwrap().get().unwrap();
+}
+
 /// A check that fails in the bake rolls back; a check that fails later starts the program again.
 #[test]
 fn a_ready_program_is_checked_again() {

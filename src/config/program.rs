@@ -79,7 +79,7 @@ impl ProgramConfig {
             return Err(Error::Setting { setting: "command", value, why });
         }
         Ok(Self {
-            attach: Attach::of_command(&command),
+            attach: Attach::of_words(&command),
             command,
             ready: None,
             check_interval: None,
@@ -113,8 +113,8 @@ impl ProgramConfig {
 /// How connections to the listeners reach a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attach {
-    /// The program gets both the listeners and a private port. If it first accepts a connection on
-    /// the port, this process forwards connections to the port. If it first sends `READY=1`, it
+    /// The program gets both the listeners and a private port. If it accepts connections on the
+    /// port when it is ready, this process forwards connections to the port. Otherwise the program
     /// accepts connections on the listeners itself.
     Detect,
     /// The program inherits the listeners and accepts connections on them.
@@ -128,11 +128,13 @@ pub enum Attach {
 }
 
 impl Attach {
-    /// Returns how connections reach the program, as the placeholders in `command` show: `{port}`,
-    /// for example, means a private port. Without a placeholder, returns [`Attach::Detect`].
+    /// Returns how connections reach a program, as the placeholders in its arguments and in the
+    /// values of its environment variables show: `{port}`, for example, means a private port.
+    /// Without a placeholder, returns [`Attach::Detect`].
     #[must_use]
-    pub fn of_command(command: &[String]) -> Self {
-        let mentions = |word: &str| command.iter().any(|argument| argument.contains(word));
+    pub fn of_words<'a>(words: impl IntoIterator<Item = &'a String>) -> Self {
+        let words: Vec<_> = words.into_iter().collect();
+        let mentions = |placeholder: &str| words.iter().any(|word| word.contains(placeholder));
         if mentions("{socket}") {
             Self::PrivateSocket
         } else if mentions("{port}") {
@@ -252,7 +254,7 @@ mod tests {
     use super::*;
 
     fn attach(command: &[&str]) -> Attach {
-        Attach::of_command(&command.iter().map(ToString::to_string).collect::<Vec<_>>())
+        Attach::of_words(&command.iter().map(ToString::to_string).collect::<Vec<_>>())
     }
 
     #[test]

@@ -202,8 +202,9 @@ impl Instance {
                 // wrapper script may report the pid of the main process and end at once.
                 said = self.notify.next(|pid| running.owns(pid)) => {
                     if said.ready && ready_by.is_none() && probe.accepts_report() {
-                        ready_by = Some(ReadyBy::Report);
-                        self.became_ready(ReadyBy::Report);
+                        let by = probe.refined(ReadyBy::Report).await;
+                        ready_by = Some(by);
+                        self.became_ready(by);
                     }
                     silent_at = self.silent_at(&said, running.pid(), silent_at);
                     self.note(said, running);
@@ -212,6 +213,7 @@ impl Instance {
                     return self.ended(status, running, ready_by.is_some()).await;
                 }
                 by = &mut ready, if ready_by.is_none() => {
+                    let by = probe.refined(by).await;
                     ready_by = Some(by);
                     self.became_ready(by);
                 }

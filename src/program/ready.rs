@@ -18,7 +18,7 @@ use super::command::{PreparedCommand, not_started};
 use super::environment::ProgramEnvironment;
 use super::output::newline;
 use crate::address::Address;
-use crate::config::{ProgramConfig, Ready};
+use crate::config::{Attach, ProgramConfig, Ready};
 use crate::error::Error;
 use crate::net::dial;
 use crate::sys::child::Child;
@@ -110,6 +110,22 @@ impl Probe {
     /// Returns whether the notification `READY=1` counts as a sign of readiness.
     pub(super) const fn accepts_report(&self) -> bool {
         matches!(self.ready, Ready::Notify | Ready::NotifyOrAlive | Ready::NotifyOrConnect)
+    }
+
+    /// Returns the event to note for a program that became ready through the event `by`. If the
+    /// program may both inherit the listeners and listen on its private address, a connection to
+    /// this address shows which of the two it does.
+    pub(super) async fn refined(&self, by: ReadyBy) -> ReadyBy {
+        let Some(address) = self.private.as_ref().filter(|_| self.config.attach == Attach::Detect)
+        else {
+            return by;
+        };
+        match timeout(CHECK_TIMEOUT, dial(address)).await {
+            Ok(Err(_)) => by,
+            // The program accepts connections. A full backlog delays the connection, but proves
+            // that the program listens.
+            Ok(Ok(_)) | Err(_) => ReadyBy::Connect,
+        }
     }
 
     /// Waits until a sign other than a notification shows that the program is ready. Never returns

@@ -35,7 +35,7 @@ pub(crate) struct ProgramSettings {
 
     /// How clients reach the program: inherit (the program accepts on the listeners), port or
     /// socket (handoffd forwards to a private port or socket of the program), or detect (handoffd
-    /// finds out) [default: what the command mentions, else detect]
+    /// finds out) [default: what the command or a variable mentions, else detect]
     #[arg(long, value_name = "WAY")]
     attach: Option<Given<Attach>>,
 
@@ -114,7 +114,6 @@ impl ProgramSettings {
         let command = words(self.command.unwrap_or_default());
         let mut config =
             ProgramConfig::new(command).map_err(|error| Mistake::at(place, error.to_string()))?;
-        set(&mut config.attach, self.attach);
         let ready_place = self.ready.as_ref().and_then(|ready| ready.offset);
         config.ready = value(self.ready).or(self.ready_command.map(words).map(Ready::Command));
         let interval_place = self.check_interval.as_ref().map(|interval| interval.offset);
@@ -125,6 +124,9 @@ impl ProgramSettings {
         set(&mut config.instances, self.instances);
         config.environment =
             self.environment.unwrap_or_default().into_iter().map(|one| one.value).collect();
+        let values = config.environment.iter().map(|(_, value)| value);
+        config.attach = Attach::of_words(config.command.iter().chain(values));
+        set(&mut config.attach, self.attach);
         config.environment_file = value(self.environment_file);
         config.working_directory = value(self.working_directory);
         config.umask = value(self.umask);
