@@ -59,21 +59,22 @@ impl Drain {
         Self::default()
     }
 
-    /// Returns a handle with which an accept loop adds its new connections to the drain. The accept
-    /// loop needs a new handle after [`Drain::resume`], because the old one may ask new connections
-    /// to end immediately.
+    /// Returns a handle with which the accept loops of a listener add new connections to the drain.
+    /// The accept loops need a new handle after [`Drain::resume`], because the old one may ask new
+    /// connections to end immediately.
     #[must_use]
-    pub(crate) fn entry(&self, on_drain: OnDrain) -> DrainEntry {
+    pub(crate) fn entry(&self, listener: &Arc<str>, on_drain: OnDrain) -> Arc<DrainEntry> {
         let request = match on_drain {
             OnDrain::Finish => &self.requested,
             OnDrain::Carry => &self.requested_after_carry,
         };
         let watch = DrainWatch { requested: request.clone() };
-        DrainEntry {
+        Arc::new(DrainEntry {
+            listener: Arc::clone(listener),
             watch,
             connections: self.connections.clone(),
             shared: Arc::clone(&self.shared),
-        }
+        })
     }
 
     /// Begins the drain. Connections that cannot move to the successor are asked to end now, and
@@ -129,27 +130,24 @@ impl Drain {
     }
 }
 
-/// A handle that an accept loop uses to add its new connections to the drain.
-#[derive(Clone, Debug)]
+/// A handle with which the accept loops of a listener add new connections to the drain.
+#[derive(Debug)]
 pub(crate) struct DrainEntry {
+    listener: Arc<str>,
     watch: DrainWatch,
     connections: TaskTracker,
     shared: Arc<DrainState>,
 }
 
 impl DrainEntry {
-    /// Adds a connection to the drain until the returned guard is dropped. The returned watch tells
-    /// the connection when to end.
+    /// Adds a connection to the drain until the returned guard is dropped.
     #[must_use]
-    pub(crate) fn admit(&self) -> (DrainWatch, DrainGuard) {
+    pub(crate) fn admit(self: &Arc<Self>) -> DrainGuard {
         if self.connections.is_closed() {
             // Count this connection separately, because it has arrived after the drain began.
             self.shared.came.fetch_add(1, Ordering::Relaxed);
         }
-        (
-            self.watch.clone(),
-            DrainGuard { _counted: self.connections.token(), shared: Arc::clone(&self.shared) },
-        )
+        DrainGuard { _counted: self.connections.token(), entry: Arc::clone(self) }
     }
 }
 
@@ -177,10 +175,20 @@ impl DrainWatch {
 #[derive(Debug)]
 pub(crate) struct DrainGuard {
     _counted: TaskTrackerToken,
-    shared: Arc<DrainState>,
+    entry: Arc<DrainEntry>,
 }
 
 impl DrainGuard {
+    /// Returns the name of the listener that accepted the connection.
+    pub(crate) fn listener(&self) -> &Arc<str> {
+        &self.entry.listener
+    }
+
+    /// Returns the signal that tells the connection when to end.
+    pub(crate) fn watch(&self) -> &DrainWatch {
+        &self.entry.watch
+    }
+
     /// Polls the future `connection` until it completes or the connection is cut. Returns `None` if
     /// the connection is cut. The future is polled at least once, even after a cut, so that it can
     /// prepare the socket for a reset.
@@ -188,18 +196,18 @@ impl DrainGuard {
         tokio::select! {
             biased;
             done = connection => Some(done),
-            () = self.shared.cut.cancelled() => None,
+            () = self.entry.shared.cut.cancelled() => None,
         }
     }
 
     /// Counts the connection as moved to the successor, and removes it from the drain.
     pub(crate) fn carried(self) {
-        self.shared.carried.fetch_add(1, Ordering::Relaxed);
+        self.entry.shared.carried.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Counts the connection as cut, and removes it from the drain.
     pub(crate) fn cut(self) {
-        self.shared.were_cut.fetch_add(1, Ordering::Relaxed);
+        self.entry.shared.were_cut.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -219,18 +227,23 @@ pub struct DrainReport {
 mod tests {
     use super::*;
 
+    fn admit(drain: &Drain, on_drain: OnDrain) -> (DrainWatch, DrainGuard) {
+        let guard = drain.entry(&"web".into(), on_drain).admit();
+        (guard.watch().clone(), guard)
+    }
+
     #[tokio::test]
     async fn connections_that_ignore_a_drain_are_cut_and_counted() {
         let mut drain = Drain::new();
         let mut obedient = tokio::task::JoinSet::new();
         for _ in 0..10 {
-            let (watch, guard) = drain.entry(OnDrain::Finish).admit();
+            let (watch, guard) = admit(&drain, OnDrain::Finish);
             obedient.spawn(async move {
                 watch.requested().await;
                 drop(guard);
             });
         }
-        let (_watch, guard) = drain.entry(OnDrain::Finish).admit();
+        let (_watch, guard) = admit(&drain, OnDrain::Finish);
         let deaf = tokio::spawn(async move {
             let cut = guard.unless_cut(std::future::pending::<()>()).await;
             guard.cut();
@@ -248,10 +261,10 @@ mod tests {
     #[tokio::test]
     async fn a_resumed_drain_asks_only_the_earlier_connections() {
         let mut drain = Drain::new();
-        let (before, _guard) = drain.entry(OnDrain::Finish).admit();
+        let (before, _guard) = admit(&drain, OnDrain::Finish);
         drain.begin();
         drain.resume();
-        let (after, _guard) = drain.entry(OnDrain::Finish).admit();
+        let (after, _guard) = admit(&drain, OnDrain::Finish);
         assert!(before.is_requested());
         assert!(!after.is_requested());
         drain.begin();
@@ -261,8 +274,8 @@ mod tests {
     #[tokio::test]
     async fn connections_that_are_not_carried_are_asked_to_finish() {
         let mut drain = Drain::new();
-        let (carried, one) = drain.entry(OnDrain::Carry).admit();
-        let (left, _two) = drain.entry(OnDrain::Carry).admit();
+        let (carried, one) = admit(&drain, OnDrain::Carry);
+        let (left, _two) = admit(&drain, OnDrain::Carry);
         drain.begin();
         one.carried();
         assert!(!carried.is_requested() && !left.is_requested());
@@ -275,17 +288,17 @@ mod tests {
         drain.drain_uncarried();
         assert!(left.is_requested());
         drain.resume();
-        assert!(!drain.entry(OnDrain::Carry).admit().0.is_requested());
+        assert!(!admit(&drain, OnDrain::Carry).0.is_requested());
     }
 
     #[tokio::test]
     async fn late_connections_are_in_the_report_of_a_drain() {
         let mut drain = Drain::new();
-        let entry = drain.entry(OnDrain::Carry);
+        let entry = drain.entry(&"web".into(), OnDrain::Carry);
         for times in 0..2 {
-            let [one, two, three] = [(); 3].map(|()| entry.admit().1);
+            let [one, two, three] = [(); 3].map(|()| entry.admit());
             drain.begin();
-            let late = entry.admit().1;
+            let late = entry.admit();
             one.carried();
             late.carried();
             drop((two, three));

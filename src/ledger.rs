@@ -7,13 +7,14 @@
 mod limit;
 mod listener;
 
+use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use slab::Slab;
 
-use crate::net::Traffic;
+use crate::net::{ByteCounts, Traffic};
 
-pub(crate) use limit::{ConnectionLimit, Permit};
+pub(crate) use limit::{ConnectionLimit, HeldPermit, Permit};
 pub(crate) use listener::{ListenerEntry, ListenerEvents, ListenerLedger, open_connections};
 
 /// A list of the open connections, with totals over all connections so far. `C` holds additional
@@ -24,7 +25,10 @@ pub(crate) struct Ledger<C, N = ()>(Arc<Mutex<Records<C, N>>>);
 
 #[derive(Debug)]
 struct Records<C, N> {
-    open: Slab<(Arc<Traffic>, N)>,
+    open: Slab<OpenEntry<N>>,
+    /// The number of open connections that are not in `open`. Their owners add their bytes to the
+    /// totals.
+    unlisted: usize,
     opened: u64,
     /// The bytes received and sent on connections that have ended. When a connection moves here
     /// from the predecessor, the bytes that the predecessor has already counted are subtracted. So
@@ -33,6 +37,13 @@ struct Records<C, N> {
     received: u64,
     sent: u64,
     counters: C,
+}
+
+/// A listed connection. The ledger reads its bytes from `traffic`.
+#[derive(Debug)]
+struct OpenEntry<N> {
+    traffic: Arc<Traffic>,
+    note: N,
 }
 
 /// The origin of a connection.
@@ -50,7 +61,18 @@ pub(crate) enum Source {
 pub(crate) struct LedgerEntry<C, N = ()> {
     /// `None` after the entry has been removed.
     ledger: Option<Ledger<C, N>>,
-    index: usize,
+    /// The row of the connection in the ledger, or `None` if it is not listed.
+    row: Option<RowIndex>,
+}
+
+/// The index of a row, plus one, so that an `Option` of it needs no more memory.
+#[derive(Clone, Copy, Debug)]
+struct RowIndex(NonZeroUsize);
+
+impl RowIndex {
+    const fn get(self) -> usize {
+        self.0.get() - 1
+    }
 }
 
 /// The totals over all connections in a ledger, open and ended, at one moment.
@@ -76,8 +98,15 @@ impl<C, N> Clone for Ledger<C, N> {
 
 impl<C: Default, N> Default for Ledger<C, N> {
     fn default() -> Self {
-        let (open, counters) = (Slab::new(), C::default());
-        Self(Arc::new(Mutex::new(Records { open, opened: 0, received: 0, sent: 0, counters })))
+        let (open, unlisted, counters) = (Slab::new(), 0, C::default());
+        Self(Arc::new(Mutex::new(Records {
+            open,
+            unlisted,
+            opened: 0,
+            received: 0,
+            sent: 0,
+            counters,
+        })))
     }
 }
 
@@ -92,13 +121,19 @@ impl<C, N> Ledger<C, N> {
         let mut records = self.lock();
         match source {
             Source::New => records.opened += 1,
-            Source::Carried => {
-                records.received = records.received.wrapping_sub(traffic.received());
-                records.sent = records.sent.wrapping_sub(traffic.sent());
-            }
+            Source::Carried => records.subtract(traffic.counts()),
         }
-        let index = records.open.insert((Arc::clone(traffic), note));
-        LedgerEntry { ledger: Some(self.clone()), index }
+        let row = records.insert(traffic, note);
+        LedgerEntry { ledger: Some(self.clone()), row }
+    }
+
+    /// Adds a new open connection without a row in the list, which saves memory. The owner adds its
+    /// bytes with [`LedgerEntry::add`].
+    pub(crate) fn enter_unlisted(&self) -> LedgerEntry<C, N> {
+        let mut records = self.lock();
+        records.opened += 1;
+        records.unlisted += 1;
+        LedgerEntry { ledger: Some(self.clone()), row: None }
     }
 
     /// Calls `change` with the additional counters in this ledger, and returns its result.
@@ -108,7 +143,7 @@ impl<C, N> Ledger<C, N> {
 
     /// Returns the number of open connections.
     pub(crate) fn open(&self) -> usize {
-        self.lock().open.len()
+        self.lock().active()
     }
 
     fn lock(&self) -> MutexGuard<'_, Records<C, N>> {
@@ -121,15 +156,45 @@ impl<C: Copy, N: Copy + Ord> Ledger<C, N> {
     /// Returns the sums over all connections, and the additional counters of the owner.
     pub(crate) fn sums(&self) -> LedgerSums<C, N> {
         let records = self.lock();
-        let Records { ref open, opened, received, sent, counters } = *records;
-        let least_note = open.iter().map(|(_, (_, note))| *note).min();
-        let active = open.len() as u64;
+        let Records { ref open, opened, received, sent, counters, .. } = *records;
+        let least_note = open.iter().map(|(_, connection)| connection.note).min();
+        let active = records.active() as u64;
         let sums = LedgerSums { opened, active, received, sent, least_note, counters };
-        open.iter().fold(sums, |sums, (_, (traffic, _))| LedgerSums {
-            received: sums.received.wrapping_add(traffic.received()),
-            sent: sums.sent.wrapping_add(traffic.sent()),
+        let traffic = open.iter().map(|(_, connection)| connection.traffic.counts());
+        traffic.fold(sums, |sums, counts| LedgerSums {
+            received: sums.received.wrapping_add(counts.received),
+            sent: sums.sent.wrapping_add(counts.sent),
             ..sums
         })
+    }
+}
+
+impl<C, N> Records<C, N> {
+    fn active(&self) -> usize {
+        self.open.len() + self.unlisted
+    }
+
+    fn insert(&mut self, traffic: &Arc<Traffic>, note: N) -> Option<RowIndex> {
+        let index = self.open.insert(OpenEntry { traffic: Arc::clone(traffic), note });
+        NonZeroUsize::new(index + 1).map(RowIndex)
+    }
+
+    /// Removes a row, and adds its bytes to the totals. Without a row, the connection was unlisted.
+    fn remove(&mut self, row: Option<RowIndex>) {
+        match row.and_then(|row| self.open.try_remove(row.get())) {
+            Some(connection) => self.add(connection.traffic.counts()),
+            None => self.unlisted -= 1,
+        }
+    }
+
+    const fn add(&mut self, bytes: ByteCounts) {
+        self.received = self.received.wrapping_add(bytes.received);
+        self.sent = self.sent.wrapping_add(bytes.sent);
+    }
+
+    const fn subtract(&mut self, bytes: ByteCounts) {
+        self.received = self.received.wrapping_sub(bytes.received);
+        self.sent = self.sent.wrapping_sub(bytes.sent);
     }
 }
 
@@ -141,6 +206,33 @@ impl<C, N> LedgerEntry<C, N> {
         }
     }
 
+    /// Adds bytes that the connection has transferred to the totals. Only for a connection that is
+    /// not listed.
+    pub(crate) fn add(&self, bytes: ByteCounts) {
+        if let Some(ledger) = self.ledger.as_ref().filter(|_| bytes != ByteCounts::default()) {
+            ledger.lock().add(bytes);
+        }
+    }
+
+    /// Lists the connection. From now on, the ledger reads its bytes from `traffic`. The bytes that
+    /// `traffic` has counted so far must be in the totals already.
+    pub(crate) fn list(&mut self, traffic: &Arc<Traffic>, note: N) {
+        let Some(ledger) = &self.ledger else { return };
+        let mut records = ledger.lock();
+        records.remove(self.row.take());
+        records.subtract(traffic.counts());
+        self.row = records.insert(traffic, note);
+    }
+
+    /// Removes the connection from the list, and adds its bytes so far to the totals. From now on,
+    /// the owner adds its bytes with [`LedgerEntry::add`].
+    pub(crate) fn unlist(&mut self) {
+        let Some(ledger) = &self.ledger else { return };
+        let mut records = ledger.lock();
+        records.remove(self.row.take());
+        records.unlisted += 1;
+    }
+
     /// Removes the entry of this connection, and calls `change` with the additional counters. Both
     /// happen under one lock, so that no reader sees only one of the changes.
     pub(crate) fn end(mut self, change: impl FnOnce(&mut C)) {
@@ -150,18 +242,8 @@ impl<C, N> LedgerEntry<C, N> {
     fn remove(&mut self, change: impl FnOnce(&mut C)) {
         let Some(ledger) = self.ledger.take() else { return };
         let mut records = ledger.lock();
-        if let Some((traffic, _)) = records.open.try_remove(self.index) {
-            records.received = records.received.wrapping_add(traffic.received());
-            records.sent = records.sent.wrapping_add(traffic.sent());
-        }
+        records.remove(self.row);
         change(&mut records.counters);
-    }
-}
-
-impl<C, N: Copy> LedgerEntry<C, N> {
-    /// Returns the owner's note on this connection, or `None` after the entry was removed.
-    pub(crate) fn note(&self) -> Option<N> {
-        self.ledger.as_ref()?.lock().open.get(self.index).map(|(_, note)| *note)
     }
 }
 
@@ -179,9 +261,9 @@ mod tests {
     #[test]
     fn open_and_ended_connections_are_summed() {
         let ledger = Ledger::<u64, u8>::default();
-        let traffic = Arc::new(Traffic::so_far(3, 4));
+        let traffic = Arc::new(Traffic::so_far(ByteCounts { received: 3, sent: 4 }));
         let [first, second] = [7, 5].map(|note| ledger.enter(Source::New, &traffic, note));
-        assert_eq!((second.note(), ledger.open(), ledger.sums().least_note), (Some(5), 2, Some(5)));
+        assert_eq!((ledger.open(), ledger.sums().least_note), (2, Some(5)));
         second.end(|counter| *counter += 1);
         let third = ledger.enter(Source::New, &Arc::default(), 9);
         let LedgerSums { opened, active, received, sent, least_note, counters } = ledger.sums();
@@ -194,12 +276,41 @@ mod tests {
         assert!(ledger.lock().open.vacant_key() < 2, "an entry is not reused");
     }
 
+    /// A connection may leave the list and return. No byte is lost or counted twice.
+    #[test]
+    fn the_owner_may_add_the_bytes_of_a_connection() {
+        let ledger = Ledger::<(), u8>::default();
+        let sums = || {
+            let LedgerSums { opened, active, received, sent, least_note, .. } = ledger.sums();
+            ((opened, active), (received, sent), least_note)
+        };
+        let bytes = |received, sent| ByteCounts { received, sent };
+        let mut one = ledger.enter_unlisted();
+        one.add(bytes(3, 4));
+        assert_eq!(sums(), ((1, 1), (3, 4), None));
+        let traffic = Arc::new(Traffic::so_far(bytes(3, 4)));
+        one.list(&traffic, 7);
+        one.list(&traffic, 6);
+        assert_eq!(sums(), ((1, 1), (3, 4), Some(6)));
+        one.unlist();
+        one.unlist();
+        one.add(bytes(1, 0));
+        let other = ledger.enter_unlisted();
+        assert_eq!(sums(), ((2, 2), (4, 4), None));
+        drop((one, other));
+        assert_eq!(sums(), ((2, 0), (4, 4), None));
+    }
+
     /// Bytes that the predecessor has already counted are not counted again, whether the connection
     /// is open or has ended.
     #[test]
     fn bytes_that_the_predecessor_has_counted_are_left_out() {
         let ledger = Ledger::<(), ()>::default();
-        let carried = ledger.enter(Source::Carried, &Arc::new(Traffic::so_far(7, 8)), ());
+        let carried = ledger.enter(
+            Source::Carried,
+            &Arc::new(Traffic::so_far(ByteCounts { received: 7, sent: 8 })),
+            (),
+        );
         let sums = || {
             let LedgerSums { opened, active, received, sent, .. } = ledger.sums();
             (opened, active, received, sent)

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::packet::{self, CarryAnswer, PACKET_MAX, PacketHead};
 use super::state::{CarriedState, Declined};
-use crate::net::{Peer, Stream, Traffic};
+use crate::net::{ByteCounts, Peer, Stream, Traffic};
 use crate::sys;
 use crate::sys::ancillary::{Rights, receive_with_attachments};
 use crate::sys::socket::{Packet, retry, will_pass};
@@ -156,7 +156,7 @@ impl CarriedConnection {
     pub(crate) fn into_stream(self) -> Result<((Stream, Peer), Instant, CarriedState), Declined> {
         let Self { head, socket, parcel } = self;
         let peer = head.peer.map_or(Peer::Unix, Peer::Tcp);
-        let traffic = Traffic::so_far(head.received, head.sent);
+        let traffic = Traffic::so_far(ByteCounts { received: head.received, sent: head.sent });
         let stream = Stream::taken_up(socket, peer, traffic, head.peer_finished)
             .map_err(|error| error.to_string())?;
         let now = Instant::now();

@@ -15,14 +15,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-/// A permit for one connection. Dropping this value returns the permit.
+/// A permit that an open connection uses. Dropping this value returns the permit.
 #[derive(Debug)]
-pub(crate) struct Permit {
-    limit: Arc<ConnectionLimit>,
-    /// Whether a connection uses this permit. If not, an accept loop holds the permit while it
-    /// waits for a client.
-    is_used: bool,
-}
+pub(crate) struct Permit(Arc<ConnectionLimit>);
+
+/// A permit that an accept loop holds while it waits for a client. Dropping this value returns the
+/// permit.
+#[derive(Debug)]
+pub(crate) struct HeldPermit(Arc<ConnectionLimit>);
 
 /// The connection limit of one listener, shared by its accept loops.
 #[derive(Debug)]
@@ -56,7 +56,7 @@ impl ConnectionLimit {
 
     /// Waits for a free permit. Cancel safe, but a cancelled call loses its place in the queue for
     /// permits.
-    pub(crate) async fn take(self: &Arc<Self>) -> Permit {
+    pub(crate) async fn take(self: &Arc<Self>) -> HeldPermit {
         loop {
             let mut freed = pin!(self.freed.notified());
             // Join the queue before the check. Otherwise the call could miss a permit that becomes
@@ -69,11 +69,11 @@ impl ConnectionLimit {
         }
     }
 
-    fn try_take(self: &Arc<Self>) -> Option<Permit> {
+    fn try_take(self: &Arc<Self>) -> Option<HeldPermit> {
         let mut permits = self.lock();
         let is_free = self.free(&permits) > 0;
         permits.held += usize::from(is_free);
-        is_free.then(|| Permit { limit: Arc::clone(self), is_used: false })
+        is_free.then(|| HeldPermit(Arc::clone(self)))
     }
 
     /// Takes a permit for a connection that moves here from the predecessor.
@@ -103,7 +103,7 @@ impl ConnectionLimit {
 
     fn exceed(self: &Arc<Self>, permits: MutexGuard<'_, Permits>) -> Permit {
         self.use_one(permits);
-        Permit { limit: Arc::clone(self), is_used: true }
+        Permit(Arc::clone(self))
     }
 
     /// Reserves up to `count` free permits for connections that may move here from the predecessor.
@@ -149,37 +149,40 @@ impl ConnectionLimit {
         );
     }
 
+    /// Returns a permit with `change`. Wakes an accept loop if a permit is free now.
+    fn release(&self, change: impl FnOnce(&mut Permits)) {
+        let mut permits = self.lock();
+        change(&mut permits);
+        let is_free = self.free(&permits) > 0;
+        drop(permits);
+        if is_free {
+            self.freed.notify_one();
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Permits> {
         // Ignore a poisoned lock, because no code panics while it holds the lock.
         self.permits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Permit {
-    /// Marks the permit as used, because the accept loop that held it has accepted a client.
-    pub(crate) fn used(mut self) -> Self {
-        let mut permits = self.limit.lock();
-        permits.held -= 1;
-        self.limit.use_one(permits);
-        self.is_used = true;
-        self
+impl HeldPermit {
+    /// Turns this permit into the permit of a connection, because the accept loop has accepted a
+    /// client.
+    pub(crate) fn used(self) -> Permit {
+        self.0.acquire_beyond()
+    }
+}
+
+impl Drop for HeldPermit {
+    fn drop(&mut self) {
+        self.0.release(|permits| permits.held -= 1);
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let Self { limit, is_used } = self;
-        let mut permits = limit.lock();
-        if *is_used {
-            permits.used -= 1;
-        } else {
-            permits.held -= 1;
-        }
-        let is_free = limit.free(&permits) > 0;
-        drop(permits);
-        if is_free {
-            limit.freed.notify_one();
-        }
+        self.0.release(|permits| permits.used -= 1);
     }
 }
 
@@ -274,7 +277,7 @@ mod tests {
     /// when a connection ends, another loop stops waiting, or the reservation is released.
     #[tokio::test]
     async fn every_loop_that_waits_gets_a_free_permit() {
-        async fn permit(loops: &mut JoinSet<Permit>) -> Option<Permit> {
+        async fn permit(loops: &mut JoinSet<HeldPermit>) -> Option<HeldPermit> {
             timeout(Duration::from_secs(30), loops.join_next()).await.unwrap()?.ok()
         }
         let limit = limit(3);

@@ -60,16 +60,23 @@ impl ListenerEvents {
 }
 
 /// Returns the number and age of the open connections in all `ledgers`, and the traffic of all
-/// connections, for a status report.
+/// connections, for a status report. `oldest` is when the oldest connection began that no ledger
+/// lists, if there is one.
 pub(crate) fn open_connections<'a>(
     ledgers: impl IntoIterator<Item = &'a ListenerLedger>,
+    oldest: Option<Instant>,
 ) -> Connections {
     let all = ledgers.into_iter().map(ListenerLedger::connections);
-    all.fold(Connections::default(), |sum, one| Connections {
+    let unlisted = Connections { oldest_ms: age_ms(oldest), ..Connections::default() };
+    all.fold(unlisted, |sum, one| Connections {
         open: sum.open + one.open,
         oldest_ms: sum.oldest_ms.max(one.oldest_ms),
         transferred: sum.transferred + one.transferred,
     })
+}
+
+fn age_ms(since: Option<Instant>) -> Option<u64> {
+    since.map(|since| u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX))
 }
 
 impl ListenerLedger {
@@ -77,12 +84,7 @@ impl ListenerLedger {
     /// a status report.
     pub(crate) fn connections(&self) -> Connections {
         let LedgerSums { active, received, sent, least_note, .. } = self.sums();
-        let oldest = least_note.map(|since| since.elapsed().as_millis());
-        Connections {
-            open: active,
-            oldest_ms: oldest.map(|age| u64::try_from(age).unwrap_or(u64::MAX)),
-            transferred: received + sent,
-        }
+        Connections { open: active, oldest_ms: age_ms(least_note), transferred: received + sent }
     }
 
     /// Returns the counters of all connections so far, including open ones.
@@ -96,7 +98,7 @@ impl ListenerLedger {
 mod tests {
     use super::*;
     use crate::ledger::Source;
-    use crate::net::Traffic;
+    use crate::net::{ByteCounts, Traffic};
     use std::sync::Arc;
     use std::time::Duration;
 
@@ -127,7 +129,11 @@ mod tests {
         let (ledger, now) = (ListenerLedger::default(), Instant::now());
         let _accepted = ledger.enter(Source::New, &Arc::default(), now);
         let before = now - Duration::from_secs(1000);
-        let carried = ledger.enter(Source::Carried, &Arc::new(Traffic::so_far(7, 8)), before);
+        let carried = ledger.enter(
+            Source::Carried,
+            &Arc::new(Traffic::so_far(ByteCounts { received: 7, sent: 8 })),
+            before,
+        );
         let Connections { open, oldest_ms, transferred } = ledger.connections();
         assert_eq!((open, oldest_ms.map(|age| age / 1_000_000), transferred), (2, Some(1), 0));
         ledger.count(ListenerEvents::begin_drain);

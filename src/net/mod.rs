@@ -41,4 +41,4 @@ pub(crate) use stored_name::fuzz as fuzz_stored_name;
 #[cfg(test)]
 pub(crate) use stored_name::seeds as stored_names;
 pub use stream::{Handshake, Stream};
-pub(crate) use traffic::Traffic;
+pub(crate) use traffic::{ByteCounts, Traffic};

@@ -4,6 +4,7 @@
 //! lock is needed. Connections do not share counters, so tasks on different processors do not
 //! contend for a cache line. A task that needs a total adds up the counters of all connections.
 
+use std::ops::Sub;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The number of bytes that a connection has transferred in each direction.
@@ -13,10 +14,31 @@ pub(crate) struct Traffic {
     sent: AtomicU64,
 }
 
+/// The number of bytes that a connection has transferred in each direction, at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ByteCounts {
+    pub(crate) received: u64,
+    pub(crate) sent: u64,
+}
+
+impl Sub for ByteCounts {
+    type Output = Self;
+
+    /// Returns the bytes that were transferred since `earlier`.
+    fn sub(self, earlier: Self) -> Self {
+        Self { received: self.received - earlier.received, sent: self.sent - earlier.sent }
+    }
+}
+
 impl Traffic {
     /// Creates the counters of a connection that has already transferred this many bytes.
-    pub(crate) const fn so_far(received: u64, sent: u64) -> Self {
+    pub(crate) const fn so_far(ByteCounts { received, sent }: ByteCounts) -> Self {
         Self { received: AtomicU64::new(received), sent: AtomicU64::new(sent) }
+    }
+
+    /// Returns the number of bytes transferred so far.
+    pub(crate) fn counts(&self) -> ByteCounts {
+        ByteCounts { received: self.received(), sent: self.sent() }
     }
 
     /// Returns the number of bytes read from the peer so far.

@@ -25,8 +25,6 @@ const TURN: usize = 16;
 #[derive(Debug, Default)]
 pub(super) struct Direction {
     pub(super) held: HeldBytes,
-    /// How many reads in a row have filled the buffer. At [`LONG`], splice(2) moves the next bytes.
-    pub(super) streak: u8,
 }
 
 /// What to do with the sink after the source has half-closed.
@@ -77,7 +75,7 @@ impl Direction {
             true => HeldBytes::Nothing,
             false => HeldBytes::Bytes(Box::new(Rest { bytes, written: 0 })),
         };
-        Self { held, streak: 0 }
+        Self { held }
     }
 
     /// Moves bytes through `buffer` until no more can be moved now, but performs at most [`TURN`]
@@ -135,7 +133,7 @@ impl Direction {
         sink: &mut RelaySocket,
     ) -> Result<(), Broken> {
         match &mut self.held {
-            HeldBytes::Nothing if self.streak >= LONG => return self.splice(source),
+            HeldBytes::Nothing if source.full_reads >= LONG => return self.splice(source),
             HeldBytes::Nothing => return self.copy(buffer, source, sink),
             HeldBytes::Bytes(rest) => {
                 rest.written += sink.write(&rest.bytes[rest.written..]).map_err(Broken::Sink)?;
@@ -187,7 +185,7 @@ impl Direction {
             self.held = HeldBytes::End;
             return Ok(());
         }
-        self.streak = if count == BUFFER { self.streak.saturating_add(1) } else { 0 };
+        source.full_reads = if count == BUFFER { source.full_reads.saturating_add(1) } else { 0 };
         let written = match sink.write(bytes) {
             Err(error) if would_block(&error) => 0,
             written => written.map_err(Broken::Sink)?,
@@ -204,18 +202,18 @@ impl Direction {
         let Ok(mut pipe) = Pipe::take() else {
             // No pipe could be created: the process has no file descriptors left, or its user has
             // too many pipes. Copy bytes instead.
-            self.streak = 0;
+            source.full_reads = 0;
             return Ok(());
         };
         let count = match source.fill(&mut pipe) {
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
-                self.streak = 0;
+                source.full_reads = 0;
                 return Ok(());
             }
             filled => filled.map_err(Broken::Source)?,
         };
         if count < SHORT {
-            self.streak = 0;
+            source.full_reads = 0;
         }
         self.held = if count == 0 { HeldBytes::End } else { HeldBytes::Piped(Box::new(pipe)) };
         Ok(())

@@ -12,7 +12,7 @@ use super::events::{RowKey, SocketEvent, unwatch, watch};
 use super::limits::{Expired, Limits};
 use super::relay::{Relay, RelayStep};
 use super::settle::Side;
-use crate::net::{Gone, ProxiedSocket, RelaySocket};
+use crate::net::{ByteCounts, Gone, ProxiedSocket, RelaySocket};
 
 /// A connection between a client and an upstream. `T` is the data that the caller stores with the
 /// connection.
@@ -34,7 +34,10 @@ pub(crate) trait RelayOwner: Send {
 
     /// Records that the connection to the upstream is established. Returns the time limits of the
     /// connection.
-    fn connected(&mut self, upstream: &RelaySocket) -> Limits;
+    fn connected(&mut self) -> Limits;
+
+    /// Counts the bytes that the two sockets have transferred.
+    fn transferred(&self, client: ByteCounts, upstream: ByteCounts);
 }
 
 /// The reason why a connection is no longer relayed.
@@ -93,8 +96,6 @@ struct Row<T> {
     is_listed: bool,
     /// Whether the connection to the upstream is not yet established.
     is_connecting: bool,
-    /// The time at which to check the time limits of this connection.
-    timer: Option<Instant>,
 }
 
 impl<T> Default for Entries<T> {
@@ -120,11 +121,11 @@ impl<T: RelayOwner> Entries<T> {
         if let Err(error) = watch(epoll, &entry, RowKey { index, number }) {
             return Err(Box::new(Rejected::Unwatched(entry, error.into())));
         }
-        let deadline = entry.owner.connect_deadline();
-        let timer = deadline.or_else(|| entry.limits.next());
-        self.timers.extend(timer.map(|timer| (timer, index)));
-        let is_connecting = deadline.is_some();
-        self.all.insert(Row { entry, number, is_listed: false, is_connecting, timer });
+        let is_connecting = entry.owner.connect_deadline().is_some();
+        let mut row = Row { entry, number, is_listed: false, is_connecting };
+        row.entry.limits.set_timer();
+        self.timers.extend(row.timer().map(|timer| (timer, index)));
+        self.all.insert(row);
         Ok(())
     }
 
@@ -152,7 +153,9 @@ impl<T: RelayOwner> Entries<T> {
             match self.advance(index, buffer, has_timers.then_some(now)) {
                 RelayStep::Blocked => {}
                 RelayStep::HasMore => self.ready.push(index),
-                RelayStep::Ended(end) => ended.extend(self.remove(index).map(|entry| (entry, end))),
+                RelayStep::Ended(end) => {
+                    ended.extend(self.remove(index).map(|row| (row.entry, end)))
+                }
             }
         }
         self.spare = ready;
@@ -174,6 +177,7 @@ impl<T: RelayOwner> Entries<T> {
         let Some(row) = self.all.get_mut(index) else { return RelayStep::Blocked };
         row.is_listed = false;
         if row.is_connecting {
+            let deadline = row.timer();
             match row.connect() {
                 None if row.entry.client_has_left() => {
                     return RelayStep::Ended(RelayEnd::ClientLeft);
@@ -182,27 +186,22 @@ impl<T: RelayOwner> Entries<T> {
                 Some(Err(error)) => return RelayStep::Ended(RelayEnd::NotConnected(error)),
                 Some(Ok(())) => {}
             }
-            let next = row.entry.limits.next();
-            self.set_timer(index, next);
+            self.timers.extend(row.timer().map(|timer| (timer, index)));
+            if let Some(deadline) = deadline {
+                self.timers.remove(&(deadline, index));
+            }
         }
         let Some(Row { entry, is_listed, .. }) = self.all.get_mut(index) else {
             return RelayStep::Blocked;
         };
-        let RelayEntry { client, upstream, relay, .. } = entry;
-        let relayed = relay.advance(buffer, client, upstream);
+        let relayed = entry.count_bytes(|RelayEntry { client, upstream, relay, .. }| {
+            relay.advance(buffer, client, upstream)
+        });
         *is_listed = matches!(relayed, RelayStep::HasMore);
         if let Some(now) = now {
             entry.limits.note(now, entry.transferred());
         }
         relayed
-    }
-
-    fn set_timer(&mut self, index: usize, next: Option<Instant>) {
-        let Some(Row { timer, .. }) = self.all.get_mut(index) else { return };
-        if let Some(last) = std::mem::replace(timer, next) {
-            self.timers.remove(&(last, index));
-        }
-        self.timers.extend(next.map(|next| (next, index)));
     }
 
     /// Passes an event to the socket that it concerns, and lists the connection as ready.
@@ -227,28 +226,11 @@ impl<T: RelayOwner> Entries<T> {
     fn expire(&mut self, now: Instant, ended: &mut Ended<T>) {
         while let Some((due, index)) = self.timers.first().copied().filter(|(due, _)| *due <= now) {
             self.timers.remove(&(due, index));
-            let Some(Row { entry, is_connecting, timer, .. }) = self.all.get_mut(index) else {
-                continue;
-            };
-            *timer = None;
-            let expired = entry.limits.expired(now);
-            let end = match expired {
-                _ if *is_connecting => RelayEnd::NotConnected(std::io::ErrorKind::TimedOut.into()),
-                Some(Expired::Idle)
-                    if entry.limits.note_unacknowledged(now, entry.unacknowledged()) =>
-                {
-                    let next = entry.limits.next();
-                    self.set_timer(index, next);
-                    continue;
-                }
-                Some(expired) => RelayEnd::Expired(expired),
-                None => {
-                    let next = entry.limits.next();
-                    self.set_timer(index, next);
-                    continue;
-                }
-            };
-            ended.extend(self.remove(index).map(|entry| (entry, end)));
+            let Some(row) = self.all.get_mut(index) else { continue };
+            match row.expire(now) {
+                Some(end) => ended.extend(self.remove(index).map(|row| (row.entry, end))),
+                None => self.timers.extend(row.timer().map(|timer| (timer, index))),
+            }
         }
     }
 
@@ -262,12 +244,11 @@ impl<T: RelayOwner> Entries<T> {
         while *cursor < self.all.capacity() {
             let index = *cursor;
             *cursor += 1;
-            let wanted = self.all.get_mut(index).filter(|row| is_wanted(&row.entry.owner));
-            if let Some(row) = wanted {
+            if self.all.get(index).is_some_and(|row| is_wanted(&row.entry.owner)) {
+                let mut row = self.remove(index)?;
                 row.connect_now();
-                let entry = self.remove(index)?;
-                unwatch(epoll, &entry);
-                return Some(entry);
+                unwatch(epoll, &row.entry);
+                return Some(row.entry);
             }
         }
         None
@@ -287,23 +268,53 @@ impl<T: RelayOwner> Entries<T> {
         all.inspect(|entry| unwatch(epoll, entry)).collect()
     }
 
-    fn remove(&mut self, index: usize) -> Option<RelayEntry<T>> {
-        let Row { entry, timer, .. } = self.all.try_remove(index)?;
-        if let Some(timer) = timer {
+    fn remove(&mut self, index: usize) -> Option<Row<T>> {
+        let row = self.all.try_remove(index)?;
+        if let Some(timer) = row.timer() {
             self.timers.remove(&(timer, index));
         }
-        Some(entry)
+        Some(row)
     }
 }
 
 impl<T: RelayOwner> Row<T> {
+    /// Returns the time at which to check this connection, if it has a timer.
+    fn timer(&self) -> Option<Instant> {
+        if self.is_connecting {
+            self.entry.owner.connect_deadline()
+        } else {
+            self.entry.limits.timer()
+        }
+    }
+
+    /// Ends the connection if it has reached a time limit, and returns how. Otherwise sets the time
+    /// at which to check the connection again.
+    fn expire(&mut self, now: Instant) -> Option<RelayEnd> {
+        if self.is_connecting {
+            return Some(RelayEnd::NotConnected(std::io::ErrorKind::TimedOut.into()));
+        }
+        match self.entry.limits.expired(now) {
+            None => {}
+            Some(Expired::Idle) => {
+                let left = self.entry.unacknowledged();
+                if !self.entry.limits.note_unacknowledged(now, left) {
+                    return Some(RelayEnd::Expired(Expired::Idle));
+                }
+            }
+            Some(Expired::Lifetime) => return Some(RelayEnd::Expired(Expired::Lifetime)),
+        }
+        self.entry.limits.set_timer();
+        None
+    }
+
     /// Returns how the attempt to connect to the upstream has ended, or `None` if it is still in
     /// progress.
     fn connect(&mut self) -> Option<std::io::Result<()>> {
         let RelayEntry { owner, upstream, limits, .. } = &mut self.entry;
         let connected = upstream.connected()?;
         if connected.is_ok() {
-            *limits = owner.connected(upstream);
+            *limits = owner.connected();
+            limits.set_timer();
             self.is_connecting = false;
         }
         Some(connected)
@@ -318,6 +329,22 @@ impl<T: RelayOwner> Row<T> {
             // Ignore an error, because the client is then connected to another upstream.
             let _ = self.connect();
         }
+    }
+}
+
+impl<T: RelayOwner> RelayEntry<T> {
+    /// Calls `transfer`, and lets the owner count the bytes that it has transferred.
+    fn count_bytes<R>(&mut self, transfer: impl FnOnce(&mut Self) -> R) -> R {
+        let before = (self.client.counts(), self.upstream.counts());
+        let result = transfer(self);
+        self.count_since(before);
+        result
+    }
+
+    /// Lets the owner count the bytes that have been transferred since the sockets had the counts
+    /// `before`: those of the client and of the upstream.
+    pub(crate) fn count_since(&self, (client, upstream): (ByteCounts, ByteCounts)) {
+        self.owner.transferred(self.client.counts() - client, self.upstream.counts() - upstream);
     }
 }
 

@@ -12,13 +12,12 @@ use tokio::time::Instant;
 
 /// The time limits of one connection.
 #[derive(Debug)]
-pub(crate) struct Limits {
-    made: Instant,
-    clock: Option<Box<Clock>>,
-}
+pub(crate) struct Limits(Option<Box<Clock>>);
 
 #[derive(Debug)]
 struct Clock {
+    /// The time at which the connection to the upstream was made.
+    made: Instant,
     idle: Option<Duration>,
     /// The time at which the lifetime of the connection ends.
     end: Option<Instant>,
@@ -29,6 +28,8 @@ struct Clock {
     /// How many bytes the peers had not acknowledged at the last check. `None` before the first
     /// check, which happens when the idle timeout has passed.
     unacknowledged: Option<usize>,
+    /// When the plane checks these limits next.
+    timer: Option<Instant>,
 }
 
 /// The time limit that has ended a connection.
@@ -53,7 +54,8 @@ impl From<Expired> for io::Error {
 /// How much of its time limits a connection has already used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Used {
-    /// How long ago the connection to the upstream was made.
+    /// How long ago the connection to the upstream was made, or the connection to the client if the
+    /// process had no limits.
     pub(crate) age: Duration,
     /// How long ago the connection last moved bytes.
     pub(crate) idle: Duration,
@@ -73,44 +75,42 @@ impl Limits {
         let ago = |time| now.checked_sub(time).unwrap_or(now);
         let (made, moved) = (ago(used.age), ago(used.idle));
         if idle_timeout.is_none() && lifetime.is_none() {
-            return Self { made, clock: None };
+            return Self::none();
         }
-        let end = lifetime.and_then(|lifetime| made.checked_add(lifetime));
-        let idle = idle_timeout;
-        Self {
+        Self(Some(Box::new(Clock {
             made,
-            clock: Some(Box::new(Clock {
-                idle,
-                end,
-                transferred: used.transferred,
-                moved,
-                unacknowledged: None,
-            })),
-        }
+            idle: idle_timeout,
+            end: lifetime.and_then(|lifetime| made.checked_add(lifetime)),
+            transferred: used.transferred,
+            moved,
+            unacknowledged: None,
+            timer: None,
+        })))
     }
 
     /// Creates limits that are never reached, for a connection that is not established yet.
-    pub(crate) fn none() -> Self {
-        Self { made: Instant::now(), clock: None }
+    pub(crate) const fn none() -> Self {
+        Self(None)
     }
 
     /// Returns how much of its time limits the connection has used. The idle time is zero if the
-    /// configuration sets no idle timeout.
-    pub(crate) fn used(&self) -> Used {
-        let age = self.made.elapsed();
-        match &self.clock {
+    /// configuration sets no idle timeout. Without limits, the age is `client_age`, the age of the
+    /// client's connection, because the age of the upstream's connection is not known.
+    pub(crate) fn used(&self, client_age: Duration) -> Used {
+        match &self.0 {
             Some(clock) => {
+                let age = clock.made.elapsed();
                 let idle = clock.idle.map_or(Duration::ZERO, |_| clock.moved.elapsed());
                 Used { age, idle, transferred: clock.transferred }
             }
-            None => Used { age, ..Used::default() },
+            None => Used { age: client_age, ..Used::default() },
         }
     }
 
     /// Records how many bytes the connection has moved in total. The caller must call this method
     /// whenever bytes may have moved.
     pub(crate) fn note(&mut self, now: Instant, transferred: u64) {
-        if let Some(clock) = self.clock.as_mut().filter(|clock| clock.transferred != transferred) {
+        if let Some(clock) = self.0.as_mut().filter(|clock| clock.transferred != transferred) {
             (clock.transferred, clock.moved) = (transferred, now);
             // Forget the last check, because other bytes are unacknowledged now.
             clock.unacknowledged = None;
@@ -121,7 +121,7 @@ impl Limits {
     /// has changed since the last call. If so, the connection is not idle: a peer acknowledges
     /// bytes, although the kernel accepts no more from this process.
     pub(crate) fn note_unacknowledged(&mut self, now: Instant, left: usize) -> bool {
-        let Some(clock) = self.clock.as_mut().filter(|_| left > 0) else { return false };
+        let Some(clock) = self.0.as_mut().filter(|_| left > 0) else { return false };
         let has_changed = clock.unacknowledged.replace(left) != Some(left);
         if has_changed {
             clock.moved = now;
@@ -129,14 +129,28 @@ impl Limits {
         has_changed
     }
 
+    /// Returns when the plane checks these limits next, if they have a timer.
+    pub(super) fn timer(&self) -> Option<Instant> {
+        self.0.as_ref().and_then(|clock| clock.timer)
+    }
+
+    /// Sets the time at which the plane checks these limits next: the earliest time at which the
+    /// connection can reach a limit. There is none if the clock cannot represent it.
+    pub(super) fn set_timer(&mut self) {
+        let next = self.next();
+        if let Some(clock) = &mut self.0 {
+            clock.timer = next;
+        }
+    }
+
     /// Returns when the lifetime of the connection ends, if it is limited.
     pub(crate) fn lifetime_end(&self) -> Option<Instant> {
-        self.clock.as_ref().and_then(|clock| clock.end)
+        self.0.as_ref().and_then(|clock| clock.end)
     }
 
     /// Returns the time limit that the connection has reached, if any.
     pub(crate) fn expired(&self, now: Instant) -> Option<Expired> {
-        let clock = self.clock.as_ref()?;
+        let clock = self.0.as_ref()?;
         if clock.end.is_some_and(|end| now >= end) {
             return Some(Expired::Lifetime);
         }
@@ -146,8 +160,8 @@ impl Limits {
 
     /// Returns the earliest time at which the connection can reach a limit. Returns `None` if it
     /// has no limits, or if the clock cannot represent that time.
-    pub(crate) fn next(&self) -> Option<Instant> {
-        let clock = self.clock.as_ref()?;
+    fn next(&self) -> Option<Instant> {
+        let clock = self.0.as_ref()?;
         let idle = clock.idle.and_then(|idle| clock.moved.checked_add(idle));
         [idle, clock.end].into_iter().flatten().min()
     }
@@ -214,12 +228,12 @@ mod tests {
         // The age of a connection is kept even if the connection was in a process without limits in
         // the meantime.
         let used = Used { age: HOUR, ..Used::default() };
-        let limits = Limits::new(Some(HOUR), Some(HOUR), Limits::new(None, None, used).used());
-        assert!(limits.used().age >= HOUR);
+        let limits = Limits::new(Some(HOUR), Some(HOUR), Limits::new(None, None, used).used(HOUR));
+        assert!(limits.used(Duration::ZERO).age >= HOUR);
         assert_eq!(limits.expired(Instant::now()), Some(Expired::Lifetime));
         // The idle time stays zero while the configuration has no idle timeout.
         let used = Used { idle: HOUR, ..Used::default() };
-        assert_eq!(Limits::new(None, Some(HOUR), used).used().idle, Duration::ZERO);
+        assert_eq!(Limits::new(None, Some(HOUR), used).used(HOUR).idle, Duration::ZERO);
     }
 
     /// If a time limit is too large for the clock, the connection never reaches it.

@@ -45,7 +45,7 @@ pub(crate) async fn settle(
             Side::Client => (relay.advance_rest_up(&mut buffer, client, upstream), &*upstream),
             Side::Upstream => (relay.advance_rest_down(&mut buffer, client, upstream), &*client),
         };
-        let sent = Some(sink.traffic().sent());
+        let sent = Some(sink.counts().sent);
         if is_done {
             sink.acknowledged(ACKNOWLEDGE_TIMEOUT).await;
             return;

@@ -123,7 +123,7 @@ fn take_up(
         PendingBytes::End => HeldBytes::End,
         PendingBytes::Over => HeldBytes::Over,
     };
-    Ok(Direction { held, streak: 0 })
+    Ok(Direction { held })
 }
 
 #[cfg(test)]
@@ -138,8 +138,8 @@ mod tests {
             HeldBytes::Bytes(Box::new(Rest { bytes: bytes.to_vec(), written }))
         };
         let relay = Relay {
-            up: Direction { held: owing(b"xup", 1), streak: 3 },
-            down: Direction { held: owing(b"down", 0), streak: 0 },
+            up: Direction { held: owing(b"xup", 1) },
+            down: Direction { held: owing(b"down", 0) },
         };
         let (still, bytes, descriptors) = relay.snapshot();
         assert_eq!((still.needs(), &bytes[..], descriptors.len()), ((6, 0), &b"updown"[..], 0));
@@ -153,8 +153,8 @@ mod tests {
     fn ends_and_pipes_survive_a_snapshot() {
         let pipe = Pipe::take().unwrap();
         let relay = Relay {
-            up: Direction { held: HeldBytes::Over, streak: 0 },
-            down: Direction { held: HeldBytes::Piped(Box::new(pipe)), streak: 4 },
+            up: Direction { held: HeldBytes::Over },
+            down: Direction { held: HeldBytes::Piped(Box::new(pipe)) },
         };
         let (still, bytes, descriptors) = relay.snapshot();
         assert_eq!((still.needs(), bytes.len(), descriptors.len()), ((0, 2), 0, 2));

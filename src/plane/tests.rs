@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::*;
-use crate::net::{RelaySocket, begin_connect};
+use crate::net::{ByteCounts, RelaySocket, begin_connect};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -28,10 +28,12 @@ impl RelayOwner for Pending {
         Some(Instant::now() + DEADLINE)
     }
 
-    fn connected(&mut self, _upstream: &RelaySocket) -> Limits {
+    fn connected(&mut self) -> Limits {
         self.is_connected = true;
         Limits::none()
     }
+
+    fn transferred(&self, _client: ByteCounts, _upstream: ByteCounts) {}
 }
 
 /// Returns a listener whose backlog is full, and the sockets that fill it. A new connection is

@@ -14,7 +14,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use super::deaths::{Deaths, panic_text};
 use super::listener::ListenerSlot;
 use super::workers::choose;
-use crate::ledger::{ListenerEvents, Permit};
+use crate::ledger::{HeldPermit, ListenerEvents};
 use crate::net::{Accepted, WatchedListener};
 use crate::service::Service;
 
@@ -111,10 +111,10 @@ impl<S: Service> Accepting<S> {
     }
 
     /// Chooses a worker for an accepted connection, and starts serving the connection there.
-    fn admit(&self, accepted: Accepted, permit: Option<Permit>) {
+    fn admit(&self, accepted: Accepted, permit: Option<HeldPermit>) {
         let worker = choose(&self.slot.workers, self.own);
         let _within = self.slot.enter(worker);
-        let (listener, permit) = (self.acceptor.listener(), permit.map(Permit::used));
+        let (listener, permit) = (self.acceptor.listener(), permit.map(HeldPermit::used));
         self.slot.serve_accepted(worker, accepted, listener, permit);
     }
 }

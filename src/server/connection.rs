@@ -18,11 +18,11 @@ use super::slot::{ConnectionEnd, ConnectionSlot};
 use super::workers::Workers;
 #[cfg(feature = "proxy")]
 use crate::carry::CarriedState;
-use crate::carry::{Departure, Departures, OutgoingConnection};
+use crate::carry::{CarrySlot, Departure, Departures, OutgoingConnection};
 use crate::config::Config;
-use crate::net::Peer;
 #[cfg(feature = "proxy")]
 use crate::net::ProxiedSocket;
+use crate::net::{ByteCounts, Peer};
 #[cfg(feature = "proxy")]
 use crate::plane::RelayEntry;
 #[cfg(feature = "proxy")]
@@ -75,6 +75,9 @@ pub(super) struct ConnectionTask<S> {
     context: Arc<ConnectionContext<S>>,
     connection: Connection,
     slot: ConnectionSlot,
+    /// The registration of a connection that may move to the successor. It is boxed to save memory,
+    /// because not every connection may move.
+    registration: Option<Box<CarrySlot>>,
     /// The index of the worker that runs this task.
     #[cfg_attr(not(feature = "proxy"), expect(dead_code, reason = "a proxy needs its plane"))]
     worker: usize,
@@ -93,13 +96,13 @@ enum ServiceOutcome {
 }
 
 impl<S: Service> ConnectionTask<S> {
-    pub(super) const fn new(
+    pub(super) fn new(
         context: Arc<ConnectionContext<S>>,
         connection: Connection,
-        slot: ConnectionSlot,
+        (slot, registration): (ConnectionSlot, Option<Box<CarrySlot>>),
         worker: usize,
     ) -> Self {
-        Self { context, connection, slot, worker, stays: false }
+        Self { context, connection, slot, registration, worker, stays: false }
     }
 
     /// Serves the connection until it ends, moves to the successor, or enters a relay plane.
@@ -115,7 +118,8 @@ impl<S: Service> ConnectionTask<S> {
                         if self.connection.carry_requested() =>
                     {
                         let with_client = self.connection.stream.traffic().transferred();
-                        self.connection.detach(established.into_state(with_client));
+                        let age = self.slot.age();
+                        self.connection.detach(established.into_state(with_client, age));
                     }
                     #[cfg(feature = "proxy")]
                     ServiceOutcome::Established(established) => return self.relay(*established),
@@ -155,40 +159,40 @@ impl<S: Service> ConnectionTask<S> {
     /// connections, relays the connection.
     #[cfg(feature = "proxy")]
     fn relay(self, established: Established) {
-        let Self { context, connection, mut slot, worker, stays } = self;
-        let Established { upstream, relay, limits, count } = established;
         // Keep the connection registered for a move until it is in the relay plane. Otherwise the
         // scheduler of the moves could miss it, and conclude too early that all connections have
         // moved.
-        let registration = slot.carry.take();
-        let (stream, rest) = connection.into_parts();
-        let (listener, peer) = (Arc::clone(&rest.1), rest.0);
+        let Self { context, connection, mut slot, registration, worker, stays } = self;
+        let Established { upstream, relay, limits, count } = established;
+        let peer = connection.peer();
+        let stream = connection.into_stream();
         let traffic = Arc::clone(stream.traffic());
         match stream.into_relay_socket() {
             Ok(client) => {
+                slot.entry.unlist();
                 let link = UpstreamLink::Established(count);
                 let carry = match &registration {
                     Some(_) if stays => Carrying::Stays,
                     Some(_) => Carrying::Possible,
                     None => Carrying::Never,
                 };
-                let owner = RelayedConnection::new(slot, link, rest, carry);
+                let owner = RelayedConnection::new(slot, link, peer, carry);
                 context.relay(RelayEntry { client, upstream, relay, limits, owner }, worker);
             }
             Err(error) => {
                 upstream.reset_on_drop();
                 drop((upstream, count));
                 let end = ConnectionEnd::Broken(error);
-                let (received, sent) = (traffic.received(), traffic.sent());
-                EndedConnection { listener: &listener, peer, received, sent }.report(&slot, &end);
-                slot.end(end, rest.2.is_requested());
+                EndedConnection { peer, counts: traffic.counts() }.report(&slot, &end);
+                let was_draining = slot.is_draining();
+                slot.end(end, was_draining, registration);
             }
         }
     }
 
     /// Lets the service serve the connection, and returns why the service has stopped.
     async fn serve_once(&mut self) -> ServiceOutcome {
-        let Self { context, connection, slot, .. } = self;
+        let Self { context, connection, slot, registration, .. } = self;
         // Pin the future in place, because passing it by value would reserve memory for a second
         // copy.
         let serving = pin!(async {
@@ -203,7 +207,7 @@ impl<S: Service> ConnectionTask<S> {
             let late = connection.stream.finish(LINGER).await;
             Ok(ServiceOutcome::Ended(ConnectionEnd::Finished { late }))
         });
-        match slot.serve(serving).await {
+        match slot.serve(registration, serving).await {
             Some(Ok(served)) => served,
             Some(Err(error)) => ServiceOutcome::Ended(ConnectionEnd::Broken(error)),
             None => ServiceOutcome::Ended(ConnectionEnd::Cut),
@@ -216,13 +220,13 @@ impl<S: Service> ConnectionTask<S> {
     /// If the connection is cut during this call, it is unknown whether the successor now serves
     /// it. So this process closes its descriptor without further I/O.
     async fn hand_over(&mut self) -> Option<ConnectionEnd> {
-        let Self { context, connection, slot, .. } = self;
+        let Self { context, connection, slot, registration, .. } = self;
         // Return an error if the service detached a connection that was not asked to move.
         // Otherwise the service could detach the connection again and again, in an endless loop.
         let age = slot.age();
-        let ConnectionSlot { entry, carry, guard, .. } = slot;
-        let carry = carry.as_mut().and_then(|carry| carry.request().was_asked().then_some(carry));
-        let (Some(carry), Some(parcel)) = (carry, connection.detached_state()) else {
+        let ConnectionSlot { entry, guard, .. } = slot;
+        let registration = registration.as_mut().filter(|one| one.request().was_asked());
+        let (Some(registration), Some(parcel)) = (registration, connection.detached_state()) else {
             return Some(ConnectionEnd::Broken(io::Error::other(
                 "the service detached a connection that it was not asked to move",
             )));
@@ -235,7 +239,7 @@ impl<S: Service> ConnectionTask<S> {
             stream: &connection.stream,
             parcel,
         };
-        let sent = guard.unless_cut(context.departures.send(carry, &departing)).await;
+        let sent = guard.unless_cut(context.departures.send(registration, &departing)).await;
         match sent {
             None => return Some(ConnectionEnd::Cut),
             Some(Departure::Taken(leaving)) => return Some(ConnectionEnd::Carried(leaving)),
@@ -249,29 +253,26 @@ impl<S: Service> ConnectionTask<S> {
 
     /// Logs and counts how the connection ended.
     fn finish(self, end: ConnectionEnd) {
-        let Self { context: _context, connection, slot, .. } = self;
-        let (received, sent) = (connection.stream.received(), connection.stream.sent());
-        let (listener, peer) = (connection.listener(), connection.peer());
-        EndedConnection { listener, peer, received, sent }.report(&slot, &end);
+        let Self { context: _context, connection, slot, registration, .. } = self;
+        let (peer, counts) = (connection.peer(), connection.stream.traffic().counts());
+        EndedConnection { peer, counts }.report(&slot, &end);
         let was_draining = connection.is_draining();
         // Close the file descriptor before the counters show that the connection is gone.
         drop(connection);
-        slot.end(end, was_draining);
+        slot.end(end, was_draining, registration);
     }
 }
 
 /// The data for the log record of a connection that has ended.
-pub(super) struct EndedConnection<'a> {
-    pub(super) listener: &'a str,
+pub(super) struct EndedConnection {
     pub(super) peer: Peer,
-    pub(super) received: u64,
-    pub(super) sent: u64,
+    pub(super) counts: ByteCounts,
 }
 
-impl EndedConnection<'_> {
+impl EndedConnection {
     /// Logs how the connection ended. Each connection has one such log record.
     pub(super) fn report(&self, slot: &ConnectionSlot, end: &ConnectionEnd) {
-        let Self { listener, peer, received, sent } = *self;
+        let Self { peer, counts: ByteCounts { received, sent } } = *self;
         let (ending, late, error) = match end {
             ConnectionEnd::Finished { late } => ("finished", *late, None),
             ConnectionEnd::Broken(error) => ("broken", 0, Some(error)),
@@ -279,7 +280,7 @@ impl EndedConnection<'_> {
             ConnectionEnd::Cut => ("cut", 0, None),
         };
         tracing::debug!(
-            event = "connection.ended", listener, %peer, received, sent, late,
+            event = "connection.ended", listener = %slot.listener(), %peer, received, sent, late,
             seconds = slot.age().as_secs_f64(), ending, error = error.map(tracing::field::display),
             "a client connection ended"
         );

@@ -178,7 +178,11 @@ impl<S: Service> DataPlane for Server<S> {
     }
 
     fn connections(&self) -> Option<Connections> {
-        Some(open_connections(self.ledgers.values()))
+        #[cfg(feature = "proxy")]
+        let oldest = self.context.relays.oldest();
+        #[cfg(not(feature = "proxy"))]
+        let oldest = None;
+        Some(open_connections(self.ledgers.values(), oldest))
     }
 
     fn counters(&self) -> Counters {

@@ -16,10 +16,9 @@ use super::relays::{Carrying, RelayedConnection, UpstreamLink};
 use super::slot::ConnectionSlot;
 use super::workers::Worker;
 use crate::carry::CarriedState;
-use crate::drain::{DrainEntry, DrainWatch, OnDrain};
-use crate::ledger::Source;
-use crate::ledger::{ConnectionLimit, ListenerLedger, Permit};
-use crate::net::{Accepted, Listener, Peer, Stream, Traffic};
+use crate::drain::{DrainEntry, OnDrain};
+use crate::ledger::{ConnectionLimit, ListenerEntry, ListenerLedger, Permit, Source};
+use crate::net::{Accepted, Listener, Peer, Stream};
 #[cfg(feature = "proxy")]
 use crate::plane::{Limits, RelayEntry};
 #[cfg(feature = "proxy")]
@@ -39,7 +38,7 @@ pub(super) struct ListenerSlot<S> {
     /// How a drain treats the connections: it moves them, or asks them to finish.
     pub(super) on_drain: OnDrain,
     /// The handle that adds the connections to the drain.
-    pub(super) entry: DrainEntry,
+    pub(super) entry: Arc<DrainEntry>,
 }
 
 impl<S: Service> ListenerSlot<S> {
@@ -64,8 +63,9 @@ impl<S: Service> ListenerSlot<S> {
         permit: Option<Permit>,
         state: Option<CarriedState>,
     ) {
-        let traffic = stream.traffic();
-        let slot = self.slot(worker, (Source::New, Instant::now()), traffic, permit);
+        let now = Instant::now();
+        let entry = self.ledgers[worker].enter(Source::New, stream.traffic(), now);
+        let slot = self.slot(worker, (entry, now), permit);
         self.start(worker, self.task(worker, (stream, peer), slot, state));
     }
 
@@ -100,22 +100,21 @@ impl<S: Service> ListenerSlot<S> {
         permit: Option<Permit>,
         state: CarriedState,
     ) -> ConnectionTask<S> {
-        let slot = self.slot(worker, (Source::Carried, since), stream.traffic(), permit);
+        let entry = self.ledgers[worker].enter(Source::Carried, stream.traffic(), since);
+        let slot = self.slot(worker, (entry, since), permit);
         self.task(worker, (stream, peer), slot, Some(state))
     }
 
-    /// Counts a connection that began at `since` as open, until the returned slot is dropped.
+    /// Counts a connection as open in the load of its worker and in the drain, until the returned
+    /// slot is dropped. `entry` counts it in the ledger, since the time when it began.
     fn slot(
         &self,
         worker: usize,
-        (source, since): (Source, Instant),
-        traffic: &Arc<Traffic>,
+        (entry, since): (ListenerEntry, Instant),
         permit: Option<Permit>,
-    ) -> (ConnectionSlot, DrainWatch) {
-        let (drain, guard) = self.entry.admit();
-        let entry = self.ledgers[worker].enter(source, traffic, since);
+    ) -> ConnectionSlot {
         let load = self.workers[worker].load();
-        (ConnectionSlot { entry, permit, load, carry: None, guard }, drain)
+        ConnectionSlot { entry, since, permit, load, guard: self.entry.admit() }
     }
 
     /// Prepares the task that serves a connection on a worker. `state` is the state that the
@@ -124,23 +123,22 @@ impl<S: Service> ListenerSlot<S> {
         &self,
         worker: usize,
         (stream, peer): (Stream, Peer),
-        (mut slot, drain): (ConnectionSlot, DrainWatch),
+        slot: ConnectionSlot,
         state: Option<CarriedState>,
     ) -> ConnectionTask<S> {
         let context = Arc::clone(&self.context);
-        if self.on_drain == OnDrain::Carry {
-            slot.carry = Some(Box::new(context.departures.register()));
-        }
+        let carry =
+            (self.on_drain == OnDrain::Carry).then(|| Box::new(context.departures.register()));
         let connection = Connection::new(Admission {
             stream,
             peer,
             listener: Arc::clone(&self.name),
-            drain,
-            carry_request: slot.carry.as_ref().map(|carry| Arc::clone(carry.request())),
+            drain: slot.guard.watch().clone(),
+            carry_request: carry.as_ref().map(|carry| Arc::clone(carry.request())),
             parcel: state,
             first_request_grace: context.first_request_grace,
         });
-        ConnectionTask::new(context, connection, slot, worker)
+        ConnectionTask::new(context, connection, (slot, carry), worker)
     }
 
     /// Begins to connect a client to an upstream, if a proxy serves this listener.
@@ -164,15 +162,14 @@ impl<S: Service> ListenerSlot<S> {
         if let Some(proxy) = self.context.service.proxy(&self.name) {
             proxy.set_client_options(&mut client, &self.name);
         }
-        let since = (Source::New, Instant::now());
-        let (slot, drain) = self.slot(worker, since, client.traffic(), permit);
-        let link = UpstreamLink::Connecting(attempt.connecting);
+        let entry = self.ledgers[worker].enter_unlisted();
+        let slot = self.slot(worker, (entry, Instant::now()), permit);
+        let link = UpstreamLink::Connecting(Some(attempt.connecting));
         let carry = match self.on_drain {
             OnDrain::Carry => Carrying::Possible,
             OnDrain::Finish => Carrying::Never,
         };
-        let rest = (peer, Arc::clone(&self.name), drain);
-        let owner = RelayedConnection::new(slot, link, rest, carry);
+        let owner = RelayedConnection::new(slot, link, peer, carry);
         let (upstream, relay, limits) = (attempt.upstream, attempt.relay, Limits::none());
         self.context.relay(RelayEntry { client, upstream, relay, limits, owner }, worker);
     }

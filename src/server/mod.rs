@@ -132,7 +132,7 @@ impl<S: Service> Server<S> {
             ledgers,
             limit: self.limit.get(&**name).cloned(),
             on_drain,
-            entry: self.drain.entry(on_drain),
+            entry: self.drain.entry(name, on_drain),
         }
     }
 

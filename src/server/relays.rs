@@ -22,8 +22,7 @@ pub(super) use leave::RelayedConnections;
 use super::connection::{ConnectionContext, EndedConnection, LINGER};
 use super::deaths::{Deaths, panic_text};
 use super::slot::{ConnectionEnd, ConnectionSlot};
-use crate::drain::DrainWatch;
-use crate::net::{Listener, Peer, ProxiedSocket, RelaySocket};
+use crate::net::{ByteCounts, Listener, Peer, ProxiedSocket};
 use crate::plane::{
     Expired, Limits, Plane, Rejected, RelayEnd, RelayEntry, RelayOwner, Side, settle,
 };
@@ -56,19 +55,16 @@ impl Drop for RunningPlane {
 pub(super) struct RelayedConnection {
     slot: ConnectionSlot,
     link: UpstreamLink,
-    listener: Arc<str>,
     peer: Peer,
-    drain: DrainWatch,
     carry: Carrying,
 }
 
 /// The state of the connection to the upstream.
 #[derive(Debug)]
 pub(super) enum UpstreamLink {
-    Connecting(Box<Connecting>),
+    /// The connection is not established yet. `None` only while `Established` replaces this value.
+    Connecting(Option<Box<Connecting>>),
     Established(UpstreamCount),
-    /// A placeholder while `Established` replaces `Connecting`.
-    Changing,
 }
 
 /// Whether a connection in a relay plane may move to the successor.
@@ -108,6 +104,18 @@ impl Relays {
         }
     }
 
+    /// Returns when the oldest connection in the planes began.
+    pub(super) fn oldest(&self) -> Option<Instant> {
+        let mut oldest = None;
+        for running in self.running() {
+            running.plane.for_each(|connection| {
+                let since = connection.slot.since;
+                oldest = Some(oldest.map_or(since, |oldest: Instant| oldest.min(since)));
+            });
+        }
+        oldest
+    }
+
     fn running(&self) -> impl Iterator<Item = &RunningPlane> {
         self.planes.iter().filter_map(OnceLock::get)
     }
@@ -139,7 +147,7 @@ impl<S: Service> ConnectionContext<S> {
             Ok(()) => return,
             Err(Rejected::Cut(entry)) => (entry, ConnectionEnd::Cut),
             Err(Rejected::Unwatched(entry, error)) => {
-                let listener = &entry.owner.listener;
+                let listener = entry.owner.slot.listener();
                 tracing::error!(
                     event = "connection.unwatched", %listener, reason = %error,
                     "closed a client connection on {listener}, because it cannot be watched for \
@@ -222,10 +230,10 @@ impl RelayedConnection {
     pub(super) fn new(
         slot: ConnectionSlot,
         link: UpstreamLink,
-        (peer, listener, drain): (Peer, Arc<str>, DrainWatch),
+        peer: Peer,
         carry: Carrying,
     ) -> Self {
-        Self { slot, link, listener, peer, drain, carry }
+        Self { slot, link, peer, carry }
     }
 
     fn may_move(&self) -> bool {
@@ -236,22 +244,23 @@ impl RelayedConnection {
 impl RelayOwner for RelayedConnection {
     fn connect_deadline(&self) -> Option<Instant> {
         match &self.link {
-            UpstreamLink::Connecting(connecting) => Some(connecting.deadline()),
-            UpstreamLink::Established(_) | UpstreamLink::Changing => None,
+            UpstreamLink::Connecting(connecting) => connecting.as_ref().map(|one| one.deadline()),
+            UpstreamLink::Established(_) => None,
         }
     }
 
-    fn connected(&mut self, upstream: &RelaySocket) -> Limits {
-        match std::mem::replace(&mut self.link, UpstreamLink::Changing) {
-            UpstreamLink::Connecting(connecting) => {
-                let (count, limits) = connecting.established(upstream);
-                self.link = UpstreamLink::Established(count);
-                limits
-            }
-            link @ (UpstreamLink::Established(_) | UpstreamLink::Changing) => {
-                self.link = link;
-                Limits::none()
-            }
+    fn connected(&mut self) -> Limits {
+        let UpstreamLink::Connecting(connecting) = &mut self.link else { return Limits::none() };
+        let Some(connecting) = connecting.take() else { return Limits::none() };
+        let (count, limits) = connecting.established();
+        self.link = UpstreamLink::Established(count);
+        limits
+    }
+
+    fn transferred(&self, client: ByteCounts, upstream: ByteCounts) {
+        self.slot.entry.add(client);
+        if let UpstreamLink::Established(count) = &self.link {
+            count.add(upstream);
         }
     }
 }
@@ -286,8 +295,8 @@ async fn run<S: Service>(
 /// but lets its peer receive the last bytes first.
 async fn close_other_side(entry: RelayEntry<RelayedConnection>, closed: Side) {
     let RelayEntry { client, upstream, owner, limits, .. } = entry;
-    let RelayedConnection { slot, link, listener, peer, drain, .. } = owner;
-    let traffic = Arc::clone(client.traffic());
+    let RelayedConnection { mut slot, link, peer, .. } = owner;
+    let mut counts = client.counts();
     let (closed_socket, other) = match closed {
         Side::Client => (client, upstream),
         Side::Upstream => (upstream, client),
@@ -295,9 +304,14 @@ async fn close_other_side(entry: RelayEntry<RelayedConnection>, closed: Side) {
     closed_socket.half_close_if_shared();
     drop(closed_socket);
     // Keep the connection in the counts of its upstream until the upstream's socket is closed.
-    let _link = (closed == Side::Client).then_some(link);
+    let mut link = (closed == Side::Client).then_some(link);
     let end = match other.into_stream() {
         Ok(mut stream) => {
+            match &mut link {
+                None => slot.entry.list(stream.traffic(), slot.since),
+                Some(UpstreamLink::Established(count)) => count.list(stream.traffic()),
+                Some(UpstreamLink::Connecting(_)) => {}
+            }
             let finished = within_lifetime(&limits, stream.finish(LINGER));
             let end = match slot.guard.unless_cut(finished).await {
                 Some(Ok(late)) => ConnectionEnd::Finished { late },
@@ -307,13 +321,16 @@ async fn close_other_side(entry: RelayEntry<RelayedConnection>, closed: Side) {
             if !matches!(end, ConnectionEnd::Finished { .. }) {
                 stream.reset_on_drop();
             }
+            if closed == Side::Upstream {
+                counts = stream.traffic().counts();
+            }
             end
         }
         Err(error) => ConnectionEnd::Broken(error),
     };
-    let (received, sent) = (traffic.received(), traffic.sent());
-    EndedConnection { listener: &listener, peer, received, sent }.report(&slot, &end);
-    slot.end(end, drain.is_requested());
+    EndedConnection { peer, counts }.report(&slot, &end);
+    let was_draining = slot.is_draining();
+    slot.end(end, was_draining, None);
 }
 
 /// Waits for `ending`, but not beyond the lifetime of the connection.
@@ -333,12 +350,14 @@ async fn settle_other_side(
     broken: Side,
     error: io::Error,
 ) {
+    let before = (entry.client.counts(), entry.upstream.counts());
     let RelayEntry { client, upstream, relay, owner, limits } = &mut entry;
     let settled = within_lifetime(limits, settle(relay, client, upstream, broken));
     let end = match owner.slot.guard.unless_cut(settled).await {
         Some(Ok(()) | Err(_)) => ConnectionEnd::Broken(error),
         None => ConnectionEnd::Cut,
     };
+    entry.count_since(before);
     entry.reset_on_drop();
     finish(entry, end);
 }
@@ -346,10 +365,10 @@ async fn settle_other_side(
 /// Logs and counts how a connection has ended, and closes its sockets.
 fn finish(entry: RelayEntry<RelayedConnection>, end: ConnectionEnd) {
     let RelayEntry { client, upstream, owner, .. } = entry;
-    let RelayedConnection { slot, link, listener, peer, drain, carry } = owner;
-    let (received, sent) = (client.traffic().received(), client.traffic().sent());
-    EndedConnection { listener: &listener, peer, received, sent }.report(&slot, &end);
+    let RelayedConnection { slot, link, peer, carry } = owner;
+    EndedConnection { peer, counts: client.counts() }.report(&slot, &end);
     // Close the sockets before the counters show that the connection is gone.
     drop((client, upstream, link));
-    slot.end(end, drain.is_requested() || carry == Carrying::Stays);
+    let was_draining = slot.is_draining() || carry == Carrying::Stays;
+    slot.end(end, was_draining, None);
 }

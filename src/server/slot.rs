@@ -3,8 +3,10 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::workers::Load;
@@ -16,13 +18,12 @@ use crate::ledger::{ListenerEntry, Permit};
 #[derive(Debug)]
 pub(super) struct ConnectionSlot {
     pub(super) entry: ListenerEntry,
+    /// The time at which the connection began, possibly in an earlier generation.
+    pub(super) since: Instant,
     /// The connection's place under the listener's connection limit, if there is a limit.
     pub(super) permit: Option<Permit>,
     /// The guard that counts this connection in the load of its worker.
     pub(super) load: Load,
-    /// The registration of a connection that may move to the successor. It is boxed to save memory,
-    /// because not every connection may move.
-    pub(super) carry: Option<Box<CarrySlot>>,
     /// The guard that makes a drain wait for this connection. It also shows when the connection is
     /// cut.
     pub(super) guard: DrainGuard,
@@ -44,19 +45,29 @@ pub(super) enum ConnectionEnd {
 impl ConnectionSlot {
     /// Returns how long ago the connection began.
     pub(super) fn age(&self) -> Duration {
-        self.entry.note().map_or(Duration::ZERO, |since| since.elapsed())
+        self.since.elapsed()
+    }
+
+    /// Returns the name of the listener that accepted the connection.
+    pub(super) fn listener(&self) -> &Arc<str> {
+        self.guard.listener()
+    }
+
+    /// Returns whether a drain has asked the connection to end.
+    pub(super) fn is_draining(&self) -> bool {
+        self.guard.watch().is_requested()
     }
 
     /// Runs `serving`, the future that serves the connection, until it completes. Returns `None` if
     /// the connection is cut. During the call, the scheduler may ask the connection to move to the
-    /// successor.
+    /// successor, if it has a registration for that.
     pub(super) fn serve<'a, F: Future>(
-        &'a mut self,
+        &'a self,
+        registration: &'a mut Option<Box<CarrySlot>>,
         mut serving: Pin<&'a mut F>,
     ) -> impl Future<Output = Option<F::Output>> + 'a {
-        let Self { carry, guard, .. } = self;
         let in_turn = std::future::poll_fn(move |cx| {
-            let Some(carry) = carry else { return serving.as_mut().poll(cx) };
+            let Some(carry) = registration else { return serving.as_mut().poll(cx) };
             let is_asked = carry.watch(cx);
             let served = serving.as_mut().poll(cx);
             if is_asked && served.is_pending() {
@@ -66,13 +77,19 @@ impl ConnectionSlot {
             }
             served
         });
-        guard.unless_cut(in_turn)
+        self.guard.unless_cut(in_turn)
     }
 
     /// Stops counting the connection as open, and counts how it ended. `was_draining` is whether a
-    /// drain had asked the connection to end.
-    pub(super) fn end(self, end: ConnectionEnd, was_draining: bool) {
-        let Self { entry, permit, load, carry, guard } = self;
+    /// drain had asked the connection to end. `registration` is its registration for a move, which
+    /// ends too.
+    pub(super) fn end(
+        self,
+        end: ConnectionEnd,
+        was_draining: bool,
+        registration: Option<Box<CarrySlot>>,
+    ) {
+        let Self { entry, permit, load, guard, .. } = self;
         entry.end(|events| match end {
             ConnectionEnd::Finished { .. } | ConnectionEnd::Broken(_) if was_draining => {
                 events.counters.drained += 1;
@@ -83,7 +100,7 @@ impl ConnectionSlot {
             ConnectionEnd::Carried(_) => events.carried(),
             ConnectionEnd::Cut => events.counters.cut += 1,
         });
-        drop((permit, load, carry));
+        drop((permit, load, registration));
         // Release the guard last, because the process may exit when no guard is left.
         match end {
             ConnectionEnd::Finished { .. } | ConnectionEnd::Broken(_) => drop(guard),

@@ -162,11 +162,10 @@ impl Connection {
         self.established.take()
     }
 
-    /// Splits the connection into its stream and the parts that the server keeps while it relays:
-    /// the address of the client, the name of the listener, and the drain signal.
+    /// Returns the stream of the connection, because the server relays its bytes from now on.
     #[cfg(feature = "proxy")]
-    pub(crate) fn into_parts(self) -> (Stream, (Peer, Arc<str>, DrainWatch)) {
-        (self.stream, (self.peer, self.listener, self.drain))
+    pub(crate) fn into_stream(self) -> Stream {
+        self.stream
     }
 
     /// Excludes this connection from all moves to a successor. A service needs this for a

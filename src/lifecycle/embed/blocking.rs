@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::error::Error;
-use crate::ledger::{Permit, Source};
+use crate::ledger::{HeldPermit, Source};
 use crate::lifecycle::life::{Life, OpenConnection, ServedListener, StopOrder, Term};
 use crate::net::{Listener, Peer};
 
@@ -159,7 +159,7 @@ impl BlockingListener {
 
     /// Waits until the listener has fewer connections than its limit. Returns `None` if the
     /// generation stops accepting before that.
-    fn permit(&self, served: &ServedListener) -> Option<Permit> {
+    fn permit(&self, served: &ServedListener) -> Option<HeldPermit> {
         block_on(async {
             tokio::select! {
                 biased;
@@ -184,7 +184,7 @@ struct BlockingClient<'a> {
     served: &'a Arc<ServedListener>,
     socket: OwnedFd,
     peer: Peer,
-    permit: Option<Permit>,
+    permit: Option<HeldPermit>,
 }
 
 impl BlockingClient<'_> {

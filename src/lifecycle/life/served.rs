@@ -181,7 +181,7 @@ impl ServedListeners {
 
     /// Returns the number, age and traffic of the open connections.
     pub(in crate::lifecycle) fn connections(&self) -> Connections {
-        open_connections(self.ledgers())
+        open_connections(self.ledgers(), None)
     }
 
     /// Returns the counters of each listener.

@@ -15,7 +15,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use super::term::Term;
 use crate::config::OnHandoff;
 use crate::ledger::{
-    ConnectionLimit, ListenerEntry, ListenerEvents, ListenerLedger, Permit, Source,
+    ConnectionLimit, HeldPermit, ListenerEntry, ListenerEvents, ListenerLedger, Permit, Source,
 };
 use crate::lifecycle::embed::ArrivalQueue;
 use crate::net::{Listener, Peer, Stream, Traffic, pending};
@@ -137,7 +137,7 @@ impl ServedListener {
 
     /// Waits until the listener has fewer connections than its limit, and takes a permit for
     /// another one. Returns `None` if there is no limit. Cancel safe.
-    pub(in crate::lifecycle) async fn take_permit(&self) -> Option<Permit> {
+    pub(in crate::lifecycle) async fn take_permit(&self) -> Option<HeldPermit> {
         Some(self.limit.as_ref()?.take().await)
     }
 
@@ -189,13 +189,13 @@ impl ServedListener {
         source: Source,
         traffic: &Arc<Traffic>,
         since: Instant,
-        permit: Option<Permit>,
+        permit: Option<HeldPermit>,
     ) -> OpenConnection {
         // Count the connection as open first. Otherwise a drain that begins now would count it as
         // ended.
         let open = self.open.token();
         let entry = Some(self.ledger.enter(source, traffic, since));
-        let permit = permit.map(Permit::used).or_else(|| {
+        let permit = permit.map(HeldPermit::used).or_else(|| {
             let limit = self.limit.as_ref()?;
             match source {
                 Source::New => Some(limit.acquire_beyond()),

@@ -27,7 +27,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::Instant;
 
 use super::super::stream::{Delay, Family, Stream};
-use super::super::traffic::Traffic;
+use super::super::traffic::{ByteCounts, Traffic};
 use super::options::ProxiedSocket;
 use super::pipe::Pipe;
 use crate::sys;
@@ -42,7 +42,10 @@ pub(crate) struct RelaySocket {
     is_shared: bool,
     pub(super) delay: Delay,
     ready: Readiness,
-    traffic: Arc<Traffic>,
+    /// How many reads in a row have filled the buffer of the relay. The relay sets this number. It
+    /// is stored here, because it fits between the other fields.
+    pub(crate) full_reads: u8,
+    counts: ByteCounts,
 }
 
 /// What epoll has reported about a socket so far.
@@ -84,8 +87,17 @@ impl Stream {
             Family::Tcp(socket) => socket.into_std().map(OwnedFd::from),
             Family::Unix(socket) => socket.into_std().map(OwnedFd::from),
         }?;
-        let ready = Readiness::default();
-        Ok(RelaySocket { socket, is_unix, peer_finished, is_shared, delay, ready, traffic })
+        let (ready, counts) = (Readiness::default(), traffic.counts());
+        Ok(RelaySocket {
+            socket,
+            is_unix,
+            peer_finished,
+            is_shared,
+            delay,
+            ready,
+            full_reads: 0,
+            counts,
+        })
     }
 }
 
@@ -99,7 +111,8 @@ impl RelaySocket {
             is_shared: false,
             delay: Delay::None,
             ready: Readiness::default(),
-            traffic: Arc::default(),
+            full_reads: 0,
+            counts: ByteCounts::default(),
         }
     }
 
@@ -121,13 +134,13 @@ impl RelaySocket {
     pub(crate) fn into_stream(self) -> io::Result<Stream> {
         // The runtime closes a socket that it cannot watch. Make this close reset the connection.
         self.reset_on_drop();
-        let Self { socket, is_unix, peer_finished, is_shared, delay, traffic, .. } = self;
+        let Self { socket, is_unix, peer_finished, is_shared, delay, counts, .. } = self;
         let socket = if is_unix {
             Family::Unix(UnixStream::from_std(socket.into())?)
         } else {
             Family::Tcp(TcpStream::from_std(socket.into())?)
         };
-        let mut stream = Stream::counted_by(socket, traffic);
+        let mut stream = Stream::counted_by(socket, Arc::new(Traffic::so_far(counts)));
         let _ = SockRef::from(&stream).set_linger(None);
         (stream.peer_finished, stream.is_shared, stream.delay) = (peer_finished, is_shared, delay);
         Ok(stream)
@@ -187,7 +200,7 @@ impl RelaySocket {
         let sent = retry(|| rustix::net::send(&self.socket, bytes, SendFlags::NOSIGNAL));
         let count = note_blocked(sent, &mut self.ready.writes)?;
         self.ready.writes = count == bytes.len() || self.ready.ends;
-        self.traffic.count_sent(count as u64);
+        self.counts.sent += count as u64;
         Ok(count)
     }
 
@@ -216,7 +229,7 @@ impl RelaySocket {
         }
         self.before_write();
         let count = note_blocked(pipe.drain(&self.socket), &mut self.ready.writes)?;
-        self.traffic.count_sent(count as u64);
+        self.counts.sent += count as u64;
         Ok(count)
     }
 
@@ -286,14 +299,14 @@ impl RelaySocket {
         self.is_shared
     }
 
-    /// Returns the byte counters of this connection.
-    pub(crate) const fn traffic(&self) -> &Arc<Traffic> {
-        &self.traffic
+    /// Returns the number of bytes transferred so far.
+    pub(crate) const fn counts(&self) -> ByteCounts {
+        self.counts
     }
 
     /// Returns the number of bytes transferred in both directions so far.
-    pub(crate) fn transferred(&self) -> u64 {
-        self.traffic.transferred()
+    pub(crate) const fn transferred(&self) -> u64 {
+        self.counts.received + self.counts.sent
     }
 
     /// Returns the socket, without closing the connection.
@@ -310,7 +323,7 @@ impl RelaySocket {
     }
 
     fn count_read(&mut self, count: usize) {
-        self.traffic.count_received(count as u64);
+        self.counts.received += count as u64;
         self.peer_finished |= count == 0;
     }
 }

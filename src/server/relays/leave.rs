@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use super::{Carrying, RelayedConnection, RunningPlane, UpstreamLink};
 use crate::carry::{CarrySlot, UnregisteredConnections};
-use crate::drain::DrainWatch;
 use crate::net::{Peer, RelaySocket};
 use crate::plane::RelayEntry;
 use crate::server::connection::{ConnectionContext, ConnectionTask, EndedConnection};
@@ -67,16 +66,16 @@ impl<S: Service> ConnectionContext<S> {
             return self.relay(entry, worker);
         }
         let RelayEntry { client, upstream, relay, limits, owner } = entry;
-        let RelayedConnection { slot, link, listener, peer, drain, .. } = owner;
+        let RelayedConnection { slot, link, peer, .. } = owner;
         let state = match link {
             UpstreamLink::Established(count) => {
-                Established { upstream, relay, limits, count }.into_state(client.transferred())
+                let established = Established { upstream, relay, limits, count };
+                established.into_state(client.transferred(), slot.age())
             }
-            UpstreamLink::Connecting(connecting) => connecting.into_state(),
-            UpstreamLink::Changing => return,
+            UpstreamLink::Connecting(Some(connecting)) => connecting.into_state(),
+            UpstreamLink::Connecting(None) => return,
         };
-        let rest = (slot, peer, listener, drain);
-        if let Some(mut task) = self.task(client, rest, Some(carry), worker) {
+        if let Some(mut task) = self.task(client, (slot, peer), Some(carry), worker) {
             task.detach(state);
             tokio::spawn(task.leave());
         }
@@ -91,12 +90,12 @@ impl<S: Service> ConnectionContext<S> {
         worker: usize,
     ) {
         let RelayEntry { client, upstream, owner, .. } = entry;
-        let RelayedConnection { slot, link, listener, peer, drain, carry } = owner;
+        let RelayedConnection { slot, link, peer, carry } = owner;
         drop(upstream);
-        let UpstreamLink::Connecting(connecting) = link else { return };
+        let UpstreamLink::Connecting(Some(connecting)) = link else { return };
         let state = connecting.failed(reason);
         let carry = (carry != Carrying::Never).then(|| Box::new(self.departures.register()));
-        if let Some(mut task) = self.task(client, (slot, peer, listener, drain), carry, worker) {
+        if let Some(mut task) = self.task(client, (slot, peer), carry, worker) {
             task.resume_from(state);
             tokio::spawn(task.run());
         }
@@ -107,32 +106,32 @@ impl<S: Service> ConnectionContext<S> {
     fn task(
         self: &Arc<Self>,
         client: RelaySocket,
-        (mut slot, peer, listener, drain): (ConnectionSlot, Peer, Arc<str>, DrainWatch),
-        carry: Option<Box<CarrySlot>>,
+        (mut slot, peer): (ConnectionSlot, Peer),
+        registration: Option<Box<CarrySlot>>,
         worker: usize,
     ) -> Option<ConnectionTask<S>> {
-        let traffic = Arc::clone(client.traffic());
+        let counts = client.counts();
         let stream = match client.into_stream() {
             Ok(stream) => stream,
             Err(error) => {
-                let (received, sent) = (traffic.received(), traffic.sent());
                 let end = ConnectionEnd::Broken(error);
-                EndedConnection { listener: &listener, peer, received, sent }.report(&slot, &end);
-                slot.end(end, drain.is_requested());
+                EndedConnection { peer, counts }.report(&slot, &end);
+                let was_draining = slot.is_draining();
+                slot.end(end, was_draining, registration);
                 return None;
             }
         };
-        let carry_request = carry.as_ref().map(|carry| Arc::clone(carry.request()));
-        slot.carry = carry;
+        slot.entry.list(stream.traffic(), slot.since);
+        let carry_request = registration.as_ref().map(|one| Arc::clone(one.request()));
         let connection = Connection::new(Admission {
             stream,
             peer,
-            listener,
-            drain,
+            listener: Arc::clone(slot.listener()),
+            drain: slot.guard.watch().clone(),
             carry_request,
             parcel: None,
             first_request_grace: self.first_request_grace,
         });
-        Some(ConnectionTask::new(Arc::clone(self), connection, slot, worker))
+        Some(ConnectionTask::new(Arc::clone(self), connection, (slot, registration), worker))
     }
 }

@@ -21,7 +21,6 @@ use super::upstream::UpstreamLoad;
 use super::upstreams::UpstreamPool;
 use crate::carry::CarriedState;
 use crate::config::Network;
-use crate::ledger::Source;
 use crate::net::{Accepted, Peer, RelaySocket, begin_connect};
 use crate::plane::{Limits, Relay, Side, Used};
 
@@ -113,12 +112,12 @@ impl Connecting {
 
     /// Counts the connection to the upstream as established. Returns a guard that keeps the
     /// connection counted, and the time limits of the connection.
-    pub(crate) fn established(self, upstream: &RelaySocket) -> (UpstreamCount, Limits) {
+    pub(crate) fn established(self) -> (UpstreamCount, Limits) {
         let Self { listener, upstreams, ledgers, load, idle_timeout, lifetime, .. } = self;
         upstreams.succeeded(&load.0, &listener);
-        let entry = ledgers.enter(&listener, &load.0, Source::New, upstream.traffic());
+        let entry = ledgers.enter_unlisted(&listener, &load.0);
         let limits = Limits::new(idle_timeout, lifetime, Used::default());
-        (UpstreamCount { _entry: entry, load }, limits)
+        (UpstreamCount { entry, load }, limits)
     }
 
     /// Counts the attempt as failed, unless this machine lacks file descriptors or memory. Returns

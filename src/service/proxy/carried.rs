@@ -24,7 +24,7 @@ use super::upstream::Upstream;
 use super::upstreams::UpstreamPool;
 use crate::address::Address;
 use crate::carry::{CarriedState, Declined};
-use crate::net::{Peer, RelaySocket, Stream, Traffic};
+use crate::net::{ByteCounts, Peer, RelaySocket, Stream, Traffic};
 use crate::plane::{Relay, RelaySnapshot, Used};
 
 /// The name and the version of the format in which the state of a connection moves to the
@@ -124,8 +124,8 @@ pub(super) fn conversing(
     let (still, bytes, pipes) = relay.snapshot();
     let conversing = Conversing {
         upstream,
-        received: socket.traffic().received(),
-        sent: socket.traffic().sent(),
+        received: socket.counts().received,
+        sent: socket.counts().sent,
         finished: socket.peer_has_finished(),
         relay: still,
         used,
@@ -192,7 +192,7 @@ pub(super) fn take_up(
     let stream = Stream::taken_up(
         socket,
         peer(upstream.address()),
-        Traffic::so_far(received, sent),
+        Traffic::so_far(ByteCounts { received, sent }),
         finished,
     )?;
     Ok(Begun::Conversing(Resumed {

@@ -61,7 +61,7 @@ impl Proxy {
     ) -> Connected {
         let load = UpstreamLoad::take(upstream);
         let entry = self.ledgers.enter(listener, upstream, Source::Carried, stream.traffic());
-        Connected { stream, count: UpstreamCount { _entry: entry, load } }
+        Connected { stream, count: UpstreamCount { entry, load } }
     }
 
     /// Connects the client to an upstream, and then sends `header` to the upstream.
@@ -149,7 +149,7 @@ impl Proxy {
                     self.upstreams.succeeded(&upstream, client.listener());
                     let (listener, traffic) = (&client.listener, stream.traffic());
                     let entry = self.ledgers.enter(listener, &upstream, Source::New, traffic);
-                    return Ok(Connected { stream, count: UpstreamCount { _entry: entry, load } });
+                    return Ok(Connected { stream, count: UpstreamCount { entry, load } });
                 }
                 Err(Failed::Upstream(reason)) => {
                     self.ledgers.failed(&client.listener, &upstream);

@@ -1,11 +1,14 @@
 //! An established connection to an upstream. The server relays its bytes in a relay plane, which is
 //! one task for many connections.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use super::carried;
 use super::ledgers::UpstreamEntry;
 use super::upstream::UpstreamLoad;
 use crate::carry::CarriedState;
-use crate::net::RelaySocket;
+use crate::net::{ByteCounts, RelaySocket, Traffic};
 use crate::plane::{Limits, Relay, Used};
 
 /// A connection to an upstream. The server relays bytes between this upstream and a client.
@@ -22,16 +25,31 @@ pub(crate) struct Established {
 pub(crate) struct UpstreamCount {
     // Fields are dropped in declaration order. The entry must be dropped first, so that its bytes
     // are added to the upstream's totals before the upstream has zero connections.
-    pub(super) _entry: UpstreamEntry,
+    pub(super) entry: UpstreamEntry,
     pub(super) load: UpstreamLoad,
+}
+
+impl UpstreamCount {
+    /// Counts bytes that were transferred to or from the upstream.
+    pub(crate) fn add(&self, bytes: ByteCounts) {
+        self.entry.add(bytes);
+    }
+
+    /// Counts the bytes of the upstream's connection as `traffic` does from now on.
+    pub(crate) fn list(&mut self, traffic: &Arc<Traffic>) {
+        self.entry.list(traffic, ());
+    }
 }
 
 impl Established {
     /// Returns the state that the successor needs to continue the connection. `with_client` is the
-    /// number of bytes that the client's socket has transferred.
-    pub(crate) fn into_state(self, with_client: u64) -> CarriedState {
+    /// number of bytes that the client's socket has transferred. `client_age` is how long ago the
+    /// client's connection began. It counts as the age of the connection if no time limit is set
+    /// here, because the age of the upstream's connection is then not known.
+    pub(crate) fn into_state(self, with_client: u64, client_age: Duration) -> CarriedState {
         let Self { upstream, relay, limits, count } = self;
-        let used = Used { transferred: with_client + upstream.transferred(), ..limits.used() };
+        let used =
+            Used { transferred: with_client + upstream.transferred(), ..limits.used(client_age) };
         carried::conversing(count.load.0.label().to_owned(), upstream, relay, used)
     }
 }

@@ -80,7 +80,7 @@ impl Setup {
             }
             Begun::Conversing(Resumed { upstream, stream, relay, used }) => {
                 let ProxyConfig { idle_timeout, lifetime, .. } = self.config;
-                let _ = Limits::new(idle_timeout, lifetime, used).used();
+                let _ = Limits::new(idle_timeout, lifetime, used).used(Duration::ZERO);
                 let socket = stream.into_relay_socket().ok()?;
                 let again = carried::conversing(upstream.label().to_owned(), socket, relay, used);
                 assert_eq!(carried::check(&again, &self.upstreams), Ok(()));

@@ -54,6 +54,15 @@ impl ProxyLedgers {
         of_listener(&mut self.lock(), listener).ledger(upstream).enter(source, traffic, ())
     }
 
+    /// Counts a new open connection, whose owner counts its bytes.
+    pub(super) fn enter_unlisted(
+        &self,
+        listener: &Arc<str>,
+        upstream: &Arc<Upstream>,
+    ) -> UpstreamEntry {
+        of_listener(&mut self.lock(), listener).ledger(upstream).enter_unlisted()
+    }
+
     /// Counts a failed connection attempt to an upstream.
     pub(super) fn failed(&self, listener: &Arc<str>, upstream: &Arc<Upstream>) {
         of_listener(&mut self.lock(), listener).ledger(upstream).count(|failed| failed.0 += 1);
@@ -189,6 +198,7 @@ impl ListenerLedgers {
 mod tests {
     use super::*;
     use crate::config::ProxyConfig;
+    use crate::net::ByteCounts;
 
     /// The counters include both open and ended connections, by listener and upstream.
     #[test]
@@ -212,7 +222,7 @@ mod tests {
             (counters["web"]["@a"].failed, counters["api"]["@a"]),
             (1, UpstreamCounters::default())
         );
-        let traffic = Arc::new(Traffic::so_far(5, 6));
+        let traffic = Arc::new(Traffic::so_far(ByteCounts { received: 5, sent: 6 }));
         let carried = ledgers.enter(&web, &all[1], Source::Carried, &traffic);
         let one = ledgers.counters(&upstreams)["web"]["@b"];
         assert_eq!((one.connected, one.active, one.received, one.sent), (3, 3, 0, 0));

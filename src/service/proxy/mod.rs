@@ -278,10 +278,11 @@ impl Service for Proxy {
         else {
             return Ok(());
         };
-        let Connected { stream, count } = upstream;
+        let Connected { stream, mut count } = upstream;
         let upstream = stream.into_relay_socket().inspect_err(|_| {
             connection.stream.reset_on_drop();
         })?;
+        count.entry.unlist();
         connection.establish(Established { upstream, relay, limits, count });
         Ok(())
     }

@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::error::Error;
-use crate::ledger::{Permit, Source};
+use crate::ledger::{HeldPermit, Source};
 use crate::lifecycle::life::{Life, ServedListener, StopOrder, Term};
 use crate::net::{self, Peer, Stream};
 
@@ -135,7 +135,7 @@ impl SocketAcceptor {
     }
 
     /// Counts an accepted connection as open until its stream is dropped.
-    fn admit(&self, (mut stream, peer): Accepted, permit: Option<Permit>) -> Accepted {
+    fn admit(&self, (mut stream, peer): Accepted, permit: Option<HeldPermit>) -> Accepted {
         drop(stream.take_earmark());
         let awaiting = self.served.awaiting(&self.term);
         let open = self.served.admit(Source::New, stream.traffic(), Instant::now(), permit);
@@ -149,7 +149,7 @@ impl SocketAcceptor {
 async fn accept_within_limit(
     served: &ServedListener,
     watched: &mut net::WatchedListener,
-) -> (Accepted, Option<Permit>) {
+) -> (Accepted, Option<HeldPermit>) {
     if !served.is_limited() {
         return (watched.accept_here().await, None);
     }

@@ -151,7 +151,7 @@ fn a_full_socket_accepts_the_rest_later() {
         written += watched.when_ready(|socket| socket.write(&sent[written..])).unwrap();
     }
     assert!(reader.join().unwrap() == sent);
-    assert_eq!(watched.socket.traffic().sent(), length as u64);
+    assert_eq!(watched.socket.counts().sent, length as u64);
 }
 
 #[tokio::test]

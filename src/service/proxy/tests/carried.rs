@@ -29,7 +29,8 @@ impl Asker {
         let (accepted, peer) = listener.accept().await.unwrap();
         let stream =
             Stream::new(Socket::from(accepted.into_std().unwrap()), Peer::Tcp(peer)).unwrap();
-        let (watch, guard) = Drain::new().entry(OnDrain::Carry).admit();
+        let guard = Drain::new().entry(&"web".into(), OnDrain::Carry).admit();
+        let watch = guard.watch().clone();
         let scheduler = Arc::<CarryScheduler>::default();
         let slot = CarrySlot::new(Arc::clone(&scheduler));
         let carry_request = Some(Arc::clone(slot.request()));
@@ -71,7 +72,8 @@ async fn a_carried_client_does_not_get_extra_time() {
         let (accepted, peer) = listener.accept().await.unwrap();
         let stream =
             Stream::new(Socket::from(accepted.into_std().unwrap()), Peer::Tcp(peer)).unwrap();
-        let (watch, _guard) = Drain::new().entry(OnDrain::Finish).admit();
+        let guard = Drain::new().entry(&"web".into(), OnDrain::Finish).admit();
+        let watch = guard.watch().clone();
         let since = tokio::time::Instant::now().checked_sub(hour);
         let waited = Arriving { identified, since, ..Arriving::default() };
         let parcel = Some(crate::service::proxy::carried::arriving(waited));

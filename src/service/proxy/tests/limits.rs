@@ -68,7 +68,8 @@ async fn a_cut_connection_is_reset_on_both_sides() {
     let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let (accepted, peer) = listener.accept().await.unwrap();
     let stream = Stream::new(Socket::from(accepted.into_std().unwrap()), Peer::Tcp(peer)).unwrap();
-    let (watch, _guard) = Drain::new().entry(OnDrain::Finish).admit();
+    let guard = Drain::new().entry(&"web".into(), OnDrain::Finish).admit();
+    let watch = guard.watch().clone();
     let mut connection = connection(stream, Peer::Tcp(peer), watch);
     let serving = timeout(SOON, serve(&front.proxy, &mut connection)).await;
     assert!(serving.is_err());

@@ -89,7 +89,8 @@ impl Front {
             let drain = Drain::new();
             loop {
                 let (accepted, peer) = listener.accept().await.unwrap();
-                let (watch, guard) = drain.entry(OnDrain::Finish).admit();
+                let guard = drain.entry(&"web".into(), OnDrain::Finish).admit();
+                let watch = guard.watch().clone();
                 let stream =
                     Stream::new(Socket::from(accepted.into_std().unwrap()), Peer::Tcp(peer))
                         .unwrap();

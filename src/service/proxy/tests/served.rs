@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use tokio::net::UnixStream;
 
 use super::*;
-use crate::net::RelaySocket;
+use crate::net::ByteCounts;
 use crate::plane::{Expired, Plane, RelayEnd, RelayEntry, RelayOwner, settle};
 
 /// A connection that is already established when it is added to the relay plane.
@@ -17,8 +17,12 @@ impl RelayOwner for Entered {
         None
     }
 
-    fn connected(&mut self, _upstream: &RelaySocket) -> Limits {
+    fn connected(&mut self) -> Limits {
         unreachable!("it is connected already")
+    }
+
+    fn transferred(&self, _client: ByteCounts, upstream: ByteCounts) {
+        self.0.add(upstream);
     }
 }
 
@@ -57,7 +61,7 @@ pub(super) async fn serve(proxy: &Proxy, connection: &mut Connection) -> io::Res
         let entry = plane.0.take(&mut 0, |_| true).expect("it is in the plane");
         let RelayEntry { client, upstream, relay, limits, owner: Entered(count) } = entry;
         let established = Established { upstream, relay, limits, count };
-        connection.detach(established.into_state(client.transferred()));
+        connection.detach(established.into_state(client.transferred(), Duration::ZERO));
         connection.stream = client.into_stream()?;
         return Ok(());
     }
