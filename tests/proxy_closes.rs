@@ -6,6 +6,7 @@
 
 use std::io::{Read, Write};
 
+use nix::sys::signal::Signal;
 use socket2::SockRef;
 
 use crate::proxy::{bytes, fill};
@@ -86,6 +87,25 @@ fn the_request_of_a_closed_client_reaches_a_slow_upstream() {
     end.unwrap();
     assert!(heard == request[1000..], "{} bytes arrived after the reply", heard.len());
     assert_eq!(ending(&line).0, "finished");
+}
+
+/// The upstream has ended in order. A cut must not take back its last bytes from the kernel.
+#[test]
+fn a_cut_keeps_the_reply_of_a_closed_upstream() {
+    let (_folder, path) = folder();
+    let (upstream, reply) = (Upstream::on(&path), bytes(REPLY));
+    let line = Line::counted_proxy(&[&path], &["--drain-timeout", "100ms"]);
+    let mut client = narrow(line.address().parse().unwrap());
+    let mut server = upstream.accept();
+    server.write_all(&reply).unwrap();
+    drop(server);
+    assert_becomes(&(REPLY as u64), || line.counter("listener-1", "sent"));
+    line.signal(1, Signal::SIGTERM);
+    line.wait_for_end();
+    assert_eq!(line.count(Event::GenerationEnded.with("cut", 1)), 1);
+    let (heard, end) = client.read_all();
+    end.unwrap();
+    assert!(heard == reply, "{} bytes of {REPLY} arrived", heard.len());
 }
 
 /// The proxy learns of the close while it still has bytes for the other side.

@@ -318,7 +318,9 @@ async fn close_other_side(entry: RelayEntry<RelayedConnection>, closed: Side) {
                 Some(Err(expired)) => ConnectionEnd::Broken(expired.into()),
                 None => ConnectionEnd::Cut,
             };
-            if !matches!(end, ConnectionEnd::Finished { .. }) {
+            // Do not reset a connection that is cut: both sides have ended in order, and the kernel
+            // delivers the last bytes and the end.
+            if matches!(end, ConnectionEnd::Broken(_)) {
                 stream.reset_on_drop();
             }
             if closed == Side::Upstream {
