@@ -129,6 +129,7 @@ impl<C, N> Ledger<C, N> {
 
     /// Adds a new open connection without a row in the list, which saves memory. The owner adds its
     /// bytes with [`LedgerEntry::add`].
+    #[cfg(feature = "proxy")]
     pub(crate) fn enter_unlisted(&self) -> LedgerEntry<C, N> {
         let mut records = self.lock();
         records.opened += 1;
@@ -208,6 +209,7 @@ impl<C, N> LedgerEntry<C, N> {
 
     /// Adds bytes that the connection has transferred to the totals. Only for a connection that is
     /// not listed.
+    #[cfg(feature = "proxy")]
     pub(crate) fn add(&self, bytes: ByteCounts) {
         if let Some(ledger) = self.ledger.as_ref().filter(|_| bytes != ByteCounts::default()) {
             ledger.lock().add(bytes);
@@ -216,6 +218,7 @@ impl<C, N> LedgerEntry<C, N> {
 
     /// Lists the connection. From now on, the ledger reads its bytes from `traffic`. The bytes that
     /// `traffic` has counted so far must be in the totals already.
+    #[cfg(feature = "proxy")]
     pub(crate) fn list(&mut self, traffic: &Arc<Traffic>, note: N) {
         let Some(ledger) = &self.ledger else { return };
         let mut records = ledger.lock();
@@ -226,6 +229,7 @@ impl<C, N> LedgerEntry<C, N> {
 
     /// Removes the connection from the list, and adds its bytes so far to the totals. From now on,
     /// the owner adds its bytes with [`LedgerEntry::add`].
+    #[cfg(feature = "proxy")]
     pub(crate) fn unlist(&mut self) {
         let Some(ledger) = &self.ledger else { return };
         let mut records = ledger.lock();
@@ -277,6 +281,7 @@ mod tests {
     }
 
     /// A connection may leave the list and return. No byte is lost or counted twice.
+    #[cfg(feature = "proxy")]
     #[test]
     fn the_owner_may_add_the_bytes_of_a_connection() {
         let ledger = Ledger::<(), u8>::default();

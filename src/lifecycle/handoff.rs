@@ -282,7 +282,8 @@ impl<P: DataPlane> Driver<P> {
             );
         let is_well = failure.is_rollback() || serves && successor.gives_back(SETTLE_TIMEOUT).await;
         if let Some(last) = successor.poll().report() {
-            self.history.add(last.counters.clone(), &self.plane.counters());
+            let (last, live) = (last.counters.clone(), self.live_counters());
+            self.history.add(last, &live);
         }
         if !is_well {
             if matches!(failure, HandoffFailure::Refused { .. }) {

@@ -50,11 +50,11 @@ impl History {
     }
 
     /// Adds the last counters of a generation that has ended or sends no more reports, so that the
-    /// totals of the service never decrease.
-    pub(super) fn add(&mut self, mut last: Counters, own: &Counters) {
+    /// totals of the service never decrease. `live` is the sum of all generations that still run.
+    pub(super) fn add(&mut self, mut last: Counters, live: &Counters) {
         last.settle();
         self.past.add(&last);
-        self.past.fold_departed(own);
+        self.past.fold_departed(live);
     }
 
     /// Records that this generation has taken over, unless a later handoff is already recorded.
@@ -115,7 +115,8 @@ impl<P: DataPlane> Driver<P> {
             PredecessorEvent::Ended(generation, last) => {
                 self.say_if_it_died(generation, last.as_deref());
                 if let Some(last) = last {
-                    self.history.add(last.counters, &self.plane.counters());
+                    let live = self.live_counters();
+                    self.history.add(last.counters, &live);
                 }
                 self.reported();
                 None

@@ -191,6 +191,14 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
+    /// Returns the sum of the counters of this generation and of those that drain.
+    pub(super) fn live_counters(&self) -> Counters {
+        let mut live = self.plane.counters();
+        let reports = self.predecessors.reports().filter_map(|(_, poll)| poll.report());
+        reports.for_each(|report| live.add(&report.counters));
+        live
+    }
+
     /// Returns the status of all generations, as far as this process knows it.
     pub(super) fn status(&self) -> Status {
         let after = self.successor().map(|successor| {
@@ -218,8 +226,11 @@ impl<P: DataPlane> Driver<P> {
         });
         let generations: Vec<Report> =
             after.into_iter().chain([self.report()]).chain(before).collect();
+        let mut live = Counters::default();
+        generations.iter().for_each(|report| live.add(&report.counters));
         let mut counters = self.history.past.clone();
-        generations.iter().for_each(|report| counters.add(&report.counters));
+        counters.fold_departed(&live);
+        counters.add(&live);
         Status {
             serving: self.process.generation,
             generations,

@@ -123,11 +123,13 @@ impl Counters {
     }
 
     /// Removes the counters of addresses that a host name no longer has, and adds them to the
-    /// counters of the host name. Otherwise the map could grow with every generation. `now` holds
-    /// the counters of the active generation.
+    /// counters of the host name. Also removes upstreams that are no longer used and have counted
+    /// nothing. Otherwise the map could grow with every generation. `now` holds the counters of all
+    /// generations that still run.
     pub(crate) fn fold_departed(&mut self, now: &Self) {
+        let none = BTreeMap::new();
         for (listener, upstreams) in &mut self.upstreams {
-            let Some(now) = now.upstreams.get(listener) else { continue };
+            let now = now.upstreams.get(listener).unwrap_or(&none);
             let host = |label: &str| {
                 let (host, _) = label.split_once('/').filter(|_| !label.starts_with(['/', '@']))?;
                 now.contains_key(host).then(|| host.to_owned())
@@ -139,7 +141,12 @@ impl Counters {
                 let sums = upstreams.remove(&label).unwrap_or_default();
                 upstreams.entry(host).or_default().add(sums);
             }
+            upstreams.retain(|label, sums| {
+                now.contains_key(label) || *sums != UpstreamCounters::default()
+            });
         }
+        self.upstreams
+            .retain(|listener, all| now.upstreams.contains_key(listener) || !all.is_empty());
     }
 }
 
@@ -219,20 +226,20 @@ mod tests {
     }
 
     /// When a host name loses an address, the counters of that address are added to the counters of
-    /// the host name.
+    /// the host name. An upstream that is gone and has counted nothing is forgotten.
     #[test]
     fn counters_of_a_lost_address_go_to_its_host_name() {
         let counters = |text: &str| serde_json::from_str::<Counters>(text).unwrap();
         let mut past = counters(
             r#"{"upstreams":{"a":{"b:1/10.0.0.1:1":{"sent":1},"b:1/10.0.0.2:1":{"sent":2},"b:1":{"sent":4},
-                "c:1/10.0.0.1:1":{"sent":8},"@u/1":{"sent":16},"/u/1":{"sent":32}},"gone":{"b:1/10.0.0.1:1":{}}}}"#,
+                "c:1/10.0.0.1:1":{"sent":8},"@u/1":{"sent":16},"/u/1":{"sent":32},"@n":{},"@u":{}},"gone":{"b:1/10.0.0.1:1":{}}}}"#,
         );
         past.fold_departed(&counters(
             r#"{"upstreams":{"a":{"b:1":{},"b:1/10.0.0.2:1":{},"@u":{}}}}"#,
         ));
         let expected = counters(
             r#"{"upstreams":{"a":{"b:1/10.0.0.2:1":{"sent":2},"b:1":{"sent":5},
-                "c:1/10.0.0.1:1":{"sent":8},"@u/1":{"sent":16},"/u/1":{"sent":32}},"gone":{"b:1/10.0.0.1:1":{}}}}"#,
+                "c:1/10.0.0.1:1":{"sent":8},"@u/1":{"sent":16},"/u/1":{"sent":32},"@u":{}}}}"#,
         );
         assert_eq!(past, expected);
     }

@@ -54,6 +54,7 @@ impl ConnectionSlot {
     }
 
     /// Returns whether a drain has asked the connection to end.
+    #[cfg(feature = "proxy")]
     pub(super) fn is_draining(&self) -> bool {
         self.guard.watch().is_requested()
     }
