@@ -122,6 +122,7 @@ events! {
     ReloadIgnored = "reload.ignored",
     ReloadPending = "reload.pending",
     RollbackIgnored = "rollback.ignored",
+    ServerDropped = "server.dropped",
     ServerFailed = "server.failed",
     ServerHung = "server.hung",
     ServerReturned = "server.returned",

@@ -35,6 +35,10 @@ impl Life {
     /// must stay so, because other generations share it. Stop accepting on it when
     /// [`Life::retired`] resolves.
     ///
+    /// The library does not see the connections of such a socket. When the service stops and no
+    /// other generation accepts, clients that connect before the process ends are reset. Prefer
+    /// [`Life::acceptor`] or [`Life::private_listener`], which serve these clients.
+    ///
     /// # Errors
     /// Returns [`Error::NoSuchListener`] if the name is unknown, and [`Error::ListenerClosed`] if
     /// the listener is closed. Returns [`Error::ListenerKind`] if it has no TCP socket, and

@@ -29,8 +29,9 @@ impl Life {
     /// tokio runtime.
     ///
     /// The server sees all connections come from a Unix socket, so it does not learn the addresses
-    /// of its clients. After [`Life::retired`], no further connections arrive. The program may stop
-    /// the server when [`Life::closing`] resolves.
+    /// of its clients. Stop the server when [`Life::closing`] resolves, not at [`Life::retired`]:
+    /// the library stops accepting by itself, and if the service stops for good, the last clients
+    /// arrive after that.
     ///
     /// # Errors
     /// Returns [`Error::NoSuchListener`] if the name is unknown, or the kernel's error if no

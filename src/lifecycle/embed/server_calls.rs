@@ -86,6 +86,12 @@ where
             tokio::select! {
                 biased;
                 () = self.life.cut(), if !is_cut => {
+                    if !self.running.is_empty() {
+                        tracing::warn!(
+                            event = "server.dropped",
+                            "dropped the server, because it still ran when the connections were cut"
+                        );
+                    }
                     self.running.clear();
                     return CallEvent::AsTold;
                 }

@@ -19,6 +19,8 @@ async fn echo(mut socket: WebSocket, life: Life) {
             // A close frame asks the client to connect again: the successor serves it then.
             () = &mut draining => {
                 let _ = socket.send(axum::extract::ws::Message::Close(None)).await;
+                // Unread bytes would reset the connection, and the close frame could be lost.
+                while let Some(Ok(_)) = socket.recv().await {}
                 return;
             }
         }

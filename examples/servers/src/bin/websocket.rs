@@ -48,7 +48,12 @@ async fn echo(client: CarryClient) -> Result<(), Box<dyn std::error::Error + Sen
                 Some(_) => socket.flush().await?, // the answer to a ping, or to the client's close
                 None => return Ok(()),
             },
-            () = carry.draining() => return Ok(socket.close(None).await?),
+            () = carry.draining() => {
+                socket.close(None).await?;
+                // Unread bytes would reset the connection, and the close frame could be lost.
+                while let Some(Ok(_)) = socket.next().await {}
+                return Ok(());
+            }
         }
     }
 }
