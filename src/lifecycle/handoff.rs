@@ -228,15 +228,11 @@ impl<P: DataPlane> Driver<P> {
         } else {
             "failed after the new process had taken over"
         };
-        tracing::error!(
-            event = "handoff.failed", %successor, reason = %failure,
-            "the handoff to generation {successor} {when}: {failure}"
-        );
+        let what = format!("the handoff to generation {successor} {when}: {failure}");
+        tracing::error!(event = "handoff.failed", %successor, reason = %failure, "{what}");
         // If an operator has stopped the service, the handoff must fail, so report nothing.
         if self.state != State::Stopping {
-            super::unlogged::report(&format!(
-                "the handoff to generation {successor} {when}: {failure}"
-            ));
+            super::unlogged::report(&what);
         }
         let was_ready = handoff.successor.as_ref().is_some_and(Successor::is_ready);
         if let Some(successor) = handoff.successor.take() {

@@ -202,9 +202,7 @@ impl Instance {
                 // wrapper script may report the pid of the main process and end at once.
                 said = self.notify.next(|pid| running.owns(pid)) => {
                     if said.ready && ready_by.is_none() && probe.accepts_report() {
-                        let by = probe.refined(ReadyBy::Report).await;
-                        ready_by = Some(by);
-                        self.became_ready(by);
+                        ready_by = Some(self.became_ready(probe, ReadyBy::Report).await);
                     }
                     silent_at = self.silent_at(&said, running.pid(), silent_at);
                     self.note(said, running);
@@ -213,9 +211,7 @@ impl Instance {
                     return self.ended(status, running, ready_by.is_some()).await;
                 }
                 by = &mut ready, if ready_by.is_none() => {
-                    let by = probe.refined(by).await;
-                    ready_by = Some(by);
-                    self.became_ready(by);
+                    ready_by = Some(self.became_ready(probe, by).await);
                 }
                 why = &mut failed_check, if ready_by.is_some_and(|by| probe.can_repeat(by)) => {
                     self.count_end(running.kill().await);
@@ -263,8 +259,9 @@ impl Instance {
         Lived::failed("stopped answering its watchdog".to_owned())
     }
 
-    /// Records that the program is ready.
-    fn became_ready(&self, by: ReadyBy) {
+    /// Records that the program is ready, and returns what has shown this.
+    async fn became_ready(&self, probe: &Probe, by: ReadyBy) -> ReadyBy {
+        let by = probe.refined(by).await;
         let pid = self.facts().pid;
         let seen = match by {
             ReadyBy::Report => "it has reported this or passed its readiness check",
@@ -287,6 +284,7 @@ impl Instance {
             );
         }
         self.state.send_replace(InstanceState::Ready(by));
+        by
     }
 
     /// Asks the program to end. Kills all its processes if it does not end before the timeout.
