@@ -141,8 +141,8 @@ impl CarriedConnection {
         self.head.id
     }
 
-    /// Returns the reason to refuse a connection whose listener is unknown or takes over no
-    /// connections.
+    /// Returns why this connection is refused: this process does not have its listener, or does not
+    /// take over connections for it.
     pub(crate) fn unknown_listener(&self) -> Declined {
         let listener = &self.head.listener;
         format!("the new process has no listener {listener:?} that takes over connections").into()

@@ -1,5 +1,5 @@
-//! The channels to all older generations: to the predecessor, and to the generations that still
-//! finish their last connections.
+//! The channels to all older generations: to the predecessor, and to the generations that are still
+//! finishing their last connections.
 //!
 //! Every generation keeps a channel to each older generation that is alive, and passes copies of
 //! these channels to its successor. So the newest generation can reach all older ones. An old

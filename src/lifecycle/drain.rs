@@ -107,8 +107,8 @@ impl<P: DataPlane> Driver<P> {
     }
 
     /// Tries to accept connections again after the successor has died. If memory or file
-    /// descriptors are short, the driver tries again until the instant `until`, because no other
-    /// generation accepts.
+    /// descriptors are lacking, the driver keeps trying until `until`, because no other process
+    /// accepts connections.
     ///
     /// # Errors
     /// Returns the error of the last attempt.

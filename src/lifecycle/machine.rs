@@ -94,7 +94,7 @@ pub(crate) enum Event {
     SuccessorReady,
     /// The probation of the successor has ended without a failure.
     BakeOver,
-    /// The successor has died, hangs, or has reported a failure.
+    /// The successor has died, has reported a failure, or does not respond.
     SuccessorLost,
     /// The successor was told to stop before the handoff was committed, and rolled it back.
     SuccessorRolledBack,

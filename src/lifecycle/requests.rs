@@ -49,7 +49,8 @@ impl<P: DataPlane> Driver<P> {
             LifeRequest::Returned(_) => {
                 tracing::warn!(
                     event = "server.returned",
-                    "the server has returned although nothing told it to, so the service stops"
+                    "the server function has returned although nobody asked it to stop, so the \
+                    service stops"
                 );
                 Some(Event::Terminate.into())
             }

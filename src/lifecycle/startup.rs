@@ -109,8 +109,9 @@ impl Liveness {
 }
 
 impl<P: DataPlane> Driver<P> {
-    /// Completes the start of the server, because every accept loop has run. The server starts at
-    /// the beginning of the generation, and again if its successor has died.
+    /// Records that the server has started, because every accept loop runs. This happens at the
+    /// beginning of the generation, and once more if the successor dies and this generation accepts
+    /// connections again.
     pub(super) fn started(&mut self) -> Option<Occurrence> {
         self.liveness.start = Start::Over;
         if !matches!(self.state, State::Starting { .. }) {

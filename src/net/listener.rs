@@ -222,8 +222,8 @@ impl Listener {
         self.is_replaced.store(is_replaced, Ordering::Relaxed);
     }
 
-    /// Returns whether another listener of this service gets the new clients when this listener
-    /// stops accepting.
+    /// Returns whether the successor has replaced this listener with another one, which will get
+    /// the new clients.
     pub(crate) fn is_replaced(&self) -> bool {
         self.is_replaced.load(Ordering::Relaxed)
     }

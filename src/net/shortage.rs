@@ -44,7 +44,7 @@ impl Shortage {
             tracing::debug!(
                 event = "accept.failed_too",
                 listener,
-                "cannot accept clients on {listener}, in a shortage that is already logged: {error}"
+                "cannot accept clients on {listener} (the shortage is logged already): {error}"
             );
         }
         true

@@ -353,8 +353,8 @@ pub(super) mod tests {
         (Stream::new(socket, Peer::Tcp(peer)).unwrap(), client)
     }
 
-    /// The kernel reports the error of a broken connection only once, so a look for input must not
-    /// consume it.
+    /// The kernel reports the error of a broken connection only once. A check for input must leave
+    /// this error for the next read.
     #[tokio::test]
     async fn a_reset_is_still_read_after_a_look_for_input() {
         use tokio::io::AsyncReadExt;

@@ -221,7 +221,7 @@ impl<S: Service> ProgramPlane<S> {
         listeners.iter().filter(is_served).cloned().collect()
     }
 
-    /// Gives the order `new`, but only if the current order is `old`.
+    /// Replaces the current order with `new`, but only if it is `old`.
     fn replace(&self, old: Order, new: Order) {
         self.orders.send_if_modified(|order| {
             let is_old = *order == old;
@@ -368,8 +368,8 @@ impl<S: Service> DataPlane for ProgramPlane<S> {
             return PlaneEvent::TakenOver;
         }
         let failed = failure(self.failures.subscribe());
-        // Continue the start even if the caller does not await it. This happens when the program is
-        // started again because the successor has died.
+        // Continue to start the program even if the caller does not wait for it. The caller does
+        // not wait when the program starts again because the successor has died.
         if self.phase != Phase::Settled && !awaited.drained {
             tokio::select! {
                 biased;

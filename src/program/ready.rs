@@ -185,8 +185,8 @@ impl Probe {
         }
     }
 
-    /// Checks once whether the program is ready, and returns why it is not. Succeeds if the
-    /// configured sign of readiness cannot be checked again.
+    /// Checks once whether the program is ready, and returns why it is not. If the configured sign
+    /// of readiness cannot be checked again, such as a notification, the program counts as ready.
     async fn check(&self) -> Result<(), String> {
         let checked = async {
             match (&self.ready, &self.private) {

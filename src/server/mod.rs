@@ -119,8 +119,8 @@ impl<S: Service> Server<S> {
         }
     }
 
-    /// Returns what the connections of a listener need to start. `on_drain` says whether a drain
-    /// ends these connections or moves them to the successor.
+    /// Returns the parts of the server that serve the connections of one listener. `on_drain` says
+    /// whether a drain ends these connections or moves them to the successor.
     fn slot(&mut self, name: &Arc<str>, on_drain: OnDrain) -> ListenerSlot<S> {
         let workers = Arc::clone(self.workers.all());
         let ledgers = (0..workers.len()).map(|worker| (worker, Arc::clone(name)));

@@ -13,7 +13,7 @@ use crate::service::Service;
 /// The parts of the server that connections from the predecessor need.
 pub(super) struct TakingOver<S> {
     pub(super) context: Arc<ConnectionContext<S>>,
-    /// The listeners that accept connections from the predecessor, by name.
+    /// The listeners to which the predecessor may move its connections, by name.
     pub(super) slots: HashMap<String, Arc<ListenerSlot<S>>>,
 }
 

@@ -126,8 +126,8 @@ pub(crate) fn device_and_inode(descriptor: impl AsFd) -> Option<String> {
 #[derive(Debug)]
 pub(crate) struct ReservedFd {
     slot: OwnedFd,
-    /// The descriptor of an unused socket. A copy of it occupies the reserved number while no other
-    /// descriptor does.
+    /// The descriptor of an unused socket. While the reserved number is not needed, a copy of this
+    /// descriptor keeps it occupied.
     blank: OwnedFd,
 }
 

@@ -17,8 +17,9 @@ use nix::sys::resource::{Resource, getrlimit};
 /// The number of descriptors in the reserve. If the descriptor limit is less than four times this
 /// number, the reserve is a quarter of the limit.
 const RESERVE: RawFd = 64;
-/// How many times a thread uses the descriptor limit before it reads the limit again. A thread
-/// reuses the limit only while most descriptors are free, so it notices a lower limit in time.
+/// How many times a thread uses a stored copy of the descriptor limit before it asks the kernel
+/// again. It uses the copy only while most descriptors are free, so it notices a lower limit in
+/// time.
 const READ_EVERY: u32 = 8;
 
 /// Whether the descriptor number of a connection has ever come close to the reserve. From then on,

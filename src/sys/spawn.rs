@@ -235,8 +235,8 @@ fn place(prepared: &mut Prepared<'_>) -> Result<(), Errno> {
         if let Some(other) = prepared.wanted_at[index].filter(|other| *other > index) {
             lift(prepared, other, target)?;
         }
-        // SAFETY: no descriptor that is still to be moved has the number `target`, so dup2(2)
-        // overwrites nothing that is needed.
+        // SAFETY: dup2(2) overwrites nothing that is needed, because all descriptors that must
+        // still be moved have numbers other than `target`.
         Errno::result(unsafe { libc::dup2(source, target) })?;
     }
     Ok(())

@@ -89,7 +89,8 @@ where
                     if !self.running.is_empty() {
                         tracing::warn!(
                             event = "server.dropped",
-                            "dropped the server, because it still ran when the connections were cut"
+                            "dropped the server function, which was still running when the \
+                            connections were cut"
                         );
                     }
                     self.running.clear();

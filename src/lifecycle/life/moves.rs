@@ -21,7 +21,8 @@ pub(in crate::lifecycle) struct Moves {
 }
 
 impl Moves {
-    /// Waits until connections that have not moved to the successor must end. Cancel safe.
+    /// Waits until the connections that have not moved to the successor are asked to end. Cancel
+    /// safe.
     pub(in crate::lifecycle) async fn draining_uncarried(&self) {
         let told = self.lock().clone();
         told.cancelled().await;

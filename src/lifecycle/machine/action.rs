@@ -30,8 +30,8 @@ pub(crate) enum Action {
     /// Stop using the channel to the successor. The successor had taken over, and now stops
     /// together with the whole service.
     ForgetSuccessor,
-    /// Close the channels to older generations. The newest of them accepts connections again once
-    /// no process holds a channel to it any more.
+    /// Close the channels to older generations. When no process holds a channel to the newest of
+    /// them, that generation accepts connections again.
     ReleaseOlder,
     /// Close the channels to older generations, so that the newest of them accepts connections
     /// again. If no older generation is alive, close the listeners for good.

@@ -20,7 +20,7 @@ pub(super) enum SettingSource {
 }
 
 impl SettingSource {
-    /// Returns the name of a setting as it is written in this source, such as `--bake` or `bake`.
+    /// Returns the name of a setting as the user writes it: `--bake` as a flag, `bake` in the file.
     pub(super) fn name(self, setting: &str) -> String {
         match self {
             Self::Flags => format!("--{}", setting.replace('_', "-")),

@@ -135,8 +135,8 @@ pub(crate) enum Served {
 /// The process that the parent of the daemon, such as systemd, watches as the main process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Watched {
-    /// The process of the active generation. The daemon tells systemd the pid of this process. A
-    /// parent other than systemd watches no process in this case.
+    /// The process of the active generation. Only systemd can watch it, because the daemon tells
+    /// systemd the pid of this process after each handoff.
     ActiveGeneration,
     /// This process, which stays as a small init until the service ends.
     ThisProcess,

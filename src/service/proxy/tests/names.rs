@@ -100,7 +100,8 @@ async fn a_name_that_does_not_resolve_any_more_keeps_its_addresses() {
     assert_eq!(counters(&front, NAME).unwrap().resolve_failures, 5);
 }
 
-/// An address that is in both the old and the new answer keeps its position and its ejection.
+/// The name server returns an address again. The address keeps its position, and stays ejected if
+/// it was.
 #[tokio::test]
 async fn an_address_that_stays_keeps_its_place_and_its_failures() {
     let (away, stays, comes, answers) =
