@@ -6,8 +6,10 @@ use std::process::Command;
 
 use nix::sys::signal::Signal;
 
+use crate::life::addresses;
+use crate::support::view::pause;
 use crate::support::{
-    Client, Event, Gate, Line, Manager, SLOW_DRAIN, Told, assert_becomes, signal,
+    Client, Event, Gate, Line, Manager, SLOW_DRAIN, Told, assert_becomes, example, signal,
 };
 
 /// Starts a daemon with a control socket under `manager`, and waits for its `READY=1`.
@@ -200,6 +202,30 @@ fn the_active_generation_feeds_the_watchdog() {
         line.signal(generation, Signal::SIGHUP);
         let (_, before) = manager.hear_until("MAINPID=");
         assert_only_by(&before, line.pid_of(generation));
+    }
+}
+
+/// The thread that sends the notifications still runs, but the runtime of the server does not.
+#[test]
+fn a_server_that_hangs_does_not_feed_the_watchdog() {
+    let feeds =
+        |manager: &Manager| manager.rest().iter().any(|told| told.value("WATCHDOG").is_some());
+    for mode in ["blocking", "blocking-here"] {
+        let manager = Manager::new();
+        let line = Line::start_program(&example("life"), |command, folder| {
+            command.args([mode, "127.0.0.1:0"]).current_dir(folder);
+            command.env("NOTIFY_SOCKET", manager.path()).env("WATCHDOG_USEC", "20000");
+        });
+        (0..3).for_each(|_| drop(manager.hear_until("WATCHDOG=1")));
+        let mut client = Client::connect(&addresses(&line).0).unwrap();
+        client.expect(b"blocked").unwrap();
+        pause(500);
+        feeds(&manager);
+        pause(500);
+        assert!(!feeds(&manager), "{mode}");
+        drop(client);
+        signal(line.first_pid(), Signal::SIGQUIT);
+        line.wait_for_end();
     }
 }
 

@@ -71,10 +71,13 @@ impl DataPlane for Embedded {
         Error::NotReady { limit }
     }
 
-    /// Returns a heartbeat that completes at once, because the library cannot check the accept
-    /// loops of the server.
+    /// Sends a heartbeat to the async runtime of the server, because the library cannot check the
+    /// accept loops of the server. The heartbeat completes when any thread of the runtime runs a
+    /// task.
     fn heartbeat(&self) -> TaskTracker {
         let beat = TaskTracker::new();
+        let token = beat.token();
+        drop(self.runtime.spawn(async move { drop(token) }));
         beat.close();
         beat
     }
