@@ -124,7 +124,7 @@ impl Departures {
                 Departure::Refused
             }
             Verdict::NoReceiver => {
-                slot.alone();
+                slot.withdraw();
                 Departure::Kept
             }
         }

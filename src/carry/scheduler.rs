@@ -251,7 +251,7 @@ impl CarrySlot {
     }
 
     /// Stops asking the connection to move, because no successor accepts connections any more.
-    pub(crate) fn alone(&self) {
+    pub(crate) fn withdraw(&self) {
         self.scheduler.change(|round| round.set(self.index, RequestState::Nothing));
     }
 

@@ -71,7 +71,7 @@ fn a_permit_is_passed_on_whatever_becomes_of_its_connection() {
             Some(refused)
         },
         |alone| {
-            alone.alone();
+            alone.withdraw();
             Some(alone)
         },
         |carried| {
@@ -132,7 +132,7 @@ async fn a_round_waits_until_every_connection_went() {
     let all_went = tokio::spawn(async move { waiting.all_went().await });
     drop(carried);
     refused.refused();
-    alone.alone();
+    alone.withdraw();
     tokio::task::yield_now().await;
     assert!(!all_went.is_finished());
     drop(alone);

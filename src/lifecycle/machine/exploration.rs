@@ -41,28 +41,33 @@ use std::collections::{HashSet, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use self::line::{
-    Breach, Deadlines, Fates, Heard, Id, ModelLineage, ModelOutcome, ModelProcess, Setting, Word,
+    Breach, Deadlines, Heard, Id, ModelLineage, ModelOutcome, ModelProcess, Setting, SignalBudget,
+    Word,
 };
 use self::turn::Turn;
 use super::{OnSuccessorDeath, State};
 
-const FATES: Fates = Fates { hangups: 3, stops: 2, cuts: 1, crashes: 2 };
+const BUDGET: SignalBudget = SignalBudget { hangups: 3, stops: 2, cuts: 1, crashes: 2 };
 
 #[test]
 fn the_promise_holds() {
-    explore(Setting { supervised: false, generations: 3, fates: FATES });
+    explore(Setting { supervised: false, generations: 3, budget: BUDGET });
 }
 
 /// Lets at most two generations live at once, so that a handoff cuts the connections of an older
 /// one.
 #[test]
 fn the_promise_holds_when_the_oldest_are_cut() {
-    explore(Setting { supervised: false, generations: 2, fates: Fates { crashes: 1, ..FATES } });
+    explore(Setting {
+        supervised: false,
+        generations: 2,
+        budget: SignalBudget { crashes: 1, ..BUDGET },
+    });
 }
 
 #[test]
 fn the_promise_holds_under_a_service_manager() {
-    explore(Setting { supervised: true, generations: 3, fates: FATES });
+    explore(Setting { supervised: true, generations: 3, budget: BUDGET });
 }
 
 /// Simulates up to four reload requests, with and without a service manager. The other tests use at
@@ -70,7 +75,11 @@ fn the_promise_holds_under_a_service_manager() {
 #[test]
 fn the_promise_holds_for_longer() {
     for supervised in [false, true] {
-        explore(Setting { supervised, generations: 3, fates: Fates { hangups: 4, ..FATES } });
+        explore(Setting {
+            supervised,
+            generations: 3,
+            budget: SignalBudget { hangups: 4, ..BUDGET },
+        });
     }
 }
 
@@ -86,7 +95,7 @@ const ALWAYS: &[Claim] = &[
         line.accepts()
             || !line.was_up()
             || line.is_hurt(setting)
-            || line.left.stops < setting.fates.stops
+            || line.left.stops < setting.budget.stops
     }),
     ("I1: a generation that was not told to stop ends only if a newer one lives", |_, line| {
         line.breach != Some(Breach::Desertion)
@@ -105,7 +114,7 @@ const ALWAYS: &[Claim] = &[
         line.processes.iter().all(|process| line.is_settled(process))
     }),
     ("I7: no reload request starts two handoffs", |setting, line| {
-        line.processes.len() <= 1 + usize::from(setting.fates.hangups - line.left.hangups)
+        line.processes.len() <= 1 + usize::from(setting.budget.hangups - line.left.hangups)
     }),
     ("I8: a process told to stop does not accept, and has a drain deadline", |_, line| {
         line.living().filter(|(_, process)| process.told).all(|(_, process)| process.only_ends())
@@ -214,7 +223,7 @@ impl ModelLineage {
 
     /// Returns whether the test has killed a process, or has told a process to cut its connections.
     fn is_hurt(&self, setting: &Setting) -> bool {
-        self.left.crashes < setting.fates.crashes || self.left.cuts < setting.fates.cuts
+        self.left.crashes < setting.budget.crashes || self.left.cuts < setting.budget.cuts
     }
 
     /// Returns whether no process has to accept connections: the service is not up yet, or has

@@ -44,7 +44,7 @@ enum Failed {
     /// The upstream did not accept the connection.
     Upstream(io::Error),
     /// This machine has run out of file descriptors or memory, which is no fault of the upstream.
-    Own(io::Error),
+    LocalShortage(io::Error),
     /// The client has disconnected while the proxy was looking for an upstream.
     ClientGone,
     /// The client has waited for an upstream as long as the configuration allows.
@@ -93,7 +93,7 @@ impl Proxy {
             let reason = match self.go_round(client, header, limit, (tried, unfinished)).await {
                 Ok(connected) => return Ok(connected),
                 Err(Failed::ClientGone) => return Err(client_disconnected()),
-                Err(Failed::Upstream(reason) | Failed::Own(reason)) => reason,
+                Err(Failed::Upstream(reason) | Failed::LocalShortage(reason)) => reason,
                 Err(Failed::TimedOut) => io::ErrorKind::TimedOut.into(),
             };
             let next = Instant::now() + pause;
@@ -182,7 +182,9 @@ impl Proxy {
             let look = Instant::now() + LAST_PAUSE;
             match timeout_at(look.min(end), connecting.as_mut()).await {
                 Ok(Ok(stream)) => return Ok(stream),
-                Ok(Err(error)) if is_local_shortage(&error) => return Err(Failed::Own(error)),
+                Ok(Err(error)) if is_local_shortage(&error) => {
+                    return Err(Failed::LocalShortage(error));
+                }
                 Ok(Err(error)) => return Err(Failed::Upstream(error)),
                 Err(_) if client.stream.has_left() => return Err(Failed::ClientGone),
                 Err(_) if look < end => {}

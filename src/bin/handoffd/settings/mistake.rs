@@ -30,7 +30,12 @@ impl SettingSource {
 
     /// Returns the mistake for a setting that has no effect, because the setting `other` is
     /// missing.
-    pub(super) fn alone<K: Kind>(self, given: &Given<K>, setting: &str, other: &str) -> Mistake {
+    pub(super) fn needs_other<K: Kind>(
+        self,
+        given: &Given<K>,
+        setting: &str,
+        other: &str,
+    ) -> Mistake {
         let (setting, other) = (self.name(setting), self.name(other));
         Mistake::at(
             given.offset,

@@ -72,7 +72,7 @@ impl ProxySettings {
         addresses: &[&Address],
     ) -> Result<ProxyConfig, Mistake> {
         if let (Some(timeout), None) = (&self.health.check_timeout, &self.health.check_interval) {
-            return Err(source.alone(timeout, "check_timeout", "check_interval"));
+            return Err(source.needs_other(timeout, "check_timeout", "check_interval"));
         }
         let mut config = ProxyConfig::to(upstreams(self.upstreams.unwrap_or_default())?);
         set(&mut config.resolve_interval, self.resolve_interval);

@@ -75,7 +75,11 @@ impl RelaySettings {
     ) -> Result<(), Mistake> {
         if let (Some(timeout), None) = (&self.proxy_header_timeout, &self.accept_proxy_header_from)
         {
-            return Err(source.alone(timeout, "proxy_header_timeout", "accept_proxy_header_from"));
+            return Err(source.needs_other(
+                timeout,
+                "proxy_header_timeout",
+                "accept_proxy_header_from",
+            ));
         }
         let networks = self.accept_proxy_header_from.unwrap_or_default();
         check_networks(&networks, addresses)?;

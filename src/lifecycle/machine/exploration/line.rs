@@ -25,7 +25,7 @@ pub(super) struct ModelLineage {
     /// The process that the service manager considers the main process.
     pub(super) main: Option<Id>,
     /// How many more signals of each kind the test may send to the processes.
-    pub(super) left: Fates,
+    pub(super) left: SignalBudget,
     /// The forbidden situation that has occurred, or `None` if none has.
     pub(super) breach: Option<Breach>,
 }
@@ -33,7 +33,7 @@ pub(super) struct ModelLineage {
 /// How many signals of each kind the test sends to the simulated processes. It tries every process
 /// and every point in time for each signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Fates {
+pub(super) struct SignalBudget {
     /// How many SIGHUPs to send. Each requests a reload.
     pub(super) hangups: u8,
     /// How many SIGTERMs to send. Each requests a stop.
@@ -50,7 +50,7 @@ pub(super) struct Setting {
     pub(super) supervised: bool,
     /// The maximum number of generations that may live at once (`max_generations`).
     pub(super) generations: usize,
-    pub(super) fates: Fates,
+    pub(super) budget: SignalBudget,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -173,7 +173,7 @@ impl ModelLineage {
             processes: vec![first],
             pid_file: None,
             main: None,
-            left: setting.fates,
+            left: setting.budget,
             breach: None,
         }
     }
