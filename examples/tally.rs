@@ -18,11 +18,12 @@ struct Tally;
 /// encoding must use a different name.
 const FORMAT: &str = "tally/1";
 
-fn read(parcel: &CarriedState) -> Result<u64, Declined> {
-    let lines = || std::str::from_utf8(&parcel.bytes).ok()?.parse().ok();
-    let lines = if parcel.format == FORMAT { lines() } else { None };
+fn read(saved_state: &CarriedState) -> Result<u64, Declined> {
+    let lines = || std::str::from_utf8(&saved_state.bytes).ok()?.parse().ok();
+    let lines = if saved_state.format == FORMAT { lines() } else { None };
     lines.ok_or_else(|| {
-        format!("{} of {} bytes is not known here", parcel.format, parcel.bytes.len()).into()
+        format!("{} of {} bytes is not known here", saved_state.format, saved_state.bytes.len())
+            .into()
     })
 }
 
@@ -30,8 +31,9 @@ impl Service for Tally {
     async fn serve(&self, connection: &mut Connection) -> std::io::Result<()> {
         // Continue where the previous process stopped.
         let taken_up = connection.resumed_state();
-        let mut lines =
-            taken_up.map_or(Ok(0), |parcel| read(&parcel)).map_err(std::io::Error::other)?;
+        let mut lines = taken_up
+            .map_or(Ok(0), |saved_state| read(&saved_state))
+            .map_err(std::io::Error::other)?;
         let mut request = [0; 1024];
         loop {
             match connection.next_request().await? {
@@ -66,8 +68,8 @@ impl Service for Tally {
 
     /// Called before the connection is touched. If this refuses it, the old process keeps the
     /// connection and drains it.
-    fn accepts(&self, _listener: &str, parcel: &CarriedState) -> Result<(), Declined> {
-        read(parcel).map(drop)
+    fn accepts(&self, _listener: &str, saved_state: &CarriedState) -> Result<(), Declined> {
+        read(saved_state).map(drop)
     }
 }
 

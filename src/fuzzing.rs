@@ -89,8 +89,10 @@ mod tests {
 
     /// Returns one packet for each kind of connection state that can move to another process.
     fn carried() -> Seeds {
-        let parcels = crate::service::fuzz::parcels().into_iter();
-        parcels.map(|(name, parcel)| (name, crate::carry::fuzz::packet(&parcel))).collect()
+        let saved_states = crate::service::fuzz::saved_states().into_iter();
+        saved_states
+            .map(|(name, saved_state)| (name, crate::carry::fuzz::packet(&saved_state)))
+            .collect()
     }
 
     fn folder(target: &str) -> PathBuf {

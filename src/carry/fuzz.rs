@@ -40,7 +40,7 @@ mod seeds {
     use std::num::NonZeroUsize;
 
     /// Encodes a packet that transfers a connection with the given saved state.
-    pub(crate) fn packet(parcel: &CarriedState) -> Vec<u8> {
+    pub(crate) fn packet(saved_state: &CarriedState) -> Vec<u8> {
         let head = PacketHead {
             id: 7,
             listener: "web".to_owned(),
@@ -50,9 +50,9 @@ mod seeds {
             sent: 3,
             peer_finished: false,
             max_connections: NonZeroUsize::new(9),
-            format: parcel.format.clone(),
+            format: saved_state.format.clone(),
         };
-        packet::connection(&head, &parcel.bytes)
+        packet::connection(&head, &saved_state.bytes)
     }
 
     pub(crate) fn answers() -> Vec<(String, Vec<u8>)> {

@@ -48,7 +48,7 @@ pub(crate) enum Arrival {
 pub(crate) struct CarriedConnection {
     pub(crate) head: PacketHead,
     pub(crate) socket: OwnedFd,
-    pub(crate) parcel: CarriedState,
+    pub(crate) saved_state: CarriedState,
 }
 
 impl Incoming {
@@ -131,8 +131,8 @@ fn arrived(head: PacketHead, bytes: Vec<u8>, rights: Rights) -> Arrival {
         return damaged("the packet has no socket");
     }
     let socket = descriptors.remove(0);
-    let parcel = CarriedState { format: head.format.clone(), bytes, descriptors };
-    Arrival::Connection(Box::new(CarriedConnection { head, socket, parcel }))
+    let saved_state = CarriedState { format: head.format.clone(), bytes, descriptors };
+    Arrival::Connection(Box::new(CarriedConnection { head, socket, saved_state }))
 }
 
 impl CarriedConnection {
@@ -154,13 +154,13 @@ impl CarriedConnection {
     /// # Errors
     /// Returns the reason to refuse the connection if its socket cannot be used.
     pub(crate) fn into_stream(self) -> Result<((Stream, Peer), Instant, CarriedState), Declined> {
-        let Self { head, socket, parcel } = self;
+        let Self { head, socket, saved_state } = self;
         let peer = head.peer.map_or(Peer::Unix, Peer::Tcp);
         let traffic = Traffic::so_far(ByteCounts { received: head.received, sent: head.sent });
         let stream = Stream::taken_up(socket, peer, traffic, head.peer_finished)
             .map_err(|error| error.to_string())?;
         let now = Instant::now();
         let since = now.checked_sub(Duration::from_millis(head.age_ms)).unwrap_or(now);
-        Ok(((stream, peer), since, parcel))
+        Ok(((stream, peer), since, saved_state))
     }
 }

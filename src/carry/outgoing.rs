@@ -56,12 +56,12 @@ pub(crate) struct OutgoingConnection<'a> {
     /// The connection limit of the listener, or `None` if it has no limit.
     pub(crate) max_connections: Option<NonZeroUsize>,
     pub(crate) stream: &'a Stream,
-    pub(crate) parcel: &'a CarriedState,
+    pub(crate) saved_state: &'a CarriedState,
 }
 
 impl OutgoingConnection<'_> {
     fn packet(&self, id: u64) -> Vec<u8> {
-        let Self { listener, peer, age, max_connections, stream, parcel } = self;
+        let Self { listener, peer, age, max_connections, stream, saved_state } = self;
         let head = PacketHead {
             id,
             listener: (*listener).to_owned(),
@@ -71,15 +71,15 @@ impl OutgoingConnection<'_> {
             sent: stream.sent(),
             peer_finished: stream.peer_has_finished(),
             max_connections: *max_connections,
-            format: parcel.format.clone(),
+            format: saved_state.format.clone(),
         };
-        packet::connection(&head, &parcel.bytes)
+        packet::connection(&head, &saved_state.bytes)
     }
 
     fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         [self.stream.as_fd()]
             .into_iter()
-            .chain(self.parcel.descriptors.iter().map(AsFd::as_fd))
+            .chain(self.saved_state.descriptors.iter().map(AsFd::as_fd))
             .collect()
     }
 }

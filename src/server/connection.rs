@@ -226,7 +226,8 @@ impl<S: Service> ConnectionTask<S> {
         let age = slot.age();
         let ConnectionSlot { entry, guard, .. } = slot;
         let registration = registration.as_mut().filter(|one| one.request().was_asked());
-        let (Some(registration), Some(parcel)) = (registration, connection.detached_state()) else {
+        let (Some(registration), Some(saved_state)) = (registration, connection.detached_state())
+        else {
             return Some(ConnectionEnd::Broken(io::Error::other(
                 "the service detached a connection that it was not asked to move",
             )));
@@ -237,7 +238,7 @@ impl<S: Service> ConnectionTask<S> {
             age,
             max_connections: context.limits.get(connection.listener()).copied(),
             stream: &connection.stream,
-            parcel,
+            saved_state,
         };
         let sent = guard.unless_cut(context.departures.send(registration, &departing)).await;
         match sent {

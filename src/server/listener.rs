@@ -135,7 +135,7 @@ impl<S: Service> ListenerSlot<S> {
             listener: Arc::clone(&self.name),
             drain: slot.guard.watch().clone(),
             carry_request: carry.as_ref().map(|carry| Arc::clone(carry.request())),
-            parcel: state,
+            saved_state: state,
             first_request_grace: context.first_request_grace,
         });
         ConnectionTask::new(context, connection, (slot, carry), worker)

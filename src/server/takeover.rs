@@ -31,7 +31,7 @@ impl<S: Service> TakesOver for TakingOver<S> {
     fn prepare(&self, connection: CarriedConnection) -> Result<PreparedConnection<S>, Declined> {
         let head = &connection.head;
         let slot = self.slots.get(&head.listener).ok_or_else(|| connection.unknown_listener())?;
-        self.context.service.accepts(&slot.name, &connection.parcel)?;
+        self.context.service.accepts(&slot.name, &connection.saved_state)?;
         let permit = match &slot.limit {
             Some(limit) => {
                 let full =
@@ -42,8 +42,8 @@ impl<S: Service> TakesOver for TakingOver<S> {
         };
         let worker = least_loaded(&slot.workers);
         let _within = slot.enter(worker);
-        let (client, since, parcel) = connection.into_stream()?;
-        let task = slot.prepare(worker, client, since, permit, parcel);
+        let (client, since, saved_state) = connection.into_stream()?;
+        let task = slot.prepare(worker, client, since, permit, saved_state);
         Ok(PreparedConnection { slot: Arc::clone(slot), worker, task })
     }
 

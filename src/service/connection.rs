@@ -31,7 +31,7 @@ pub(crate) struct Admission {
     pub(crate) carry_request: Option<Arc<CarryRequest>>,
     /// The state from which the service continues the connection. The predecessor or this service
     /// has saved it. `None` for a new client.
-    pub(crate) parcel: Option<CarriedState>,
+    pub(crate) saved_state: Option<CarriedState>,
     /// During a drain, how long to wait for the first request of this client, counted from the
     /// creation of the [`Connection`].
     pub(crate) first_request_grace: Duration,
@@ -75,14 +75,14 @@ pub enum Next {
 
 impl Connection {
     pub(crate) fn new(admission: Admission) -> Self {
-        let Admission { stream, peer, listener, drain, carry_request, parcel, .. } = admission;
+        let Admission { stream, peer, listener, drain, carry_request, saved_state, .. } = admission;
         let now = Instant::now();
         // If adding the grace period overflows the clock, use one day, which is much longer than
         // any drain.
         let until = now
             .checked_add(admission.first_request_grace)
             .unwrap_or(now + Duration::from_secs(86_400));
-        let taken_up = parcel.map(Box::new);
+        let taken_up = saved_state.map(Box::new);
         Self {
             stream,
             peer,
@@ -141,11 +141,11 @@ impl Connection {
         self.carry_request.clone()
     }
 
-    /// Detaches the connection, so that the successor can continue it with the state `parcel`.
+    /// Detaches the connection, so that the successor can continue it with the state `saved_state`.
     /// After this call the service must not read or write, and must return from `serve`. The server
     /// sends the client's socket to the successor together with the state.
-    pub fn detach(&mut self, parcel: CarriedState) {
-        self.given_up = Some(Box::new(parcel));
+    pub fn detach(&mut self, saved_state: CarriedState) {
+        self.given_up = Some(Box::new(saved_state));
     }
 
     /// Asks the server to relay this connection to and from an upstream. After this call the
@@ -181,7 +181,7 @@ impl Connection {
     /// previous process. A service that lets connections move to a successor calls this method
     /// before it reads anything.
     pub fn resumed_state(&mut self) -> Option<CarriedState> {
-        self.taken_up.take().map(|parcel| *parcel)
+        self.taken_up.take().map(|saved_state| *saved_state)
     }
 
     /// Returns the state that the service has saved for the successor, or `None` if the service has

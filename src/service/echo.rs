@@ -32,8 +32,8 @@ const FORMAT: &str = "echo/1";
 impl Service for Echo {
     async fn serve(&self, connection: &mut Connection) -> io::Result<()> {
         drop(connection.stream.take_earmark());
-        if let Some(parcel) = connection.resumed_state() {
-            if Box::pin(pay(connection, parcel.bytes)).await? == Paid::NotAll {
+        if let Some(saved_state) = connection.resumed_state() {
+            if Box::pin(pay(connection, saved_state.bytes)).await? == Paid::NotAll {
                 return Ok(());
             }
         }
@@ -65,15 +65,15 @@ impl Service for Echo {
         true
     }
 
-    fn accepts(&self, _listener: &str, parcel: &CarriedState) -> Result<(), Declined> {
-        if parcel.format == FORMAT && parcel.descriptors.is_empty() {
+    fn accepts(&self, _listener: &str, saved_state: &CarriedState) -> Result<(), Declined> {
+        if saved_state.format == FORMAT && saved_state.descriptors.is_empty() {
             Ok(())
         } else {
             Err(format!(
                 "the echo service cannot continue a saved connection of the format {} with {} \
                 file descriptors",
-                parcel.format,
-                parcel.descriptors.len()
+                saved_state.format,
+                saved_state.descriptors.len()
             )
             .into())
         }

@@ -71,7 +71,7 @@ pub trait Service: Send + Sync + 'static {
     /// # Errors
     /// Returns the reason why the service refuses the connection, such as an unknown format. The
     /// connection then stays in the other process, which drains it.
-    fn accepts(&self, _listener: &str, _parcel: &CarriedState) -> Result<(), Declined> {
+    fn accepts(&self, _listener: &str, _saved_state: &CarriedState) -> Result<(), Declined> {
         Err("the service does not take over connections".into())
     }
 
@@ -105,8 +105,8 @@ impl<S: Service> Service for Arc<S> {
         S::carries(self, listener)
     }
 
-    fn accepts(&self, listener: &str, parcel: &CarriedState) -> Result<(), Declined> {
-        S::accepts(self, listener, parcel)
+    fn accepts(&self, listener: &str, saved_state: &CarriedState) -> Result<(), Declined> {
+        S::accepts(self, listener, saved_state)
     }
 
     fn upstreams(&self) -> BTreeMap<String, BTreeMap<String, UpstreamCounters>> {

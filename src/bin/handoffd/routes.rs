@@ -112,10 +112,10 @@ impl Service for Routes {
         }
     }
 
-    fn accepts(&self, listener: &str, parcel: &CarriedState) -> Result<(), Declined> {
+    fn accepts(&self, listener: &str, saved_state: &CarriedState) -> Result<(), Declined> {
         match self.on(listener) {
-            BuiltinService::Echo(echo) => echo.accepts(listener, parcel),
-            BuiltinService::Proxy(proxy) => proxy.accepts(listener, parcel),
+            BuiltinService::Echo(echo) => echo.accepts(listener, saved_state),
+            BuiltinService::Proxy(proxy) => proxy.accepts(listener, saved_state),
         }
     }
 

@@ -188,14 +188,14 @@ impl TakesOver for Arrivals {
     fn prepare(&self, connection: CarriedConnection) -> Result<Self::Prepared, Declined> {
         let queue = self.queue(&connection.head.listener);
         let (served, queue) = queue.ok_or_else(|| connection.unknown_listener())?;
-        (queue.accepts)(&connection.parcel)?;
-        let ((mut stream, peer), since, parcel) = connection.into_stream()?;
+        (queue.accepts)(&connection.saved_state)?;
+        let ((mut stream, peer), since, saved_state) = connection.into_stream()?;
         let open = served.admit(Source::Carried, stream.traffic(), since, None);
         let is_silent = stream.received() == 0 && !stream.peer_has_finished();
         let awaiting = is_silent.then(|| served.awaiting(&self.0.term()));
         stream.belongs_to_server(peer, awaiting, open);
         let carry = CarryHandle::new(Arc::clone(&self.0.state), &served, peer, since);
-        Ok((queue, CarryClient { stream, peer, state: Some(parcel), carry }))
+        Ok((queue, CarryClient { stream, peer, state: Some(saved_state), carry }))
     }
 
     fn release_reserved(&self) {

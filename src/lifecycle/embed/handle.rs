@@ -127,7 +127,7 @@ impl CarryPermit<'_> {
             age: since.elapsed(),
             max_connections: None,
             stream: &stream,
-            parcel: &state,
+            saved_state: &state,
         };
         match life.moves.departures.send(self.slot, &outgoing).await {
             Departure::Taken(leaving) => {

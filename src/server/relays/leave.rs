@@ -129,7 +129,7 @@ impl<S: Service> ConnectionContext<S> {
             listener: Arc::clone(slot.listener()),
             drain: slot.guard.watch().clone(),
             carry_request,
-            parcel: None,
+            saved_state: None,
             first_request_grace: self.first_request_grace,
         });
         Some(ConnectionTask::new(Arc::clone(self), connection, (slot, registration), worker))

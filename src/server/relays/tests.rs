@@ -136,7 +136,7 @@ async fn answer(successor: &mut Incoming, answer: CarryAnswer) -> (Vec<u8>, Vec<
     match timeout(DEADLINE, successor.next()).await.expect("no connection is offered") {
         Arrival::Connection(arrived) => {
             successor.answer(arrived.id(), answer).await.unwrap();
-            (arrived.parcel.bytes, arrived.parcel.descriptors)
+            (arrived.saved_state.bytes, arrived.saved_state.descriptors)
         }
         Arrival::Damaged { .. } | Arrival::End => panic!("expected a connection"),
     }

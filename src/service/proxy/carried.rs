@@ -110,7 +110,7 @@ pub(super) fn arriving(arriving: Arriving) -> CarriedState {
     let waited = since.map(|since| since.elapsed());
     let [tried, unfinished] = [tried, unfinished]
         .map(|all| all.iter().map(|upstream| upstream.label().to_owned()).collect());
-    parcel(&CarriedStage::Arriving { identified, waited, tried, unfinished }, &[], Vec::new())
+    saved_state(&CarriedStage::Arriving { identified, waited, tried, unfinished }, &[], Vec::new())
 }
 
 /// Builds the state of a conversation that moves to another process. The state includes the
@@ -131,10 +131,10 @@ pub(super) fn conversing(
         used,
     };
     let descriptors = [socket.into_socket()].into_iter().chain(pipes).collect();
-    parcel(&CarriedStage::Conversing(conversing), &bytes, descriptors)
+    saved_state(&CarriedStage::Conversing(conversing), &bytes, descriptors)
 }
 
-fn parcel(stage: &CarriedStage, owed: &[u8], descriptors: Vec<OwnedFd>) -> CarriedState {
+fn saved_state(stage: &CarriedStage, owed: &[u8], descriptors: Vec<OwnedFd>) -> CarriedState {
     // Serialization cannot fail, because every map in the state has strings as keys.
     let mut bytes = serde_json::to_vec(stage).unwrap_or_default();
     bytes.push(b'\n');
@@ -147,8 +147,8 @@ fn parcel(stage: &CarriedStage, owed: &[u8], descriptors: Vec<OwnedFd>) -> Carri
 ///
 /// # Errors
 /// Returns the reason why the proxy cannot restore the state.
-pub(super) fn check(parcel: &CarriedState, upstreams: &UpstreamPool) -> Result<(), Declined> {
-    let (stage, _) = whole(parcel)?;
+pub(super) fn check(saved_state: &CarriedState, upstreams: &UpstreamPool) -> Result<(), Declined> {
+    let (stage, _) = whole(saved_state)?;
     match stage {
         CarriedStage::Conversing(Conversing { upstream, .. })
             if !upstreams.is_configured(&upstream) =>
@@ -165,12 +165,12 @@ pub(super) fn check(parcel: &CarriedState, upstreams: &UpstreamPool) -> Result<(
 /// # Errors
 /// Fails if the state is incomplete, or if the kernel refuses one of its file descriptors.
 pub(super) fn take_up(
-    parcel: CarriedState,
+    saved_state: CarriedState,
     upstreams: &UpstreamPool,
     ledgers: &ProxyLedgers,
 ) -> io::Result<Begun> {
-    let (stage, owed) = whole(&parcel).map_err(io::Error::other)?;
-    let owed = &parcel.bytes[owed..];
+    let (stage, owed) = whole(&saved_state).map_err(io::Error::other)?;
+    let owed = &saved_state.bytes[owed..];
     let Conversing { upstream, received, sent, finished, relay, used } = match stage {
         CarriedStage::Arriving { identified, waited, tried, unfinished } => {
             let since = waited
@@ -187,7 +187,7 @@ pub(super) fn take_up(
     let upstream =
         upstreams.find(&upstream).or_else(|| upstreams.adopt(&upstream, &ledgers.known()));
     let upstream = upstream.ok_or_else(missing)?;
-    let mut descriptors = parcel.descriptors.into_iter();
+    let mut descriptors = saved_state.descriptors.into_iter();
     let socket = descriptors.next().ok_or_else(missing)?;
     let stream = Stream::taken_up(
         socket,
@@ -205,13 +205,15 @@ pub(super) fn take_up(
 
 /// Parses the state of a moved connection and checks that it is complete. Returns the stage of the
 /// connection, and the offset at which the unwritten bytes begin.
-fn whole(parcel: &CarriedState) -> Result<(CarriedStage, usize), Declined> {
-    if parcel.format != FORMAT {
-        let why =
-            format!("the proxy cannot continue a saved connection of the format {}", parcel.format);
+fn whole(saved_state: &CarriedState) -> Result<(CarriedStage, usize), Declined> {
+    if saved_state.format != FORMAT {
+        let why = format!(
+            "the proxy cannot continue a saved connection of the format {}",
+            saved_state.format
+        );
         return Err(why.into());
     }
-    let (stage, owed) = read(&parcel.bytes)?;
+    let (stage, owed) = read(&saved_state.bytes)?;
     let (bytes, descriptors) = match &stage {
         CarriedStage::Arriving { .. } => (0, 0),
         CarriedStage::Conversing(Conversing { relay, .. }) => {
@@ -219,14 +221,14 @@ fn whole(parcel: &CarriedState) -> Result<(CarriedStage, usize), Declined> {
             (bytes, 1 + descriptors)
         }
     };
-    if (bytes, descriptors) == (owed.len(), parcel.descriptors.len()) {
-        Ok((stage, parcel.bytes.len() - owed.len()))
+    if (bytes, descriptors) == (owed.len(), saved_state.descriptors.len()) {
+        Ok((stage, saved_state.bytes.len() - owed.len()))
     } else {
         Err(format!(
             "the saved connection has {} bytes and {} file descriptors, but its header says \
             otherwise",
             owed.len(),
-            parcel.descriptors.len()
+            saved_state.descriptors.len()
         )
         .into())
     }

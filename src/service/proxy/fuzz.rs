@@ -47,14 +47,14 @@ fn setup() -> Option<Setup> {
 
 /// Restores the state of a moved connection, saves it again, and checks that the new state equals
 /// the original. Returns whether the state is valid.
-pub(crate) fn take_up(parcel: CarriedState) -> bool {
-    SETUP.with(|setup| setup.as_ref().and_then(|setup| setup.take_up(parcel)).is_some())
+pub(crate) fn take_up(saved_state: CarriedState) -> bool {
+    SETUP.with(|setup| setup.as_ref().and_then(|setup| setup.take_up(saved_state)).is_some())
 }
 
 impl Setup {
-    fn take_up(&self, mut parcel: CarriedState) -> Option<()> {
+    fn take_up(&self, mut saved_state: CarriedState) -> Option<()> {
         let _within = self.runtime.enter();
-        let (stage, owed) = carried::read(&parcel.bytes).ok()?;
+        let (stage, owed) = carried::read(&saved_state.bytes).ok()?;
         let words = serde_json::to_string(&stage).ok()?;
         let mut is_same = true;
         // Add as many file descriptors as the state needs, because the fuzzer's bytes contain none.
@@ -69,9 +69,9 @@ impl Setup {
             }
         };
         let owed = owed.to_vec();
-        parcel.descriptors = needed;
-        carried::check(&parcel, &self.upstreams).ok()?;
-        let begun = carried::take_up(parcel, &self.upstreams, &self.ledgers);
+        saved_state.descriptors = needed;
+        carried::check(&saved_state, &self.upstreams).ok()?;
+        let begun = carried::take_up(saved_state, &self.upstreams, &self.ledgers);
         assert!(begun.is_ok(), "a checked state cannot be restored: {:?}", begun.err());
         match begun.ok()? {
             Begun::Arriving(arriving) => {
@@ -110,8 +110,8 @@ fn descriptors(upstream: &Address, of_pipes: usize) -> Option<Vec<OwnedFd>> {
 }
 
 #[cfg(test)]
-pub(crate) fn parcels() -> Vec<(String, CarriedState)> {
-    let parcel = |name: &str, words: &str| {
+pub(crate) fn saved_states() -> Vec<(String, CarriedState)> {
+    let saved_state = |name: &str, words: &str| {
         (name.to_owned(), CarriedState::new("proxy/1", words.as_bytes().to_vec()))
     };
     let used = r#""used":{"age":{"secs":1,"nanos":2},"idle":{"secs":0,"nanos":5},"transferred":7}"#;
@@ -122,18 +122,24 @@ pub(crate) fn parcels() -> Vec<(String, CarriedState)> {
         )
     };
     vec![
-        parcel("arriving", "{\"arriving\":{\"identified\":null,\"waited\":null,\"tried\":[]}}\n"),
-        parcel(
+        saved_state(
+            "arriving",
+            "{\"arriving\":{\"identified\":null,\"waited\":null,\"tried\":[]}}\n",
+        ),
+        saved_state(
             "identified",
             "{\"arriving\":{\"identified\":{\"route\":{\"source\":\"192.0.2.1:5\",\"destination\":\"[::1]:80\"}},\
             \"waited\":{\"secs\":1,\"nanos\":2},\"tried\":[\"@up\"]}}\n",
         ),
-        parcel("even", &conversing("@up", r#"{"up":"even","down":"over"}"#, "")),
-        parcel(
+        saved_state("even", &conversing("@up", r#"{"up":"even","down":"over"}"#, "")),
+        saved_state(
             "owing",
             &conversing("127.0.0.1:9", r#"{"up":{"bytes":2},"down":{"bytes":4}}"#, "updown"),
         ),
-        parcel("named", &conversing("backend:9/127.0.0.1:7", r#"{"up":"even","down":"over"}"#, "")),
-        parcel("piped", &conversing("@up", r#"{"up":{"piped":9},"down":"end"}"#, "")),
+        saved_state(
+            "named",
+            &conversing("backend:9/127.0.0.1:7", r#"{"up":"even","down":"over"}"#, ""),
+        ),
+        saved_state("piped", &conversing("@up", r#"{"up":{"piped":9},"down":"end"}"#, "")),
     ]
 }

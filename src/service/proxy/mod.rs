@@ -128,8 +128,8 @@ impl Proxy {
         let begun = match connection.resumed_state() {
             // Reset the client if the state cannot be restored, because the client could mistake a
             // clean close for the regular end of its data.
-            Some(parcel) => {
-                carried::take_up(parcel, &self.upstreams, &self.ledgers).inspect_err(|error| {
+            Some(saved_state) => carried::take_up(saved_state, &self.upstreams, &self.ledgers)
+                .inspect_err(|error| {
                     connection.stream.reset_on_drop();
                     let (listener, peer) = (connection.listener(), connection.peer());
                     tracing::error!(
@@ -137,8 +137,7 @@ impl Proxy {
                         "cannot continue a client connection from the old process, so it is reset: \
                         {error}"
                     );
-                })?
-            }
+                })?,
             None => Begun::Arriving(Arriving::default()),
         };
         let mut arriving = match begun {
@@ -295,8 +294,8 @@ impl Service for Proxy {
         true
     }
 
-    fn accepts(&self, _listener: &str, parcel: &CarriedState) -> Result<(), Declined> {
-        carried::check(parcel, &self.upstreams)
+    fn accepts(&self, _listener: &str, saved_state: &CarriedState) -> Result<(), Declined> {
+        carried::check(saved_state, &self.upstreams)
     }
 
     fn upstreams(&self) -> BTreeMap<String, BTreeMap<String, UpstreamCounters>> {

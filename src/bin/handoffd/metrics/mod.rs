@@ -76,8 +76,8 @@ impl Service for WithMetrics {
         listener != METRICS_LISTENER && self.routes.carries(listener)
     }
 
-    fn accepts(&self, listener: &str, parcel: &CarriedState) -> Result<(), Declined> {
-        self.routes.accepts(listener, parcel)
+    fn accepts(&self, listener: &str, saved_state: &CarriedState) -> Result<(), Declined> {
+        self.routes.accepts(listener, saved_state)
     }
 
     fn upstreams(&self) -> BTreeMap<String, BTreeMap<String, UpstreamCounters>> {

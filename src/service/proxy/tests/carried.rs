@@ -76,9 +76,9 @@ async fn a_carried_client_does_not_get_extra_time() {
         let watch = guard.watch().clone();
         let since = tokio::time::Instant::now().checked_sub(hour);
         let waited = Arriving { identified, since, ..Arriving::default() };
-        let parcel = Some(crate::service::proxy::carried::arriving(waited));
+        let saved_state = Some(crate::service::proxy::carried::arriving(waited));
         let mut connection =
-            Connection::new(Admission { parcel, ..admission(stream, Peer::Tcp(peer), watch) });
+            Connection::new(Admission { saved_state, ..admission(stream, Peer::Tcp(peer), watch) });
         let served = timeout(DEADLINE, serve(&proxy, &mut connection))
             .await
             .expect("the timeout has restarted");

@@ -47,7 +47,7 @@ fn admission(stream: Stream, peer: Peer, drain: DrainWatch) -> Admission {
         listener,
         drain,
         carry_request: None,
-        parcel: None,
+        saved_state: None,
         first_request_grace,
     }
 }
