@@ -207,8 +207,8 @@ impl<C, N> LedgerEntry<C, N> {
         }
     }
 
-    /// Adds bytes that the connection has transferred to the totals. Only for a connection that is
-    /// not listed.
+    /// Adds bytes that the connection has transferred to the totals. Only for bytes that the
+    /// listed [`Traffic`], if there is one, does not count.
     #[cfg(feature = "proxy")]
     pub(crate) fn add(&self, bytes: ByteCounts) {
         if let Some(ledger) = self.ledger.as_ref().filter(|_| bytes != ByteCounts::default()) {

@@ -186,10 +186,10 @@ impl<T: RelayOwner> Entries<T> {
                 Some(Err(error)) => return RelayStep::Ended(RelayEnd::NotConnected(error)),
                 Some(Ok(())) => {}
             }
-            self.timers.extend(row.timer().map(|timer| (timer, index)));
             if let Some(deadline) = deadline {
                 self.timers.remove(&(deadline, index));
             }
+            self.timers.extend(row.timer().map(|timer| (timer, index)));
         }
         let Some(Row { entry, is_listed, .. }) = self.all.get_mut(index) else {
             return RelayStep::Blocked;
@@ -335,16 +335,10 @@ impl<T: RelayOwner> Row<T> {
 impl<T: RelayOwner> RelayEntry<T> {
     /// Calls `transfer`, and lets the owner count the bytes that it has transferred.
     fn count_bytes<R>(&mut self, transfer: impl FnOnce(&mut Self) -> R) -> R {
-        let before = (self.client.counts(), self.upstream.counts());
+        let (client, upstream) = (self.client.counts(), self.upstream.counts());
         let result = transfer(self);
-        self.count_since(before);
-        result
-    }
-
-    /// Lets the owner count the bytes that have been transferred since the sockets had the counts
-    /// `before`: those of the client and of the upstream.
-    pub(crate) fn count_since(&self, (client, upstream): (ByteCounts, ByteCounts)) {
         self.owner.transferred(self.client.counts() - client, self.upstream.counts() - upstream);
+        result
     }
 }
 

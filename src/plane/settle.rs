@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 
 use super::direction::BUFFER;
 use super::relay::Relay;
-use crate::net::{ACKNOWLEDGE_TIMEOUT, RelaySocket};
+use crate::net::{ACKNOWLEDGE_TIMEOUT, ByteCounts, RelaySocket};
 
 /// The pause between two attempts to write.
 const PAUSE: Duration = Duration::from_millis(5);
@@ -24,13 +24,15 @@ pub(crate) enum Side {
 }
 
 /// Passes on the bytes that `broken`, the failed side, sent before its failure. Returns when the
-/// other side has acknowledged them, or accepts no more of them. Must be called within a tokio
+/// other side has acknowledged them, or accepts no more of them. Calls `count` with the bytes that
+/// the client's and the upstream's socket have transferred each time. Must be called within a tokio
 /// runtime. Cancel safe.
 pub(crate) async fn settle(
     relay: &mut Relay,
     client: &mut RelaySocket,
     upstream: &mut RelaySocket,
     broken: Side,
+    count: impl Fn(ByteCounts, ByteCounts),
 ) {
     let mut buffer = vec![0; BUFFER];
     let mut until = Instant::now() + ACKNOWLEDGE_TIMEOUT;
@@ -41,11 +43,13 @@ pub(crate) async fn settle(
         let all = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP;
         client.note(all);
         upstream.note(all);
+        let before = (client.counts(), upstream.counts());
         let (is_done, sink) = match broken {
             Side::Client => (relay.advance_rest_up(&mut buffer, client, upstream), &*upstream),
             Side::Upstream => (relay.advance_rest_down(&mut buffer, client, upstream), &*client),
         };
         let sent = Some(sink.counts().sent);
+        count(client.counts() - before.0, upstream.counts() - before.1);
         if is_done {
             sink.acknowledged(ACKNOWLEDGE_TIMEOUT).await;
             return;

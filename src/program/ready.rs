@@ -27,6 +27,8 @@ use crate::sys::child::Child;
 const PAUSE: Duration = Duration::from_millis(20);
 /// How long one check may take.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long to wait for a connection that shows where a ready program accepts its clients.
+const DETECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a program must run to count as ready if it cannot report anything.
 const GUESS: Duration = Duration::from_secs(1);
 
@@ -120,7 +122,7 @@ impl Probe {
         else {
             return by;
         };
-        match timeout(CHECK_TIMEOUT, dial(address)).await {
+        match timeout(DETECT_TIMEOUT, dial(address)).await {
             Ok(Err(_)) => by,
             // The program accepts connections. A full backlog delays the connection, but proves
             // that the program listens.

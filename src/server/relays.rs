@@ -295,7 +295,7 @@ async fn run<S: Service>(
 /// but lets its peer receive the last bytes first.
 async fn close_other_side(entry: RelayEntry<RelayedConnection>, closed: Side) {
     let RelayEntry { client, upstream, owner, limits, .. } = entry;
-    let RelayedConnection { mut slot, link, peer, .. } = owner;
+    let RelayedConnection { mut slot, link, peer, carry } = owner;
     let mut counts = client.counts();
     let (closed_socket, other) = match closed {
         Side::Client => (client, upstream),
@@ -309,7 +309,10 @@ async fn close_other_side(entry: RelayEntry<RelayedConnection>, closed: Side) {
         Ok(mut stream) => {
             match &mut link {
                 None => slot.entry.list(stream.traffic(), slot.since),
-                Some(UpstreamLink::Established(count)) => count.list(stream.traffic()),
+                Some(UpstreamLink::Established(count)) => {
+                    count.list(stream.traffic());
+                    slot.list_age(counts);
+                }
                 Some(UpstreamLink::Connecting(_)) => {}
             }
             let finished = within_lifetime(&limits, stream.finish(LINGER));
@@ -331,7 +334,7 @@ async fn close_other_side(entry: RelayEntry<RelayedConnection>, closed: Side) {
         Err(error) => ConnectionEnd::Broken(error),
     };
     EndedConnection { peer, counts }.report(&slot, &end);
-    let was_draining = slot.is_draining();
+    let was_draining = slot.is_draining() || carry == Carrying::Stays;
     slot.end(end, was_draining, None);
 }
 
@@ -352,14 +355,14 @@ async fn settle_other_side(
     broken: Side,
     error: io::Error,
 ) {
-    let before = (entry.client.counts(), entry.upstream.counts());
+    entry.owner.slot.list_age(entry.client.counts());
     let RelayEntry { client, upstream, relay, owner, limits } = &mut entry;
-    let settled = within_lifetime(limits, settle(relay, client, upstream, broken));
+    let count = |client, upstream| owner.transferred(client, upstream);
+    let settled = within_lifetime(limits, settle(relay, client, upstream, broken, count));
     let end = match owner.slot.guard.unless_cut(settled).await {
         Some(Ok(()) | Err(_)) => ConnectionEnd::Broken(error),
         None => ConnectionEnd::Cut,
     };
-    entry.count_since(before);
     entry.reset_on_drop();
     finish(entry, end);
 }

@@ -13,6 +13,8 @@ use super::workers::Load;
 use crate::carry::CarrySlot;
 use crate::drain::DrainGuard;
 use crate::ledger::{ListenerEntry, Permit};
+#[cfg(feature = "proxy")]
+use crate::net::{ByteCounts, Traffic};
 
 /// Counts one connection as open. Dropping this value removes the connection from all counts.
 #[derive(Debug)]
@@ -57,6 +59,14 @@ impl ConnectionSlot {
     #[cfg(feature = "proxy")]
     pub(super) fn is_draining(&self) -> bool {
         self.guard.watch().is_requested()
+    }
+
+    /// Lists a connection that has left its relay plane, so that status reports show its age.
+    /// `counts` are the bytes that its client's socket has transferred so far. Further bytes are
+    /// added as before.
+    #[cfg(feature = "proxy")]
+    pub(super) fn list_age(&mut self, counts: ByteCounts) {
+        self.entry.list(&Arc::new(Traffic::so_far(counts)), self.since);
     }
 
     /// Runs `serving`, the future that serves the connection, until it completes. Returns `None` if

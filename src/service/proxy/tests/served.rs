@@ -81,7 +81,7 @@ pub(super) async fn serve(proxy: &Proxy, connection: &mut Connection) -> io::Res
         RelayEnd::NotConnected(_) | RelayEnd::ClientLeft => unreachable!("it is connected"),
     };
     let RelayEntry { client, upstream, relay, .. } = &mut entry;
-    settle(relay, client, upstream, broken).await;
+    settle(relay, client, upstream, broken, |_, _| {}).await;
     entry.reset_on_drop();
     Err(error)
 }
