@@ -191,10 +191,12 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Returns the sum of the counters of this generation and of those that drain.
+    /// Returns the sum of the counters of this generation, the successor, and those that drain.
     pub(super) fn live_counters(&self) -> Counters {
         let mut live = self.plane.counters();
+        let successor = self.successor().and_then(|successor| successor.poll().report());
         let reports = self.predecessors.reports().filter_map(|(_, poll)| poll.report());
+        let reports = reports.chain(successor);
         reports.for_each(|report| live.add(&report.counters));
         live
     }
