@@ -81,7 +81,7 @@ fn an_own_server_serves_the_backlog_of_a_dead_successor() {
     signal(next, Signal::SIGKILL);
     assert_served(&mut clients);
     assert_closes(&address);
-    assert_eq!(line.count(Event::BacklogLeft), 1);
+    line.wait_for_count(1, Event::BacklogLeft);
     held.half_close().unwrap();
     held.expect_end().unwrap();
     line.wait_for_end();
