@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::event::epoll::{self, EventData, EventFlags};
 
-use super::entries::RelayEntry;
+use super::entry::RelayEntry;
 use super::settle::Side;
 
 /// Identifies a connection among all connections of a relay plane.

@@ -3,6 +3,7 @@
 //!
 //! | file | contents |
 //! |---|---|
+//! | `entry` | one connection, and what the server stores with it |
 //! | `entries` | the connections of a plane, their timers, and the turn of those that are ready |
 //! | `events` | the events of the sockets |
 //! | `relay` | the two directions of one connection |
@@ -23,6 +24,7 @@
 
 mod direction;
 mod entries;
+mod entry;
 mod events;
 mod limits;
 mod relay;
@@ -45,7 +47,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 use entries::{Ended, Entries, TurnResult};
-pub(crate) use entries::{RelayEnd, RelayEntry, RelayOwner};
+pub(crate) use entry::{RelayEnd, RelayEntry, RelayOwner};
 use events::SocketEvent;
 pub(crate) use limits::{Expired, Limits, Used};
 pub(crate) use relay::Relay;

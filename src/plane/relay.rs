@@ -11,7 +11,7 @@
 use std::io;
 
 use super::direction::{Direction, Progress, SinkEnd};
-use super::entries::RelayEnd;
+use super::entry::RelayEnd;
 use super::settle::Side;
 use crate::net::{Gone, RelaySocket};
 
