@@ -2,6 +2,7 @@
 //! bytes of the connections that are ready.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::os::fd::OwnedFd;
 
 use slab::Slab;
@@ -188,20 +189,21 @@ impl<T: RelayOwner> Entries<T> {
     }
 
     /// Removes the next connection for which `is_wanted` is true, starting at the index `cursor`.
+    /// Returns it with the error of its attempt to connect, if the attempt has just failed.
     pub(super) fn take(
         &mut self,
         epoll: &OwnedFd,
         cursor: &mut usize,
         is_wanted: impl Fn(&T) -> bool,
-    ) -> Option<RelayEntry<T>> {
+    ) -> Option<(RelayEntry<T>, Option<io::Error>)> {
         while *cursor < self.all.capacity() {
             let index = *cursor;
             *cursor += 1;
             if self.all.get(index).is_some_and(|row| is_wanted(&row.entry.owner)) {
                 let mut row = self.remove(index)?;
-                row.connect_now();
+                let failure = row.connect_now();
                 unwatch(epoll, &row.entry);
-                return Some(row.entry);
+                return Some((row.entry, failure));
             }
         }
         None
@@ -244,7 +246,7 @@ impl<T: RelayOwner> Row<T> {
     /// at which to check the connection again.
     fn expire(&mut self, now: Instant) -> Option<RelayEnd> {
         if self.is_connecting {
-            return Some(RelayEnd::NotConnected(std::io::ErrorKind::TimedOut.into()));
+            return Some(RelayEnd::NotConnected(io::ErrorKind::TimedOut.into()));
         }
         match self.entry.limits.expired(now) {
             None => {}
@@ -262,7 +264,7 @@ impl<T: RelayOwner> Row<T> {
 
     /// Returns how the attempt to connect to the upstream has ended, or `None` if it is still in
     /// progress.
-    fn connect(&mut self) -> Option<std::io::Result<()>> {
+    fn connect(&mut self) -> Option<io::Result<()>> {
         let RelayEntry { owner, upstream, limits, .. } = &mut self.entry;
         let connected = upstream.connected()?;
         if connected.is_ok() {
@@ -275,12 +277,13 @@ impl<T: RelayOwner> Row<T> {
 
     /// Counts the connection to the upstream as established if the kernel has established it, even
     /// if no event has said so yet. Otherwise a move to the successor would drop this connection,
-    /// and the upstream would see a connection without any bytes.
-    fn connect_now(&mut self) {
-        if self.is_connecting {
-            self.entry.upstream.look_whether_writable();
-            // Ignore an error, because the client is then connected to another upstream.
-            let _ = self.connect();
+    /// and the upstream would see a connection without any bytes. Returns the error if the attempt
+    /// has failed.
+    fn connect_now(&mut self) -> Option<io::Error> {
+        if !self.is_connecting {
+            return None;
         }
+        self.entry.upstream.look_whether_writable();
+        self.connect()?.err()
     }
 }

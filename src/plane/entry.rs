@@ -23,7 +23,7 @@ pub(crate) struct RelayEntry<T> {
 /// of the connection.
 pub(crate) trait RelayOwner: Send {
     /// Returns the deadline of the attempt to connect to the upstream, or `None` if the connection
-    /// to the upstream is established.
+    /// to the upstream is established. The deadline of an attempt never changes.
     fn connect_deadline(&self) -> Option<Instant>;
 
     /// Records that the connection to the upstream is established. Returns the time limits of the

@@ -174,12 +174,14 @@ impl<T: RelayOwner> Plane<T> {
     }
 
     /// Removes the next connection for which `is_wanted` is true, starting at the index `cursor`.
-    /// Returns `None` if there is no such connection from that index on.
+    /// Returns `None` if there is no such connection from that index on. If the attempt to connect
+    /// to the upstream has just failed, returns the error too, because the kernel reports it only
+    /// once.
     pub(crate) fn take(
         &self,
         cursor: &mut usize,
         is_wanted: impl Fn(&T) -> bool,
-    ) -> Option<RelayEntry<T>> {
+    ) -> Option<(RelayEntry<T>, Option<io::Error>)> {
         self.lock().take(&self.epoll, cursor, is_wanted)
     }
 

@@ -18,14 +18,15 @@ use crate::net::{ByteCounts, RelaySocket, begin_connect};
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// A connection whose upstream may take until the deadline to accept it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Pending {
     is_connected: bool,
+    deadline: Instant,
 }
 
 impl RelayOwner for Pending {
     fn connect_deadline(&self) -> Option<Instant> {
-        Some(Instant::now() + DEADLINE)
+        Some(self.deadline)
     }
 
     fn connected(&mut self) -> Limits {
@@ -58,7 +59,7 @@ fn connecting(client: UnixStream, address: SocketAddr) -> RelayEntry<Pending> {
         upstream: begin_connect(&address.to_string().parse().unwrap()).unwrap(),
         relay: Relay::default(),
         limits: Limits::none(),
-        owner: Pending::default(),
+        owner: Pending { is_connected: false, deadline: Instant::now() + DEADLINE },
     }
 }
 
@@ -109,6 +110,19 @@ async fn a_connection_that_is_just_established_is_taken_as_such() {
     let plane = Plane::new().unwrap();
     assert!(plane.admit(connecting(client, address)).is_ok());
     let _accepted = timeout(DEADLINE, listener.accept()).await.unwrap().unwrap();
-    let taken = plane.take(&mut 0, |_| true).unwrap();
-    assert!(taken.owner.is_connected);
+    let (taken, failure) = plane.take(&mut 0, |_| true).unwrap();
+    assert!(taken.owner.is_connected && failure.is_none());
+}
+
+/// The kernel reports the error only once. If the plane dropped it, the attempt would later count
+/// as successful, and the client would not be connected to another upstream.
+#[tokio::test]
+async fn a_connection_that_is_just_refused_is_taken_with_its_error() {
+    let address = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let (client, _peer) = UnixStream::pair().unwrap();
+    let plane = Plane::new().unwrap();
+    assert!(plane.admit(connecting(client, address)).is_ok());
+    let (taken, failure) = plane.take(&mut 0, |_| true).unwrap();
+    assert_eq!(failure.unwrap().kind(), io::ErrorKind::ConnectionRefused);
+    assert!(!taken.owner.is_connected);
 }

@@ -40,9 +40,12 @@ impl<S: Service> UnregisteredConnections for RelayedConnections<S> {
             let may_move = |connection: &RelayedConnection| connection.may_move();
             let mut cursor = 0;
             while context.departures.has_room().await {
-                let Some(entry) = plane.take(&mut cursor, may_move) else { break };
+                let Some((entry, failure)) = plane.take(&mut cursor, may_move) else { break };
                 let _within = workers[worker].handle().enter();
-                context.leave_plane(entry, worker);
+                match failure {
+                    Some(error) => context.connect_slowly(entry, &error, worker),
+                    None => context.leave_plane(entry, worker),
+                }
             }
         }
     }

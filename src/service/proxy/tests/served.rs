@@ -58,7 +58,7 @@ pub(super) async fn serve(proxy: &Proxy, connection: &mut Connection) -> io::Res
         () = becomes(|| ended.lock().unwrap().is_some()) => false,
     };
     if is_asked {
-        let entry = plane.0.take(&mut 0, |_| true).expect("it is in the plane");
+        let (entry, _) = plane.0.take(&mut 0, |_| true).expect("it is in the plane");
         let RelayEntry { client, upstream, relay, limits, owner: Entered(count) } = entry;
         let established = Established { upstream, relay, limits, count };
         connection.detach(established.into_state(client.transferred(), Duration::ZERO));
