@@ -130,6 +130,20 @@ fn exchange(client: &mut TcpStream, upstream: &mut TcpStream) {
     assert_eq!(&bytes, b"request");
 }
 
+/// Sends bytes until neither the proxy nor its client accepts more, because the client does not
+/// read. Then sends a reset.
+fn reset_when_full(front: &Relaying, mut upstream: TcpStream) {
+    upstream.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
+    let bytes = vec![7; 1_000_000];
+    loop {
+        let before = front.counters().sent;
+        if upstream.write(&bytes).is_err() && front.counters().sent == before {
+            break;
+        }
+    }
+    SockRef::from(&upstream).set_linger(Some(Duration::ZERO)).unwrap();
+}
+
 /// Acts as the successor, and answers the next offer of a connection. Returns the state of that
 /// connection.
 async fn answer(successor: &mut Incoming, answer: CarryAnswer) -> (Vec<u8>, Vec<OwnedFd>) {
@@ -279,13 +293,8 @@ async fn a_client_moves_during_its_first_attempt() {
 async fn a_carry_does_not_wait_for_a_broken_connection() {
     let (upstream, address) = listen();
     let mut front = Relaying::start(&[address], |_| {});
-    let (client, mut end) = front.pair(&upstream);
-    // The kernel cannot buffer this many bytes for a client that does not read.
-    end.set_nonblocking(true).unwrap();
-    let most = vec![7; 32_000_000];
-    let _ = end.write(&most).unwrap();
-    SockRef::from(&end).set_linger(Some(Duration::ZERO)).unwrap();
-    drop(end);
+    let (client, end) = front.pair(&upstream);
+    reset_when_full(&front, end);
     let mut successor = front.retire().await;
     // The connection may move before the proxy notices the reset.
     let offered = tokio::select! {
@@ -298,6 +307,25 @@ async fn a_carry_does_not_wait_for_a_broken_connection() {
     if offered {
         assert_eq!(front.carry_end().await, CarryEnd::AllWent);
     }
+    assert_eq!(front.counters().active, 1);
+    drop(client);
+    front.becomes_empty().await;
+}
+
+/// A status report shows the age and the bytes of a connection until its end. A stop that waits for
+/// it gets more time only if its bytes increase.
+#[tokio::test]
+async fn a_connection_that_settles_is_counted() {
+    let (upstream, address) = listen();
+    let front = Relaying::start(&[address], |_| {});
+    let (mut client, end) = front.pair(&upstream);
+    reset_when_full(&front, end);
+    front.becomes(|front| front.server.context.relays.oldest().is_none()).await;
+    let connections = front.server.connections().unwrap();
+    assert_eq!((connections.open, connections.oldest_ms.is_some()), (1, true));
+    let before = front.counters().sent;
+    client.read_exact(&mut vec![0; 1_000_000]).unwrap();
+    front.becomes(|front| front.counters().sent > before).await;
     assert_eq!(front.counters().active, 1);
     drop(client);
     front.becomes_empty().await;
