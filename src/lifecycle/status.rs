@@ -201,8 +201,10 @@ impl<P: DataPlane> Driver<P> {
         live
     }
 
-    /// Returns the status of all generations, as far as this process knows it.
-    pub(super) fn status(&self) -> Status {
+    /// Returns the status of all generations, as far as this process knows it. Also folds the
+    /// counters of upstreams that no generation uses any more, so that this stays so in all later
+    /// reports.
+    pub(super) fn status(&mut self) -> Status {
         let after = self.successor().map(|successor| {
             let state = if successor.is_ready() {
                 GenerationState::Probation
@@ -230,8 +232,8 @@ impl<P: DataPlane> Driver<P> {
             after.into_iter().chain([self.report()]).chain(before).collect();
         let mut live = Counters::default();
         generations.iter().for_each(|report| live.add(&report.counters));
+        self.history.past.fold_departed(&live);
         let mut counters = self.history.past.clone();
-        counters.fold_departed(&live);
         counters.add(&live);
         Status {
             serving: self.process.generation,
