@@ -1,8 +1,10 @@
 //! Ledgers: lists of the open connections, with totals over all connections so far. The server and
 //! the proxy keep ledgers for status reports, and store their own counters next to the totals.
 //!
-//! The ledger is locked only briefly: when a connection begins or ends, and when a reader needs the
-//! totals. Meanwhile, each connection counts its bytes in its own [`Traffic`], without the lock.
+//! The bytes of an open connection are counted in one of two ways. A connection that is listed
+//! counts them in its own [`Traffic`], without a lock, and a reader adds up all listed connections.
+//! A connection that is not listed takes no memory here. Its owner adds its bytes to the totals, as
+//! a relay plane does after each turn.
 
 mod limit;
 mod listener;
@@ -30,10 +32,10 @@ struct Records<C, N> {
     /// totals.
     unlisted: usize,
     opened: u64,
-    /// The bytes received and sent on connections that have ended. When a connection moves here
-    /// from the predecessor, the bytes that the predecessor has already counted are subtracted. So
-    /// both numbers can wrap below zero. They become valid when the bytes of the open connections
-    /// are added.
+    /// The bytes received and sent on connections that have ended or are not listed. When a
+    /// connection moves here from the predecessor, the bytes that the predecessor has already
+    /// counted are subtracted. So both numbers can wrap below zero. They become valid when the
+    /// bytes of the listed connections are added.
     received: u64,
     sent: u64,
     counters: C,
@@ -82,8 +84,8 @@ pub(crate) struct LedgerSums<C, N> {
     pub(crate) active: u64,
     pub(crate) received: u64,
     pub(crate) sent: u64,
-    /// The smallest note on an open connection, such as the earliest start time. `None` if no
-    /// connection is open.
+    /// The smallest note on a listed connection, such as the earliest start time. `None` if no
+    /// connection is listed.
     pub(crate) least_note: Option<N>,
     pub(crate) counters: C,
 }

@@ -318,7 +318,12 @@ fn a_carry_refuses_connections_with_a_changed_upstream() {
             proxy("web", &another.address()),
             format!("{} is no longer an upstream", upstream.address()),
         ),
-        (echo("web"), "the echo service cannot continue a saved connection of the format proxy/1 with 1 file descriptors".to_owned()),
+        (
+            echo("web"),
+            "the echo service cannot continue a saved connection of the format proxy/1 with 1 file \
+            descriptors"
+                .to_owned(),
+        ),
     ] {
         let line = serve(&format!("{CARRY}{}", proxy("web", &upstream.address())), &[]);
         let mut pairs: Vec<_> = (0..5).map(|_| pair(&line, &upstream)).collect();

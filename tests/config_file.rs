@@ -182,7 +182,8 @@ fn a_broken_file_fails_the_reload() {
     line.wait_for(
         1,
         Event::HandoffFailed.mentioning(
-            "the new process reported an error: handoffd.toml: cannot read the configuration: No such file",
+            "the new process reported an error: handoffd.toml: cannot read the configuration: No \
+            such file",
         ),
     );
     echo(&line.address_of("web"));

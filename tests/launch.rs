@@ -92,7 +92,8 @@ fn a_successor_reports_its_configuration_error() {
                 &script(r#"exec "$REAL" --listen here"#),
             ),
             (
-                "the new process reported an error: cannot listen on 203.0.113.1:9 (far): Cannot assign requested address",
+                "the new process reported an error: cannot listen on 203.0.113.1:9 (far): Cannot \
+                assign requested address",
                 &script(r#"exec "$REAL" "$@" --listen far=203.0.113.1:9"#),
             ),
             ("the new process reported an error: cannot write the pid file", &|line| {

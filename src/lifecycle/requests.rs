@@ -49,8 +49,8 @@ impl<P: DataPlane> Driver<P> {
             LifeRequest::Returned(_) => {
                 tracing::warn!(
                     event = "server.returned",
-                    "the server function has returned although nobody asked it to stop, so the \
-                    service stops"
+                    "the server function has returned without a request to stop, so the service \
+                    stops"
                 );
                 Some(Event::Terminate.into())
             }

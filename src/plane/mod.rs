@@ -13,7 +13,7 @@
 //! | `snapshot` | the state with which another process continues a relay |
 //!
 //! A task for each connection would be simpler, but it costs more. It needs ten allocations, two
-//! registrations with the runtime, and a thousand bytes while the connection is idle. A plane
+//! registrations with the runtime, and two thousand bytes while the connection is idle. A plane
 //! watches an epoll instance of its own through the tokio runtime, so the accept loops and other
 //! tasks run on the same thread.
 //!

@@ -232,7 +232,8 @@ mod tests {
         let counters = |text: &str| serde_json::from_str::<Counters>(text).unwrap();
         let mut past = counters(
             r#"{"upstreams":{"a":{"b:1/10.0.0.1:1":{"sent":1},"b:1/10.0.0.2:1":{"sent":2},"b:1":{"sent":4},
-                "c:1/10.0.0.1:1":{"sent":8},"@u/1":{"sent":16},"/u/1":{"sent":32},"@n":{},"@u":{}},"gone":{"b:1/10.0.0.1:1":{}}}}"#,
+                "c:1/10.0.0.1:1":{"sent":8},"@u/1":{"sent":16},"/u/1":{"sent":32},"@n":{},"@u":{}},
+                "gone":{"b:1/10.0.0.1:1":{}}}}"#,
         );
         past.fold_departed(&counters(
             r#"{"upstreams":{"a":{"b:1":{},"b:1/10.0.0.2:1":{},"@u":{}}}}"#,

@@ -31,7 +31,7 @@ pub(super) struct ListenerSlot<S> {
     pub(super) name: Arc<str>,
     pub(super) context: Arc<ConnectionContext<S>>,
     pub(super) workers: Arc<[Worker]>,
-    /// The open connections and the counters of this listener, for each worker.
+    /// The open connections and the counters of this listener: one ledger for each worker.
     pub(super) ledgers: Vec<ListenerLedger>,
     /// The connection limit of the listener, or `None` if it has no limit.
     pub(super) limit: Option<Arc<ConnectionLimit>>,

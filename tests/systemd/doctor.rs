@@ -32,7 +32,8 @@ const ILLS: [(&str, &str, i32); 16] = [
     ),
     (
         "SystemCallFilter=~execve",
-        "breaks  SystemCallFilter=: a reload cannot start a new process without these system calls: execve; ",
+        "breaks  SystemCallFilter=: a reload cannot start a new process without these system \
+        calls: execve; ",
         78,
     ),
     ("PrivateUsers=yes", "risks   PrivateUsers=yes: ", 0),

@@ -132,16 +132,16 @@ impl BlockingListener {
                 if is_retired && !served.is_given_up() {
                     continue;
                 }
-                // Take a permit only when a client waits. Otherwise a socket without clients would
-                // hold a permit that another socket of the same listener needs.
-                let is_limited = !is_retired && served.is_limited();
-                if is_limited && !socket.has_clients() {
+                // The last clients are served even if the listener has reached its limit.
+                let permit = if is_retired || !served.is_limited() {
+                    None
+                } else if socket.has_clients() {
+                    let Some(permit) = self.permit(served) else { continue };
+                    Some(permit)
+                } else {
+                    // Take no permit yet, because another socket of the listener may need it.
                     continue;
-                }
-                let permit = is_limited.then(|| self.permit(served)).flatten();
-                if is_limited && permit.is_none() {
-                    continue;
-                }
+                };
                 match socket.accept_blocking() {
                     Ok((socket, peer)) => {
                         return Some(BlockingClient { served, socket, peer, permit });
