@@ -13,8 +13,7 @@ use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::Value;
 
 use crate::config_file::{put, serve};
-use crate::support::view::is_asleep;
-use crate::support::view::watched;
+use crate::support::view::{is_asleep, watched};
 use crate::support::{
     Client, Event, Gate, Line, Stuck, Upstream, assert_becomes, freeze, holds, kinds,
     raise_descriptor_limit, thaw,
