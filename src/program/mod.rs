@@ -15,6 +15,7 @@
 //! `service` serves the connections that this process accepts.
 
 mod command;
+mod creation;
 mod environment;
 mod instance;
 mod launch;
@@ -27,7 +28,9 @@ mod private;
 mod ready;
 mod running;
 mod service;
+mod watch;
 
 pub use crate::config::{Attach, ProgramConfig, Ready, Restart, StopSignal, Umask};
+pub(crate) use creation::ProgramHost;
 pub use launch::check;
-pub(crate) use plane::{ProgramHost, ProgramPlane};
+pub(crate) use plane::ProgramPlane;

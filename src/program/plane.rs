@@ -7,8 +7,7 @@
 //! program, such as the metrics listener.
 
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -16,42 +15,27 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::task::TaskTracker;
 
-use super::instance::{Instance, SharedListeners};
-use super::notify::NotifySocket;
-use super::observed::{Facts, InstanceState, Observed, Order, ProgramFailure, failure};
-use super::private;
+use super::creation::ProgramHost;
+use super::instance::SharedListeners;
+use super::observed::{InstanceState, Observed, Order, ProgramFailure, failure};
 use super::ready::ReadyBy;
-use super::service::{ProgramService, contains, proxy};
+use super::service::{ProgramService, contains};
 use crate::address::Address;
-use crate::config::{Attach, Config, ListenerName, OnHandoff, ProgramConfig};
+use crate::config::{Attach, ListenerName, ProgramConfig};
 use crate::data_plane::{Awaited, CarryPlane, DataPlane, PlaneEvent};
 use crate::drain::DrainReport;
 use crate::error::Error;
-use crate::generation::Generation;
 use crate::net::Listener;
 use crate::report::{Connections, Counters, ProgramReport};
-use crate::server::{Server, Workers};
+use crate::server::Server;
 use crate::service::Service;
 use crate::sys::temporary_folder::TemporaryFolder;
 
-/// What a [`ProgramPlane`] needs to know about the process that runs it.
-#[derive(Debug)]
-pub(crate) struct ProgramHost {
-    pub(crate) generation: Generation,
-    /// The folder in which the generation creates its own folder. `None` means the folder for
-    /// temporary files.
-    pub(crate) runtime_directory: Option<PathBuf>,
-    /// The timeout of the service manager's watchdog.
-    pub(crate) watchdog: Option<Duration>,
-    /// How long connections may take to end when the generation drains.
-    pub(crate) drain_timeout: Duration,
-}
-
 /// The listeners that do not belong to the program. The built-in server serves them.
 #[derive(Debug)]
-struct OtherListeners {
-    names: Vec<ListenerName>,
-    open: Vec<Listener>,
+pub(super) struct OtherListeners {
+    pub(super) names: Vec<ListenerName>,
+    pub(super) open: Vec<Listener>,
 }
 
 impl OtherListeners {
@@ -63,35 +47,35 @@ impl OtherListeners {
 /// The data plane of a generation that runs a program.
 #[derive(Debug)]
 pub(crate) struct ProgramPlane<S> {
-    config: Arc<ProgramConfig>,
-    host: ProgramHost,
-    folder: TemporaryFolder,
+    pub(super) config: Arc<ProgramConfig>,
+    pub(super) host: ProgramHost,
+    pub(super) folder: TemporaryFolder,
     /// The built-in server. It forwards connections to a program with a private address, and serves
     /// the listeners that do not belong to the program.
-    server: Server<ProgramService<S>>,
-    others: OtherListeners,
+    pub(super) server: Server<ProgramService<S>>,
+    pub(super) others: OtherListeners,
     /// Whether the built-in server forwards the program's connections. With [`Attach::Detect`],
     /// this is known only when the program is ready.
-    relays: bool,
-    private: Vec<Option<Address>>,
-    listeners: SharedListeners,
-    phase: Phase,
-    orders: watch::Sender<Order>,
-    instances: Vec<Observed>,
-    tasks: JoinSet<()>,
+    pub(super) relays: bool,
+    pub(super) private: Vec<Option<Address>>,
+    pub(super) listeners: SharedListeners,
+    pub(super) phase: Phase,
+    pub(super) orders: watch::Sender<Order>,
+    pub(super) instances: Vec<Observed>,
+    pub(super) tasks: JoinSet<()>,
     /// The reason why an instance has failed and is not restarted. `None` while there is no such
     /// instance.
-    failures: watch::Sender<Option<ProgramFailure>>,
+    pub(super) failures: watch::Sender<Option<ProgramFailure>>,
     /// Whether the handoff to this generation is committed. Before the commit, a failure of the
     /// program rolls back the handoff instead of restarting the program.
-    is_committed: bool,
+    pub(super) is_committed: bool,
     /// When to tell the program to stop even if forwarded connections are still open.
-    stop_at: Option<Instant>,
+    pub(super) stop_at: Option<Instant>,
 }
 
 /// The progress of starting the data plane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
+pub(super) enum Phase {
     /// The program is not ready yet.
     Starting,
     /// The program is ready. The built-in server, if it serves any listener, has begun to accept.
@@ -101,76 +85,6 @@ enum Phase {
 }
 
 impl<S: Service> ProgramPlane<S> {
-    /// Creates a data plane that has started nothing yet. The service in the last argument serves
-    /// the listeners with the given names, and the program serves all others.
-    ///
-    /// # Errors
-    /// Returns [`Error::System`] if the generation's folder cannot be created, or if no private
-    /// address is available.
-    pub(crate) fn new(
-        program: ProgramConfig,
-        host: ProgramHost,
-        config: &Config,
-        workers: Workers,
-        (service, other_names): (S, Vec<ListenerName>),
-    ) -> Result<Self, Error> {
-        let folder = TemporaryFolder::create(host.runtime_directory.as_deref())
-            .map_err(Error::system("create a directory for the program's sockets"))?;
-        let address = |instance| private::address(program.attach, &folder, instance);
-        let private = (0..program.instances.get()).map(address).collect::<Result<Vec<_>, _>>();
-        let private = private.map_err(Error::system("find a private address for the program"))?;
-        let proxy =
-            if program.attach.is_private() { Some(proxy(&program, &private)?) } else { None };
-        let service = ProgramService::new(proxy, service, other_names.clone(), private.clone());
-        // Drain the connections at a handoff, because a connection cannot move to another process
-        // of the program.
-        let server_config = Config { on_handoff: OnHandoff::Drain, ..config.clone() };
-        Ok(Self {
-            config: Arc::new(program),
-            host,
-            folder,
-            server: Server::new(service, workers, server_config),
-            others: OtherListeners { names: other_names, open: Vec::new() },
-            relays: false,
-            private,
-            listeners: SharedListeners::default(),
-            phase: Phase::Settled,
-            orders: watch::Sender::new(Order::Stop),
-            failures: watch::Sender::new(None),
-            instances: Vec::new(),
-            tasks: JoinSet::new(),
-            is_committed: false,
-            stop_at: None,
-        })
-    }
-
-    /// Starts the task of each instance. The tasks then wait for orders.
-    fn prepare(&mut self) -> Result<(), Error> {
-        for (number, private) in self.private.iter().enumerate() {
-            let path = self.folder.path().join(format!("notify-{number}"));
-            let notify = NotifySocket::bind(&path)
-                .map_err(Error::system("create the program's notification socket"))?;
-            let state = watch::Sender::new(InstanceState::Ended);
-            let facts = Arc::<Mutex<Facts>>::default();
-            self.instances.push(Observed { state: state.subscribe(), facts: Arc::clone(&facts) });
-            let instance = Instance {
-                config: Arc::clone(&self.config),
-                generation: self.host.generation,
-                number,
-                listeners: Arc::clone(&self.listeners),
-                private: private.clone(),
-                watchdog: self.host.watchdog.map(|limit| limit / 2),
-                notify,
-                orders: self.orders.subscribe(),
-                failures: self.failures.clone(),
-                state,
-                facts,
-            };
-            self.tasks.spawn(instance.run());
-        }
-        Ok(())
-    }
-
     /// Waits until every instance is ready. Returns whether the program listens on its private
     /// address. If so, the built-in server must serve the listeners.
     async fn all_ready(&self) -> bool {

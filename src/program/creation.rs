@@ -1,0 +1,106 @@
+//! How the data plane of a program is created, and its instances prepared.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::instance::{Instance, SharedListeners};
+use super::notify::NotifySocket;
+use super::observed::{Facts, InstanceState, Observed, Order};
+use super::plane::{OtherListeners, Phase, ProgramPlane};
+use super::private;
+use super::service::{ProgramService, proxy};
+use crate::config::{Config, ListenerName, OnHandoff, ProgramConfig};
+use crate::error::Error;
+use crate::generation::Generation;
+use crate::server::{Server, Workers};
+use crate::service::Service;
+use crate::sys::temporary_folder::TemporaryFolder;
+
+/// What a [`ProgramPlane`] needs to know about the process that runs it.
+#[derive(Debug)]
+pub(crate) struct ProgramHost {
+    pub(crate) generation: Generation,
+    /// The folder in which the generation creates its own folder. `None` means the folder for
+    /// temporary files.
+    pub(crate) runtime_directory: Option<PathBuf>,
+    /// The timeout of the service manager's watchdog.
+    pub(crate) watchdog: Option<Duration>,
+    /// How long connections may take to end when the generation drains.
+    pub(crate) drain_timeout: Duration,
+}
+
+impl<S: Service> ProgramPlane<S> {
+    /// Creates a data plane that has started nothing yet. The service in the last argument serves
+    /// the listeners with the given names, and the program serves all others.
+    ///
+    /// # Errors
+    /// Returns [`Error::System`] if the generation's folder cannot be created, or if no private
+    /// address is available.
+    pub(crate) fn new(
+        program: ProgramConfig,
+        host: ProgramHost,
+        config: &Config,
+        workers: Workers,
+        (service, other_names): (S, Vec<ListenerName>),
+    ) -> Result<Self, Error> {
+        let folder = TemporaryFolder::create(host.runtime_directory.as_deref())
+            .map_err(Error::system("create a directory for the program's sockets"))?;
+        let address = |instance| private::address(program.attach, &folder, instance);
+        let private = (0..program.instances.get()).map(address).collect::<Result<Vec<_>, _>>();
+        let private = private.map_err(Error::system("find a private address for the program"))?;
+        let proxy =
+            if program.attach.is_private() { Some(proxy(&program, &private)?) } else { None };
+        let service = ProgramService::new(proxy, service, other_names.clone(), private.clone());
+        // Drain the connections at a handoff, because a connection cannot move to another process
+        // of the program.
+        let server_config = Config { on_handoff: OnHandoff::Drain, ..config.clone() };
+        Ok(Self {
+            config: Arc::new(program),
+            host,
+            folder,
+            server: Server::new(service, workers, server_config),
+            others: OtherListeners { names: other_names, open: Vec::new() },
+            relays: false,
+            private,
+            listeners: SharedListeners::default(),
+            phase: Phase::Settled,
+            orders: watch::Sender::new(Order::Stop),
+            failures: watch::Sender::new(None),
+            instances: Vec::new(),
+            tasks: JoinSet::new(),
+            is_committed: false,
+            stop_at: None,
+        })
+    }
+
+    /// Starts the task of each instance. The tasks then wait for orders.
+    pub(super) fn prepare(&mut self) -> Result<(), Error> {
+        for (number, private) in self.private.iter().enumerate() {
+            let path = self.folder.path().join(format!("notify-{number}"));
+            let notify = NotifySocket::bind(&path)
+                .map_err(Error::system("create the program's notification socket"))?;
+            let state = watch::Sender::new(InstanceState::Ended);
+            let facts = Arc::<Mutex<Facts>>::default();
+            self.instances.push(Observed { state: state.subscribe(), facts: Arc::clone(&facts) });
+            let instance = Instance {
+                config: Arc::clone(&self.config),
+                generation: self.host.generation,
+                number,
+                listeners: Arc::clone(&self.listeners),
+                private: private.clone(),
+                watchdog: self.host.watchdog.map(|limit| limit / 2),
+                notify,
+                orders: self.orders.subscribe(),
+                failures: self.failures.clone(),
+                state,
+                facts,
+            };
+            self.tasks.spawn(instance.run());
+        }
+        Ok(())
+    }
+}
