@@ -5,9 +5,11 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::RawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
-use super::inheritance::{announced_channel, check_descriptors, ordinal};
-use super::message::{Hello, Message};
+use super::announcement::announced_channel;
+use super::inheritance::{check_descriptors, ordinal};
+use super::message::Message;
 use super::passed::{announced, identities};
+use super::payload::Hello;
 use super::program::Program;
 use super::variables::{LISTEN_PID, RUNTIME_DIRECTORY, TAKEN_OUT};
 use crate::error::Error;
@@ -126,7 +128,7 @@ pub(crate) use seeds::{births, every_message, messages};
 #[cfg(test)]
 mod seeds {
     use super::*;
-    use crate::handoff::message::{Commit, OnSuccessorDeath, PendingReload};
+    use crate::handoff::payload::{Commit, OnSuccessorDeath, PendingReload};
     use crate::report::{
         Connections, Counters, GenerationState, Identity, ListenerCounters, Report,
         UpstreamCounters,

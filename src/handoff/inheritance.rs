@@ -13,13 +13,15 @@ use std::fmt::Display;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
+use super::announcement::channel;
 use super::init::Init;
-use super::message::{Hello, Message, VERSION};
+use super::message::{Message, VERSION};
 use super::packet::{Received, receive};
 use super::passed::{adopt, count, is_passed};
+use super::payload::Hello;
 use super::predecessor::{Draining, Unconnected};
 use super::program::Program;
-use super::variables::{CHANNEL, GENERATION, RUNTIME_DIRECTORY, TAKEN_OUT, bad, parse};
+use super::variables::{GENERATION, RUNTIME_DIRECTORY, TAKEN_OUT, parse};
 use crate::error::Error;
 use crate::generation::Generation;
 use crate::net::Passed;
@@ -315,46 +317,4 @@ pub(super) fn check_descriptors(hello: &Hello, count: usize, channel: RawFd) -> 
 fn tell_why(channel: &OwnedFd, reason: &dyn Display) {
     let packet = Message::Failed { reason: reason.to_string() }.encode();
     let _ = retry(|| send_packet(channel.as_fd(), &packet));
-}
-
-/// Returns the channel to the predecessor, if a predecessor started this process.
-fn channel(
-    environment: &Environment,
-    passed: &PassedDescriptors,
-) -> Result<Option<OwnedFd>, Error> {
-    let (Some(value), Some(descriptor)) =
-        (environment.get(CHANNEL), announced_channel(environment, passed.len())?)
-    else {
-        return Ok(None);
-    };
-    let channel = sys::fd::take_named(descriptor)
-        .map_err(|error| bad(CHANNEL, value, format!("descriptor {descriptor}: {error}")))?;
-    if sys::socket::is_channel(channel.as_fd()) {
-        return Ok(Some(channel));
-    }
-    let found = sys::fd::describe(&channel);
-    let why = format!("descriptor {descriptor} is {found}, not a channel to another process");
-    Err(bad(CHANNEL, value, why))
-}
-
-/// Returns the file descriptor of the channel to the predecessor, as given in the environment.
-/// Returns an error if it is one of the first `count` passed descriptors, which are sockets.
-pub(super) fn announced_channel(
-    environment: &Environment,
-    count: usize,
-) -> Result<Option<RawFd>, Error> {
-    let Some(value) = environment.get(CHANNEL) else { return Ok(None) };
-    let expected = || bad(CHANNEL, value, "expected VERSION:DESCRIPTOR");
-    let (version, descriptor) =
-        value.to_str().and_then(|text| text.split_once(':')).ok_or_else(expected)?;
-    let _: u32 = version.parse().map_err(|_| expected())?;
-    let descriptor = descriptor.parse().map_err(|_| expected())?;
-    if is_passed(count, descriptor) {
-        return Err(bad(
-            CHANNEL,
-            value,
-            format!("descriptor {descriptor} is one of the passed sockets"),
-        ));
-    }
-    Ok(Some(descriptor))
 }

@@ -8,7 +8,8 @@ use std::os::unix::ffi::OsStrExt;
 
 use super::channel::Channel;
 use super::init::Init;
-use super::message::{Hello, Message, WORDS};
+use super::message::{Message, WORDS};
+use super::payload::Hello;
 use super::predecessor::Predecessors;
 use super::program::Program;
 use crate::generation::Generation;

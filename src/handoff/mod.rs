@@ -6,6 +6,7 @@
 //! that it starts. A successor uses [`Predecessors`] for all older generations. `docs/protocol.md`
 //! describes the packets.
 
+mod announcement;
 mod channel;
 mod fields;
 #[cfg(any(fuzzing, test))]
@@ -17,10 +18,12 @@ mod message;
 mod older;
 mod packet;
 mod passed;
+mod payload;
 mod predecessor;
 mod program;
 mod status_poll;
 mod successor;
+mod successor_event;
 mod variables;
 
 pub(crate) use crate::sys::fd::ReservedFd;
@@ -29,8 +32,10 @@ pub use inheritance::Inheritance;
 pub(crate) use inheritance::SignalUse;
 pub(crate) use init::Init;
 pub(crate) use launch::LaunchSpec;
-pub(crate) use message::{Commit, Message, OnSuccessorDeath, PendingReload};
+pub(crate) use message::Message;
+pub(crate) use payload::{Commit, OnSuccessorDeath, PendingReload};
 pub(crate) use predecessor::{PredecessorEvent, Predecessors};
 pub(crate) use program::{ManagerNumbers, Program};
 pub(crate) use status_poll::StatusPoll;
-pub(crate) use successor::{StopMode, Successor, SuccessorEvent};
+pub(crate) use successor::Successor;
+pub(crate) use successor_event::{StopMode, SuccessorEvent};

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::fd::RawFd;
 
-use super::message::Hello;
+use super::payload::Hello;
 use super::variables::{
     CHANNEL, LISTEN_FDNAMES, LISTEN_FDS, LISTEN_PID, LISTEN_PIDFDID, bad, parse,
 };

@@ -13,8 +13,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::task::Poll;
 
-use super::message::{Commit, Message};
+use super::message::Message;
 use super::older::{Older, Role, Taken};
+use super::payload::Commit;
 use super::status_poll::StatusPoll;
 use crate::generation::Generation;
 use crate::report::{Counters, Report};
@@ -236,7 +237,7 @@ fn ready<T>(poll: Poll<T>) -> Option<T> {
 mod tests {
     use super::*;
     use crate::handoff::channel::Channel;
-    use crate::handoff::message::{OnSuccessorDeath, PendingReload};
+    use crate::handoff::payload::{OnSuccessorDeath, PendingReload};
     use crate::report::GenerationState;
     use crate::sys::socket::channel_pair;
 

@@ -17,9 +17,11 @@ use tokio::time::Instant;
 
 use super::channel::Channel;
 use super::launch::{LaunchSpec, carry_pair};
-use super::message::{Commit, Message};
+use super::message::Message;
 use super::packet::Received;
+use super::payload::Commit;
 use super::status_poll::StatusPoll;
+use super::successor_event::{StopMode, SuccessorEvent, SuccessorStage};
 use crate::error::{EndStatus, HandoffFailure};
 use crate::report::{Counters, Report};
 use crate::sys;
@@ -44,52 +46,6 @@ pub(crate) struct Successor {
     /// closed its end of the channel.
     dying_until: Option<Instant>,
     poll: StatusPoll,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum SuccessorStage {
-    Starting,
-    Ready,
-    /// The successor has taken over, and the whole service now stops.
-    Released,
-}
-
-/// An event from the successor that this process must handle.
-#[derive(Debug)]
-pub(crate) enum SuccessorEvent {
-    /// The successor accepts connections. `given_up` lists the listeners that the successor does
-    /// not use. `replaced` lists the listeners whose clients will go to a new listener of the
-    /// successor. Both contain indexes into the listener set of this process.
-    Ready { pid: Option<u32>, given_up: Vec<usize>, replaced: Vec<usize> },
-    /// The successor has died or will not take over, for the given reason.
-    Lost(HandoffFailure),
-    /// The successor needs at least this much more time until it is ready, counted from now.
-    NeedsTime(Duration),
-    /// The successor reports that the whole service stops. It sends this only after it has taken
-    /// over.
-    Stopping,
-    /// A newer generation reports that the service no longer listens on these sockets. Each number
-    /// is the `SO_COOKIE` of a socket (see socket(7)).
-    GivenUp(Vec<u64>),
-    /// A newer generation tells this process to close its remaining connections early, because too
-    /// many generations are alive.
-    Cut,
-    /// The successor asks for the status of this process.
-    Asked,
-    /// The successor has answered a status request with its status report.
-    Reported,
-    /// The successor had taken over and has now ended, while the whole service stops. No more
-    /// events follow.
-    Ended,
-}
-
-/// How to end a successor that must not take over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum StopMode {
-    /// Tell the successor to stop. It first drains the connections that it has accepted.
-    Stop,
-    /// Kill the successor at once.
-    Kill,
 }
 
 impl Successor {
