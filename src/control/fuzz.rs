@@ -8,7 +8,7 @@ use tokio::runtime::{Builder, Runtime};
 use super::client::Control;
 use super::conversation::{Conversation, from_now};
 use super::message::{Reply, Request};
-use super::server;
+use super::session;
 use crate::text::escaped;
 
 /// The maximum size of an input, in bytes. A write of this size fits into the socket buffer, so it
@@ -23,7 +23,7 @@ thread_local! {
 /// a reason.
 pub(crate) fn request(bytes: &[u8]) -> bool {
     let mut left = bytes;
-    let read = RUNTIME.with(|runtime| Some(runtime.as_ref()?.block_on(server::read(&mut left))));
+    let read = RUNTIME.with(|runtime| Some(runtime.as_ref()?.block_on(session::read(&mut left))));
     match read {
         Some(Ok(Ok(request))) => {
             let line = serde_json::to_string(&request).unwrap_or_default();

@@ -16,10 +16,12 @@ mod message;
 mod reload;
 mod seats;
 mod server;
+mod session;
 
 pub use client::{Control, default_control_path, runtime_directory};
 pub use error::ControlError;
 pub use message::ReloadOptions;
 pub(crate) use message::{Refusal, Reply, Request};
 pub use reload::ReloadNews;
-pub(crate) use server::{Answer, ControlServer};
+pub(crate) use server::ControlServer;
+pub(crate) use session::Answer;
