@@ -9,6 +9,7 @@ mod ending;
 mod endpoint;
 mod listener;
 mod listener_set;
+mod no_delay;
 mod origin;
 mod passed;
 mod peer;

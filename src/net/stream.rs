@@ -17,6 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use super::no_delay::Delay;
 use super::peer::Peer;
 use super::traffic::Traffic;
 use crate::sys::reserve::Earmark;
@@ -71,32 +72,6 @@ impl CountedByServer {
             self.handshake.as_ref().is_some_and(|handshake| handshake.strong_count() > 0);
         if !runs_handshake {
             self.awaiting_first_byte = None;
-        }
-    }
-}
-
-/// How many writes are left until `TCP_NODELAY` is set. The option is set just before the second
-/// write. Many connections write only once, so they save the system call for the option.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Delay {
-    /// `TCP_NODELAY` is already set, or the connection does not need it.
-    None,
-    #[cfg_attr(not(feature = "proxy"), expect(dead_code, reason = "only a proxy delays it"))]
-    FromTheFirst,
-    /// The next write is the second one.
-    FromTheSecond,
-}
-
-impl Delay {
-    /// Calls `set_option` if the next write is the second one. Returns the state after that write.
-    pub(super) fn before_write(self, set_option: impl FnOnce()) -> Self {
-        match self {
-            Self::FromTheFirst => Self::FromTheSecond,
-            Self::FromTheSecond => {
-                set_option();
-                Self::None
-            }
-            Self::None => Self::None,
         }
     }
 }

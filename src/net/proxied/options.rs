@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
 
-use super::super::stream::{Delay, Family, Stream};
+use super::super::no_delay::Delay;
+use super::super::stream::{Family, Stream};
 use super::relay_socket::RelaySocket;
 use crate::sys;
 

@@ -10,10 +10,11 @@
 //! accepts fewer bytes has filled it, so the next event is certain to come (see epoll(7), question
 //! 9).
 
+mod read_calls;
 #[cfg(test)]
 mod tests;
 
-use std::io::{self, IoSliceMut};
+use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -21,12 +22,14 @@ use std::time::Duration;
 
 use rustix::event::epoll::EventFlags;
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::net::{RecvAncillaryBuffer, RecvFlags, ReturnFlags, SendFlags};
+use rustix::net::{RecvFlags, SendFlags};
 use socket2::{SockRef, Socket};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::Instant;
 
-use super::super::stream::{Delay, Family, Stream};
+use self::read_calls::{Emptied, check_filled, note_blocked, receive_from_unix, retry};
+use super::super::no_delay::Delay;
+use super::super::stream::{Family, Stream};
 use super::super::traffic::{ByteCounts, Traffic};
 use super::options::ProxiedSocket;
 use super::pipe::Pipe;
@@ -332,59 +335,4 @@ impl AsFd for RelaySocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
-}
-
-/// Whether a read has emptied a socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Emptied {
-    /// The read has emptied the socket if it returned fewer bytes than requested.
-    IfShort,
-    /// More bytes may be in the socket.
-    Unknown,
-}
-
-/// Reads bytes from a Unix socket. A message with file descriptors ends a read early, although more
-/// bytes may follow (see unix(7)). Closes these descriptors.
-fn receive_from_unix(socket: &OwnedFd, buffer: &mut [u8]) -> rustix::io::Result<(usize, Emptied)> {
-    let mut no_room = RecvAncillaryBuffer::default();
-    let parts = &mut [IoSliceMut::new(buffer)];
-    let received = rustix::net::recvmsg(socket, parts, &mut no_room, RecvFlags::empty())?;
-    // The kernel sets this flag when it drops descriptors because there is no space.
-    let has_dropped = received.flags.contains(ReturnFlags::CTRUNC);
-    Ok((received.bytes, if has_dropped { Emptied::Unknown } else { Emptied::IfShort }))
-}
-
-/// Checks the result of a splice(2) from a socket. `peek` peeks at the next byte of the socket.
-///
-/// # Errors
-/// `InvalidInput` if urgent data has arrived. splice(2) stops at such data, and reports end of file
-/// or `WouldBlock`.
-fn check_filled(
-    filled: io::Result<usize>,
-    peek: impl FnOnce() -> io::Result<usize>,
-) -> io::Result<usize> {
-    let is_empty = match &filled {
-        Ok(count) => *count == 0,
-        Err(error) => error.kind() == io::ErrorKind::WouldBlock,
-    };
-    match is_empty.then(peek) {
-        Some(Ok(1..)) => Err(io::ErrorKind::InvalidInput.into()),
-        // The connection has broken since the splice. The kernel reports this error only once, and
-        // after that an orderly end.
-        Some(Err(error)) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
-        Some(_) | None => filled,
-    }
-}
-
-/// Records that the socket is not ready if a system call would have blocked.
-fn note_blocked<T>(done: io::Result<T>, is_ready: &mut bool) -> io::Result<T> {
-    if matches!(&done, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
-        *is_ready = false;
-    }
-    done
-}
-
-/// Repeats a system call that a signal has interrupted.
-fn retry<T>(call: impl FnMut() -> rustix::io::Result<T>) -> io::Result<T> {
-    rustix::io::retry_on_intr(call).map_err(Into::into)
 }
