@@ -34,6 +34,7 @@
 //! invalid messages. It also leaves out signals that arrive before a process has installed its
 //! signal handlers. Its service manager always accepts a new main process.
 
+mod effect;
 mod line;
 mod turn;
 
