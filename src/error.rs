@@ -8,14 +8,16 @@
 
 mod exit;
 mod handoff;
+mod phrases;
 
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::RawFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::text::{escaped, one_line, printable};
+use self::phrases::{Seconds, others, preloaded_by};
+use crate::text::{escaped, one_line};
 
 pub use exit::ExitStatus;
 pub(crate) use handoff::{EndStatus, HandoffFailure};
@@ -343,26 +345,5 @@ pub(crate) struct Malformed(String);
 impl<T: Into<String>> From<T> for Malformed {
     fn from(what: T) -> Self {
         Self(what.into())
-    }
-}
-
-/// Formats the names of the existing listeners for the end of an error message.
-fn others(existing: &[String]) -> String {
-    let names: Vec<_> = existing.iter().map(|name| format!("{name:?}")).collect();
-    if names.is_empty() { String::new() } else { format!(", only {}", names.join(", ")) }
-}
-
-/// Formats the value of `LD_PRELOAD` for use in an error message.
-fn preloaded_by(libraries: Option<&OsString>) -> String {
-    let named = |libraries| format!(" with LD_PRELOAD={}", printable(Path::new(libraries)));
-    libraries.map(named).unwrap_or_default()
-}
-
-/// A duration that is printed in seconds, in the form that flags accept.
-struct Seconds(Duration);
-
-impl std::fmt::Display for Seconds {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} s", self.0.as_secs_f64())
     }
 }

@@ -8,20 +8,15 @@
 mod counters;
 mod forecast;
 mod program;
-
-use std::fmt;
+mod summary;
 
 use serde::{Deserialize, Serialize};
 
 use crate::generation::Generation;
-use crate::text::cut_line;
 
 pub use counters::{Counters, HandoffCounters, ListenerCounters, UpstreamCounters};
 pub(crate) use forecast::CarryForecast;
 pub use program::{ProgramCounters, ProgramReport, ProgramState};
-
-/// The maximum length in bytes of the status text of a program, as a status report shows it.
-const LONGEST_STATUS: usize = 200;
 
 /// The status of one generation, as sent to other generations and to an operator.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -206,60 +201,6 @@ pub struct Settings {
     pub bake_ms: u64,
     /// How long connections may take to end in a drain before they are cut, in milliseconds.
     pub drain_timeout_ms: u64,
-}
-
-/// Writes the status of all generations as one line, such as `generation 7 serving, connections:
-/// 1200; generation 6 draining, connections left: 14, seconds left: 21`.
-impl fmt::Display for Status {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut between = "";
-        let active = self.generations.iter().filter(|report| report.generation == self.serving);
-        let others = self.generations.iter().filter(|report| report.generation != self.serving);
-        for report in active.chain(others) {
-            write!(f, "{between}{report}")?;
-            between = "; ";
-        }
-        match &self.last_handoff {
-            Some(LastHandoff { successor, reason: Some(reason), .. }) => {
-                write!(f, "; the handoff to generation {successor} failed: {reason}")
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
-/// Writes the state of one generation, such as `generation 7 serving, connections: 1200` or
-/// `generation 6 draining, connections left: 14, seconds left: 21`.
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (verb, drains) = match self.state {
-            GenerationState::Starting => ("starting", false),
-            GenerationState::Probation => ("on probation", false),
-            GenerationState::Serving | GenerationState::HandingOff | GenerationState::Baking => {
-                ("serving", false)
-            }
-            GenerationState::Retiring => ("draining", true),
-            GenerationState::Stopping => ("stopping", true),
-            GenerationState::Stopped => ("stopped", false),
-            GenerationState::Unknown => ("not responding", false),
-        };
-        write!(f, "generation {} {verb}", self.generation)?;
-        match self.connections {
-            Some(connections) if drains => write!(f, ", connections left: {}", connections.open)?,
-            Some(connections) if verb == "serving" => {
-                write!(f, ", connections: {}", connections.open)?
-            }
-            _ => {}
-        }
-        let said = self.programs.iter().find_map(|program| program.status.as_deref());
-        if let Some(said) = said.filter(|_| verb == "serving") {
-            write!(f, ", program: {}", cut_line(said, LONGEST_STATUS))?;
-        }
-        match self.drain_left_ms {
-            Some(left) if drains => write!(f, ", seconds left: {}", left.div_ceil(1000)),
-            _ => Ok(()),
-        }
-    }
 }
 
 impl GenerationState {

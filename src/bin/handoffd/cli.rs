@@ -1,16 +1,18 @@
 //! The command line of handoffd. The parser accepts only valid values.
 
+mod deferred;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::builder::Resettable;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use handoffd::Generation;
 use handoffd::control::{ReloadOptions, default_control_path};
 use handoffd::text::escaped;
 
+use self::deferred::Deferred;
 use crate::failure::Failure;
 use crate::settings::{ProxyFlags, RunFlags, ServeFlags, StartSettings, parse_time};
 
@@ -76,37 +78,6 @@ enum Checked {
     Run(Box<Deferred<RunFlags>>),
     /// Run as a proxy, which forwards every connection to an upstream
     Proxy(Box<Deferred<ProxyFlags>>),
-}
-
-/// The flags of a command. clap builds them only when the command is given. This saves time in a
-/// handoff, because the old process waits until the new one has started.
-#[derive(Debug)]
-struct Deferred<T>(T);
-
-impl<T: Args> Args for Deferred<T> {
-    fn augment_args(command: clap::Command) -> clap::Command {
-        command.defer(|command| {
-            // Keep the command's help text, because `augment_args` replaces it with the
-            // documentation of the type.
-            let about = Resettable::from(command.get_about().cloned());
-            let long_about = Resettable::from(command.get_long_about().cloned());
-            T::augment_args(command).about(about).long_about(long_about)
-        })
-    }
-
-    fn augment_args_for_update(command: clap::Command) -> clap::Command {
-        Self::augment_args(command)
-    }
-}
-
-impl<T: Args> FromArgMatches for Deferred<T> {
-    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        T::from_arg_matches(matches).map(Self)
-    }
-
-    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
-        self.0.update_from_arg_matches(matches)
-    }
 }
 
 #[derive(Debug, Args)]
