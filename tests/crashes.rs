@@ -59,7 +59,7 @@ fn a_successor_that_dies_in_the_bake_is_rolled_back() {
     line.wait_for(2, Event::ConnectionEnded);
     kill(&line, 2);
     let failure = line.wait_for(1, Event::HandoffFailed);
-    assert!(failure.text.contains("the new process ended after it was ready"), "{}", failure.text);
+    assert_eq!(failure.field("failure"), Some("ended-late"), "{failure:?}");
     assert_unhurt(callers.finish());
     assert_hands_over(&line, 1, line.first_pid());
 }

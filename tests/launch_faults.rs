@@ -2,7 +2,13 @@
 //! serving. The next handoff succeeds. strace makes the calls fail.
 
 use crate::launch::assert_recovers;
-use crate::support::{Line, Tracer};
+use crate::support::{Line, Record, Tracer};
+
+/// Asserts that a handoff has failed in this way, with this error of the kernel.
+fn assert_failure(failure: &Record, kind: &str, error: &str) {
+    assert_eq!(failure.field("failure"), Some(kind), "{failure:?}");
+    assert!(failure.text.contains(error), "{failure:?}");
+}
 
 #[test]
 fn a_failed_fork_is_reported_and_the_next_handoff_works() {
@@ -13,11 +19,7 @@ fn a_failed_fork_is_reported_and_the_next_handoff_works() {
     let tracer = Tracer::attach(&line, line.first_pid(), &["-f", "-e", inject]);
     for _ in ["the first fork", "the second fork"] {
         let failure = line.fail_to_hand_over_from(1);
-        assert!(
-            failure.text.contains("cannot start a process: Resource temporarily unavailable"),
-            "{}",
-            failure.text
-        );
+        assert_failure(&failure, "fork", "Resource temporarily unavailable");
         line.assert_serves();
     }
     let seen = tracer.detach();
@@ -36,10 +38,7 @@ fn an_exec_without_memory_is_reported_as_such() {
     let tracer =
         Tracer::attach(&line, line.first_pid(), &["-f", "-e", "inject=execve:error=ENOMEM"]);
     let failure = line.fail_to_hand_over_from(1);
-    assert!(
-        failure.text.contains("cannot execute") && failure.text.contains("Cannot allocate memory"),
-        "{failure:?}"
-    );
+    assert_failure(&failure, "exec", "Cannot allocate memory");
     line.assert_serves();
     assert_eq!(tracer.detach().matches("(INJECTED)").count(), 1);
     assert_recovers(&line);
@@ -56,11 +55,7 @@ fn a_failed_descriptor_setup_does_not_blame_the_program() {
     // strace counts calls for each process: first the daemon's own call fails, then the child's.
     for _ in ["the daemon", "the child"] {
         let failure = line.fail_to_hand_over_from(1);
-        assert!(
-            failure.text.contains("cannot start a process: Too many open files"),
-            "{}",
-            failure.text
-        );
+        assert_failure(&failure, "fork", "Too many open files");
         line.assert_serves();
     }
     tracer.detach();
@@ -73,11 +68,7 @@ fn a_failed_channel_is_reported_and_the_next_handoff_works() {
     let line = Line::serve(&["--bake", "0"]);
     let tracer = Tracer::attach(&line, line.first_pid(), &["-e", "inject=socketpair:error=EMFILE"]);
     let failure = line.fail_to_hand_over_from(1);
-    assert!(
-        failure.text.contains("cannot start a process: Too many open files"),
-        "{}",
-        failure.text
-    );
+    assert_failure(&failure, "fork", "Too many open files");
     tracer.detach();
     assert_recovers(&line);
 }
@@ -90,7 +81,7 @@ fn a_successor_without_room_for_its_listeners_reports_it() {
     let tracer =
         Tracer::attach(&line, line.first_pid(), &["-f", "-e", "inject=dup2:error=EMFILE:when=2"]);
     let failure = line.fail_to_hand_over_from(1);
-    assert!(failure.text.contains("Too many open files"), "{}", failure.text);
+    assert_failure(&failure, "fork", "Too many open files");
     assert_eq!(tracer.detach().matches("(INJECTED)").count(), 1);
     assert_recovers(&line);
 }

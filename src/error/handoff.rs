@@ -99,6 +99,24 @@ pub(crate) enum HandoffFailure {
 }
 
 impl HandoffFailure {
+    /// Returns the kind of the failure, as it appears in the field `failure` of the log.
+    pub(crate) const fn kind(&self) -> &'static str {
+        match self {
+            Self::Fork { .. } => "fork",
+            Self::Exec { .. } => "exec",
+            Self::Refused { .. } => "refused",
+            Self::EndedEarly { .. } => "ended-early",
+            Self::TimedOut { .. } => "timed-out",
+            Self::OutOfTime { .. } => "out-of-time",
+            Self::NotStarted { .. } => "not-started",
+            Self::EndedLate { .. } => "ended-late",
+            Self::ToldToStop => "told-to-stop",
+            Self::GivenBack { .. } => "given-back",
+            Self::NotYielded { .. } => "not-yielded",
+            Self::Garbage { .. } => "invalid-message",
+        }
+    }
+
     /// Returns whether the successor itself has rolled the handoff back. If so, the successor
     /// drains its connections and ends.
     pub(crate) const fn is_rollback(&self) -> bool {

@@ -229,7 +229,10 @@ impl<P: DataPlane> Driver<P> {
             "failed after the new process had taken over"
         };
         let what = format!("the handoff to generation {successor} {when}: {failure}");
-        tracing::error!(event = "handoff.failed", %successor, reason = %failure, "{what}");
+        tracing::error!(
+            event = "handoff.failed", %successor, failure = failure.kind(), reason = %failure,
+            "{what}"
+        );
         // If an operator has stopped the service, the handoff must fail, so report nothing.
         if self.state != State::Stopping {
             super::unlogged::report(&what);
