@@ -24,22 +24,22 @@ const AT_ONCE: usize = 64;
 
 /// The beginning of every configuration file here. The long timeout keeps connections that stay
 /// behind from being cut.
-const CARRY: &str = "carry = true\nworkers = 1\ndrain_timeout = '1h'\n";
+pub(crate) const CARRY: &str = "carry = true\nworkers = 1\ndrain_timeout = '1h'\n";
 
 /// Returns the configuration of an echo listener.
-fn echo(name: &str) -> String {
+pub(crate) fn echo(name: &str) -> String {
     format!("[listener.{name}]\naddress = '127.0.0.1:0'\nservice = 'echo'\n")
 }
 
 /// Returns the configuration of a proxy listener with one upstream.
-fn proxy(name: &str, upstream: &str) -> String {
+pub(crate) fn proxy(name: &str, upstream: &str) -> String {
     format!(
         "[listener.{name}]\naddress = '127.0.0.1:0'\nservice = 'proxy'\nupstreams = ['{upstream}']\n"
     )
 }
 
 /// Connects clients of an echo listener. Each has had a reply, so they are accepted in this order.
-fn clients(line: &Line, listener: &str, count: usize) -> Vec<Client> {
+pub(crate) fn clients(line: &Line, listener: &str, count: usize) -> Vec<Client> {
     let address = line.address_of(listener);
     let served = || {
         let mut client = Client::connect(&address).unwrap();
@@ -73,14 +73,14 @@ fn hand_over_to_a_standstill(line: &Line, generation: u64, setting: &str) -> u32
 
 /// Waits until a generation has reported its carry; returns how many connections it took and
 /// refused.
-fn took_over(line: &Line, generation: u64) -> [usize; 2] {
+pub(crate) fn took_over(line: &Line, generation: u64) -> [usize; 2] {
     let said = line.wait_for(generation, Event::CarryTakenOver);
     ["taken", "refused"].map(|name| said.field(name).unwrap().parse().unwrap())
 }
 
 /// Hands over while a request of each client is in transit. Each is answered; refused connections
 /// end after their reply, and the other clients are returned.
-fn hand_over_in_the_middle(
+pub(crate) fn hand_over_in_the_middle(
     line: &Line,
     generation: u64,
     setting: &str,
@@ -107,7 +107,7 @@ fn hand_over_in_the_middle(
 
 /// Returns how many connections the successor refused for this reason, and how many such refusals
 /// the predecessor logged.
-fn told(line: &Line, why: &str) -> [usize; 2] {
+pub(crate) fn told(line: &Line, why: &str) -> [usize; 2] {
     [Event::CarryConnectionRefused, Event::CarryConnectionDeclined]
         .map(|event| line.count(event.mentioning(why)))
 }
@@ -122,14 +122,20 @@ fn has_more(client: &Client) -> bool {
 }
 
 /// Returns the lineage's counters of a listener: carried, refused, drained.
-fn counted(line: &Line, listener: &str) -> [u64; 3] {
+pub(crate) fn counted(line: &Line, listener: &str) -> [u64; 3] {
     let status: Value = serde_json::from_str(&line.asked(&["status", "--json"]).well()).unwrap();
     let counters = &status["counters"]["listeners"][listener];
     ["carried", "refused", "drained"].map(|name| counters[name].as_u64().unwrap())
 }
 
 /// Asserts these counters, and that the status table shows them.
-fn assert_counted(line: &Line, listener: &str, taken: usize, refused: usize, drained: usize) {
+pub(crate) fn assert_counted(
+    line: &Line,
+    listener: &str,
+    taken: usize,
+    refused: usize,
+    drained: usize,
+) {
     let numbers = [taken, refused, drained].map(|number| number as u64);
     assert_becomes(&numbers, || counted(line, listener));
     let table = line.asked(&["status"]).well();
@@ -202,21 +208,21 @@ fn a_carry_refuses_half_a_proxied_connection() {
 }
 
 /// Connects a client to a proxy and exchanges bytes in both directions; returns both ends.
-fn pair(line: &Line, upstream: &Upstream) -> (Client, Client) {
+pub(crate) fn pair(line: &Line, upstream: &Upstream) -> (Client, Client) {
     let client = Client::connect(&line.address_of("web")).unwrap();
     let mut pair = (client, upstream.accept());
     exchange(&mut pair);
     pair
 }
 
-fn exchange((client, behind): &mut (Client, Client)) {
+pub(crate) fn exchange((client, behind): &mut (Client, Client)) {
     client.write_all(b"question").unwrap();
     behind.expect(b"question").unwrap();
     behind.write_all(b"answer").unwrap();
     client.expect(b"answer").unwrap();
 }
 
-fn finish((mut client, mut behind): (Client, Client)) {
+pub(crate) fn finish((mut client, mut behind): (Client, Client)) {
     client.half_close().unwrap();
     behind.expect_end().unwrap();
     behind.half_close().unwrap();
@@ -278,69 +284,6 @@ fn a_carry_needs_no_free_descriptor_in_the_predecessor() {
     assert_eq!(took_over(&line, 2), [5, 0]);
     assert_eq!(line.exit_code(1), 0);
     clients.iter_mut().for_each(|client| client.echo(b"second").unwrap());
-}
-
-/// The new configuration would serve these connections differently. The old generation drains them
-/// with their replies.
-#[test]
-fn a_carry_refuses_connections_with_changed_settings() {
-    let other = echo("other");
-    for (now, why) in [
-        (
-            format!("{}carry = false\n", echo("web")),
-            "the new process has no listener \"web\" that takes over connections",
-        ),
-        (String::new(), "the new process has no listener \"web\" that takes over connections"),
-        (
-            proxy("web", "127.0.0.1:9"),
-            "the proxy cannot continue a saved connection of the format echo/1",
-        ),
-    ] {
-        let line = serve(&format!("{CARRY}{}{other}", echo("web")), &[]);
-        let (leaving, staying) = (clients(&line, "web", 5), clients(&line, "other", 3));
-        put(line.folder(), &format!("{CARRY}{now}{other}"));
-        let all = leaving.into_iter().chain(staying).collect();
-        let going = hand_over_in_the_middle(&line, 1, ":", all);
-        assert_eq!((going.len(), told(&line, why)), (3, [5, 5]), "{why}: {}", line.text());
-        assert_counted(&line, "web", 0, 5, 5);
-        assert_counted(&line, "other", 3, 0, 0);
-    }
-}
-
-/// The upstream or the service of these connections has changed. They continue in the old
-/// generation.
-#[test]
-fn a_carry_refuses_connections_with_a_changed_upstream() {
-    let (upstream, another) = (Upstream::tcp(), Upstream::tcp());
-    for (now, why) in [
-        (
-            proxy("web", &another.address()),
-            format!("{} is no longer an upstream", upstream.address()),
-        ),
-        (
-            echo("web"),
-            "the echo service cannot continue a saved connection of the format proxy/1 with 1 file \
-            descriptors"
-                .to_owned(),
-        ),
-    ] {
-        let line = serve(&format!("{CARRY}{}", proxy("web", &upstream.address())), &[]);
-        let mut pairs: Vec<_> = (0..5).map(|_| pair(&line, &upstream)).collect();
-        put(line.folder(), &format!("{CARRY}{now}"));
-        line.hand_over_from(1);
-        assert_eq!(took_over(&line, 2), [0, 5]);
-        assert_eq!(told(&line, &why), [5, 5], "{why}: {}", line.text());
-        pairs.iter_mut().for_each(exchange);
-        // One connection never ends by itself, so the test cuts the drain, as the drain timeout
-        // would.
-        let (mut client, behind) = pairs.pop().unwrap();
-        pairs.into_iter().for_each(finish);
-        assert_becomes(&[0, 5, 4], || counted(&line, "web"));
-        line.signal(1, Signal::SIGQUIT);
-        client.expect_reset();
-        drop(behind);
-        assert_eq!(line.exit_code(1), 0);
-    }
 }
 
 /// Clients that do not read have about 16 KB of replies pending. While the successor is slow to

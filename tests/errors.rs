@@ -3,8 +3,10 @@
 
 #[path = "errors/embedded.rs"]
 mod embedded;
+#[path = "errors/kernel_errors.rs"]
+mod kernel_errors;
 #[path = "errors/matrix.rs"]
-pub(crate) mod matrix;
+mod matrix;
 #[path = "errors/storm.rs"]
 mod storm;
 

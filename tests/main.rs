@@ -16,14 +16,17 @@
 )]
 
 mod support;
+mod terminations;
 
 mod activation;
 mod carry_calls;
+mod carry_changes;
 mod carry_middle;
 mod carry_room;
 mod carry_versions;
 mod check;
 mod config_file;
+mod config_limits;
 mod config_text;
 mod container;
 mod control;
@@ -52,15 +55,18 @@ mod layers;
 mod leaks;
 mod life;
 mod life_listeners;
+mod life_workers;
 mod listeners;
 mod log;
 mod moved_listeners;
 mod moves;
 mod notify;
+mod notify_containers;
 mod output;
 mod pid_file;
 mod preloaded;
 mod program;
+mod program_readiness;
 mod program_reasons;
 mod program_reports;
 mod programs;

@@ -5,25 +5,22 @@
 //! client that has sent nothing delays the drain. So each signal meets its intended state, and no
 //! test waits for time to pass.
 
-use std::fs;
 use std::io::Read;
-use std::os::unix::fs::FileTypeExt;
-use std::path::Path;
 use std::time::Instant;
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Client, DEADLINE, Event, Gate, Line, SLOW_DRAIN, exit_code, signal};
+use crate::support::{Client, DEADLINE, Event, Gate, Line, SLOW_DRAIN, signal};
 
-const BAKE: [&str; 2] = ["--bake", "60s"];
-const NO_BAKE: [&str; 2] = ["--bake", "0"];
+pub(crate) const BAKE: [&str; 2] = ["--bake", "60s"];
+pub(crate) const NO_BAKE: [&str; 2] = ["--bake", "0"];
 
-fn serve(bake: [&str; 2]) -> Line {
+pub(crate) fn serve(bake: [&str; 2]) -> Line {
     Line::serve(&[&bake[..], &SLOW_DRAIN].concat())
 }
 
 /// Starts a daemon whose second generation is on probation. The client is connected to the first.
-fn baking() -> (Line, Client) {
+pub(crate) fn baking() -> (Line, Client) {
     let line = serve(BAKE);
     let held = line.hold();
     line.signal(1, Signal::SIGHUP);
@@ -33,7 +30,7 @@ fn baking() -> (Line, Client) {
 
 /// Starts a daemon whose first generation drains until the client has sent a request. The second
 /// generation serves.
-fn draining() -> (Line, Client) {
+pub(crate) fn draining() -> (Line, Client) {
     let line = serve(NO_BAKE);
     let held = line.hold();
     line.hand_over_from(1);
@@ -52,13 +49,13 @@ fn wait_for_signals(line: &Line, generation: u64, name: &str, count: usize) {
 }
 
 /// Asserts that the client gets a reply and then an end of stream: its connection was not cut.
-fn assert_finishes(mut held: Client) {
+pub(crate) fn assert_finishes(mut held: Client) {
     held.echo(b"here at last").unwrap();
     held.expect_end().unwrap();
 }
 
 /// Waits until no process listens any more. A connection that stays in a backlog would fail this.
-fn assert_refuses(line: &Line) {
+pub(crate) fn assert_refuses(line: &Line) {
     let until = Instant::now() + DEADLINE;
     while Client::once(&line.address(), b"still served?").is_ok() {
         assert!(Instant::now() < until, "{}", line.text());
@@ -261,124 +258,5 @@ fn a_terminate_right_after_a_hangup_ends_the_daemon() {
             line.signal(2, Signal::SIGTERM);
         }
         line.wait_for_end();
-    }
-}
-
-#[test]
-fn a_terminate_while_a_successor_hangs_ends_both() {
-    let line = serve(NO_BAKE);
-    line.put_script("echo $$ >\"$FOLDER/pid\"; echo waiting >&2; exec sleep infinity");
-    line.signal(1, Signal::SIGHUP);
-    line.wait_for(0, "waiting");
-    line.signal(1, Signal::SIGTERM);
-    assert_eq!(line.exit_code(1), 0);
-    let pid = fs::read_to_string(line.folder().join("pid")).unwrap();
-    assert_eq!(exit_code(pid.trim().parse().unwrap()), 128 + Signal::SIGTERM as i32);
-    line.wait_for_end();
-}
-
-/// The successor ignores SIGTERM and starts afterwards. It still never serves.
-#[test]
-fn a_terminate_during_a_start_ends_both_generations() {
-    let line = serve(NO_BAKE);
-    let mut gate = Gate::new(&line);
-    line.put_script(&format!("trap '' TERM; {}; exec \"$REAL\" \"$@\"", Gate::PASS));
-    line.signal(1, Signal::SIGHUP);
-    line.wait_for(0, "at the gate");
-    line.signal(1, Signal::SIGTERM);
-    line.wait_for(1, Event::DrainStarted);
-    gate.open();
-    assert_eq!(line.exit_code(1), 0);
-    line.wait_for_end();
-    assert!(
-        !line.records().iter().any(|record| record.is(2, Event::GenerationServing)),
-        "{}",
-        line.text()
-    );
-}
-
-/// During the bake SIGTERM reaches the old generation. The successor takes over and serves.
-#[test]
-fn a_terminate_to_the_old_generation_ends_the_bake() {
-    let (line, held) = baking();
-    line.signal(1, Signal::SIGTERM);
-    line.wait_for(2, Event::GenerationServing);
-    line.assert_serves();
-    assert_finishes(held);
-    assert_eq!(line.exit_code(1), 0);
-    line.put_script("exit 1");
-    line.fail_to_hand_over_from(2);
-    line.assert_serves();
-}
-
-/// The old generation keeps serving, and the next handoff works.
-#[test]
-fn a_terminate_to_the_successor_in_the_bake_rolls_back() {
-    let (line, held) = baking();
-    line.signal(2, Signal::SIGTERM);
-    let failure = line.wait_for(1, Event::HandoffFailed);
-    assert_eq!(failure.field("failure"), Some("told-to-stop"), "{failure:?}");
-    assert_eq!(line.exit_code(2), 0);
-    line.assert_serves();
-    let mark = line.mark();
-    line.signal(1, Signal::SIGHUP);
-    let ready = line
-        .wait_since(mark, "the next successor", |record| record.is(2, Event::GenerationAccepting));
-    line.wait_since(mark, "readiness", |record| record.is(1, Event::SuccessorReady));
-    line.signal(1, Signal::SIGTERM);
-    line.wait_since(mark, "the takeover", |record| record.is(2, Event::GenerationServing));
-    assert_finishes(held);
-    assert_eq!(line.exit_code(1), 0);
-    line.assert_serves();
-    signal(ready.pid, Signal::SIGTERM);
-    assert_eq!(exit_code(ready.pid), 0);
-}
-
-/// SIGTERM reaches the new generation while the old one drains. Neither accepts again.
-#[test]
-fn a_terminate_during_a_drain_ends_both_generations() {
-    let (line, held) = draining();
-    line.signal(2, Signal::SIGTERM);
-    line.wait_for(1, Event::GenerationStep.with("input", "ServiceStopping"));
-    // The old generation still drains. New clients must be refused, because no process will answer
-    // them.
-    assert_refuses(&line);
-    assert_finishes(held);
-    assert_eq!(line.exit_code(1), 0);
-    assert_eq!(line.exit_code(2), 0);
-    line.wait_for_end();
-    assert_eq!(line.count(Event::GenerationResumed), 0);
-}
-
-/// The order in which the generations receive SIGTERM does not matter.
-#[test]
-fn a_terminate_to_both_generations_leaves_nothing_behind() {
-    for round in 0..12 {
-        let line = Line::start_with(|command, folder| {
-            command.arg("--listen").arg(folder.join("socket")).args(BAKE).args(SLOW_DRAIN);
-            command.arg("--pid-file").arg(folder.join("pid"));
-        });
-        line.wait_for(1, Event::GenerationServing);
-        line.signal(1, Signal::SIGHUP);
-        line.wait_for(1, Event::SuccessorReady);
-        let is_socket = |path: &Path| {
-            fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket())
-        };
-        assert!(is_socket(&line.folder().join("socket")));
-        let both = [line.pid_of(1), line.pid_of(2)];
-        // Both receive SIGTERM before either has acted, so their messages to each other cross.
-        for number in [Signal::SIGSTOP, Signal::SIGTERM, Signal::SIGCONT] {
-            signal(both[round % 2], number);
-            signal(both[1 - round % 2], number);
-        }
-        assert_eq!((line.exit_code(1), line.exit_code(2)), (0, 0));
-        line.wait_for_end();
-        for left in ["socket", "pid"] {
-            assert!(
-                !line.folder().join(left).exists(),
-                "{left} is left behind in round {round}:\n{}",
-                line.text()
-            );
-        }
     }
 }

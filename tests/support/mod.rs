@@ -6,6 +6,7 @@ mod client;
 mod event;
 mod impostor;
 pub(crate) mod line;
+mod line_log;
 mod manager;
 pub(crate) mod operator;
 mod parent;
@@ -14,6 +15,7 @@ mod record;
 mod refusal;
 mod storm;
 mod stuck;
+mod tally;
 mod tracer;
 pub(crate) mod view;
 
@@ -31,8 +33,9 @@ pub(crate) use parent::{Parent, close, free_port};
 pub(crate) use process::{adopt_orphans, exit_code, freeze, raise_descriptor_limit, signal, thaw};
 pub(crate) use record::{Pattern, Record};
 pub(crate) use refusal::Refusal;
-pub(crate) use storm::{Handoffs, Storm, Tally};
+pub(crate) use storm::{Handoffs, Storm};
 pub(crate) use stuck::{Stuck, narrow};
+pub(crate) use tally::Tally;
 pub(crate) use tracer::Tracer;
 pub(crate) use view::{
     accept, assert_becomes, children, defer_accept, environment, holds, holds_socket, kinds,

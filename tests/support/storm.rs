@@ -5,10 +5,8 @@
 //! server can prevent one of them: a request that crosses the close of an idle connection on the
 //! wire. The client detects this case because its request was sent and no byte of a reply arrived.
 
-use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::ops::AddAssign;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -17,6 +15,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use socket2::{Domain, Socket, Type};
 
+use super::tally::{Loss, Tally, is_end};
 use super::view::pause;
 use super::{Client, DEADLINE, Event, Line, signal};
 
@@ -31,36 +30,6 @@ const SOURCES: u64 = 200;
 pub(crate) struct Storm {
     over: Arc<AtomicBool>,
     clients: Vec<JoinHandle<Tally>>,
-}
-
-/// The outcomes that the clients observed.
-#[derive(Debug, Default)]
-pub(crate) struct Tally {
-    /// Short connections that were served completely.
-    pub(crate) short: u64,
-    /// Answered requests on persistent connections.
-    pub(crate) persistent: u64,
-    /// Persistent connections that the server closed cleanly between two requests.
-    pub(crate) closed: u64,
-    /// Requests on persistent connections that crossed such a close on the wire.
-    pub(crate) crossed: u64,
-    /// All other failures, counted by kind and by the client's operation.
-    pub(crate) losses: BTreeMap<String, u64>,
-    /// For every connection, the server's name for the client and the number of verified bytes.
-    pub(crate) verified: Vec<(String, u64)>,
-}
-
-impl AddAssign for Tally {
-    fn add_assign(&mut self, other: Self) {
-        self.short += other.short;
-        self.persistent += other.persistent;
-        self.closed += other.closed;
-        self.crossed += other.crossed;
-        for (kind, count) in other.losses {
-            *self.losses.entry(kind).or_default() += count;
-        }
-        self.verified.extend(other.verified);
-    }
 }
 
 impl Storm {
@@ -250,52 +219,6 @@ impl Worker {
         });
         request
     }
-}
-
-/// A failure that no client may see (refused, reset, unanswered or altered), with the operation.
-#[derive(Debug)]
-struct Loss(String);
-
-impl Loss {
-    fn of(doing: &str, error: &io::Error) -> Self {
-        let kind = error.kind();
-        if kind == ErrorKind::ConnectionRefused {
-            Self(format!("refused: {doing}"))
-        } else if is_end(error) {
-            Self(format!("reset: {doing}"))
-        } else if matches!(
-            kind,
-            ErrorKind::UnexpectedEof | ErrorKind::WouldBlock | ErrorKind::TimedOut
-        ) {
-            Self::unanswered(doing)
-        } else {
-            Self(format!("{doing}: {error}"))
-        }
-    }
-
-    fn altered(what: &str) -> Self {
-        Self(format!("altered: {what}"))
-    }
-
-    /// Returns the loss for a reply that did not arrive: the connection ended, or the read timed
-    /// out.
-    fn unanswered(what: &str) -> Self {
-        Self(format!("unanswered: {what}"))
-    }
-}
-
-impl Tally {
-    fn lose(&mut self, loss: Loss) {
-        *self.losses.entry(loss.0).or_default() += 1;
-    }
-}
-
-/// Returns whether the connection was gone: reset, or closed before the operation began.
-fn is_end(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::NotConnected
-    )
 }
 
 /// Waits briefly, and returns whether the server has closed the connection. Bytes or other errors

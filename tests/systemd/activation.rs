@@ -1,8 +1,9 @@
 //! Tests of socket activation: systemd holds the listening socket. A client may start the service,
 //! and waits while the service restarts.
 
-use crate::lab::{ADDRESS, Lab, System};
+use crate::lab::{ADDRESS, Lab};
 use crate::support::Client;
+use crate::system::System;
 use crate::traffic;
 
 pub(crate) fn a_client_starts_the_service_and_is_answered(system: System) {

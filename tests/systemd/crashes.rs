@@ -3,8 +3,9 @@
 
 use nix::sys::signal::Signal;
 
-use crate::lab::{ADDRESS, Lab, System};
+use crate::lab::{ADDRESS, Lab};
 use crate::support::{Client, Tracer, signal};
+use crate::system::System;
 use crate::traffic;
 
 /// Kills every process of the service at once, while clients are being served and others wait in

@@ -1,7 +1,8 @@
 //! Tests of `handoffd doctor`: it finds what breaks a handoff under each version of systemd, and
 //! finds nothing in the shipped unit.
 
-use crate::lab::{Lab, PROGRAM, System};
+use crate::lab::{Lab, PROGRAM};
+use crate::system::System;
 
 /// Bad drop-ins, each with the finding of the doctor and its exit code.
 const ILLS: [(&str, &str, i32); 16] = [

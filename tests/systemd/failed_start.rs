@@ -1,8 +1,10 @@
 //! Tests of failed starts. systemd retries at a limited rate if a retry may succeed. It does not
 //! retry if only a change of the configuration helps.
 
-use crate::lab::{ADDRESS, Lab, PROGRAM, System, documented, shipped};
+use crate::lab::{ADDRESS, Lab, PROGRAM};
+use crate::shipped::{documented, shipped};
 use crate::support::Client;
+use crate::system::System;
 
 /// Applies to a start of a stopped service and to a restart.
 pub(crate) fn a_wrong_configuration_is_tried_once(system: System) {

@@ -1,7 +1,9 @@
 //! Tests of the shipped units: systemd understands every setting, and the units expose little to
 //! attacks.
 
-use crate::lab::{Lab, System, shipped};
+use crate::lab::Lab;
+use crate::shipped::shipped;
+use crate::system::System;
 
 /// The highest exposure level that a unit may have, of 10.
 const SCORE_MAX: f32 = 1.5;

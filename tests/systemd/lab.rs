@@ -15,10 +15,12 @@ use std::time::Instant;
 use nix::sched::{CloneFlags, setns};
 use tempfile::TempDir;
 
+use crate::shipped::shipped;
 use crate::support::operator::Answered;
 use crate::support::view::pause;
 use crate::support::view::{are_all, is_asleep};
 use crate::support::{DEADLINE, Operator, REAL, Stuck};
+use crate::system::{System, root};
 
 /// Where the shipped socket unit listens.
 pub(crate) const ADDRESS: &str = "127.0.0.1:48879";
@@ -26,17 +28,6 @@ pub(crate) const ADDRESS: &str = "127.0.0.1:48879";
 pub(crate) const PROGRAM: &str = "/usr/local/bin/handoffd";
 /// The path inside at which the lab's folder is mounted.
 const RELEASES: &str = "/opt/handoffd";
-
-/// A version of systemd.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum System {
-    /// This machine's version.
-    Host,
-    /// Version 257, of Debian 13.
-    Trixie,
-    /// Version 262, of the next Debian.
-    Forky,
-}
 
 /// A booted systemd.
 #[derive(Debug)]
@@ -350,37 +341,4 @@ fn install(release: &Path, text: &str) {
     let mut install = install.spawn().expect("install, of coreutils, is needed");
     install.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
     assert!(install.wait().unwrap().success());
-}
-
-/// Returns the path of a shipped unit file.
-pub(crate) fn shipped(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd").join(name)
-}
-
-/// Returns the drop-in in the runbook that contains `word`.
-pub(crate) fn documented(word: &str) -> String {
-    let runbook = fs::read_to_string(shipped("../docs/operations.md")).unwrap();
-    let blocks = runbook.split("```ini\n").skip(1).filter_map(|rest| rest.split("```").next());
-    blocks
-        .filter(|block| block.contains(word))
-        .map(str::to_owned)
-        .next()
-        .expect("a drop-in in the runbook")
-}
-
-/// Returns the path of a script in this folder.
-pub(crate) fn script(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/systemd").join(name)
-}
-
-/// Returns the root file system of a version of systemd. It is created on first use.
-fn root(system: System) -> PathBuf {
-    let suite = match system {
-        System::Host => return PathBuf::from("/"),
-        System::Trixie => "trixie",
-        System::Forky => "forky",
-    };
-    let made = Command::new(script("root")).arg(suite).stderr(Stdio::inherit()).output().unwrap();
-    assert!(made.status.success(), "no root file system for {suite}");
-    PathBuf::from(String::from_utf8(made.stdout).unwrap().trim())
 }

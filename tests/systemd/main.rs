@@ -31,13 +31,15 @@ mod programs;
 mod python;
 mod reload;
 mod rolling;
+mod shipped;
 mod stop;
+mod system;
 mod traffic;
 mod unix_path;
 mod user;
 mod variant;
 
-use lab::System;
+use system::System;
 
 /// Defines a test of each claim for each version of systemd.
 macro_rules! claims {

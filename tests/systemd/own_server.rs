@@ -4,8 +4,9 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use crate::lab::{Lab, System};
+use crate::lab::Lab;
 use crate::support::{Client, example};
+use crate::system::System;
 use crate::traffic;
 
 const UNIT: &str = "my-server.service";

@@ -9,9 +9,11 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::lab::{Lab, PROGRAM, System, shipped};
+use crate::lab::{Lab, PROGRAM};
+use crate::shipped::shipped;
 use crate::support::operator::Answered;
 use crate::support::{Callers, Client};
+use crate::system::System;
 use crate::traffic;
 
 const UNIT: &str = "handoffd-run@app.service";

@@ -3,8 +3,8 @@
 
 use std::fs;
 
-use crate::lab::System;
 use crate::programs::ProgramLab;
+use crate::system::System;
 
 const SERVER: &str = "/opt/handoffd/server.py";
 

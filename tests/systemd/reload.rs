@@ -6,8 +6,9 @@ use std::collections::BTreeMap;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::lab::{ADDRESS, Lab, PROGRAM, System};
+use crate::lab::{ADDRESS, Lab, PROGRAM};
 use crate::support::{Client, Event, signal};
+use crate::system::System;
 use crate::traffic;
 
 /// Returns a text field of a journal record.

@@ -11,9 +11,11 @@ use std::process::{Command, Stdio};
 
 use serde_json::{Map, json};
 
-use crate::lab::{ADDRESS, Lab, PROGRAM, System, script};
+use crate::lab::{ADDRESS, Lab, PROGRAM};
+use crate::shipped::script;
 use crate::support::operator::Answered;
 use crate::support::{Client, Event, REAL, Storm};
+use crate::system::System;
 use crate::traffic;
 
 /// The hosts, in alphabetical order, which is the order in which Ansible visits them.

@@ -1,7 +1,8 @@
 //! Tests of `systemctl stop`: it ends every generation in order, within the unit's time limit.
 
-use crate::lab::{ADDRESS, Lab, System};
+use crate::lab::{ADDRESS, Lab};
 use crate::support::Client;
+use crate::system::System;
 use crate::traffic;
 
 /// With one, two and three generations, each in the middle of a reply.

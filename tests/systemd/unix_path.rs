@@ -7,8 +7,10 @@ use std::os::unix::net::UnixStream;
 
 use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 
-use crate::lab::{Lab, PROGRAM, System, documented};
+use crate::lab::{Lab, PROGRAM};
+use crate::shipped::documented;
 use crate::support::Client;
+use crate::system::System;
 use crate::traffic;
 
 const PATH: &str = "/run/handoffd/web.sock";

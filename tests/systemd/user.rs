@@ -1,7 +1,8 @@
 //! Test under a user's service manager, which is a subreaper and not process 1.
 
-use crate::lab::{Lab, PROGRAM, System};
+use crate::lab::{Lab, PROGRAM};
 use crate::support::{Client, signal};
+use crate::system::System;
 
 const ADDRESS: &str = "127.0.0.1:7070";
 

@@ -1,8 +1,10 @@
 //! Test of the documented variant with `Type=notify-reload`: systemd reloads by SIGHUP, and takes
 //! the end of the reload from the notification.
 
-use crate::lab::{ADDRESS, Lab, System, shipped};
+use crate::lab::{ADDRESS, Lab};
+use crate::shipped::shipped;
 use crate::support::Client;
+use crate::system::System;
 use crate::traffic;
 
 pub(crate) fn the_notify_reload_variant_reports_every_end_of_a_reload(system: System) {
