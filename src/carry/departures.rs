@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::outgoing::{Outgoing, OutgoingConnection, Verdict};
+use super::outgoing::{Outgoing, OutgoingConnection, SendResult};
 use super::scheduler::{CarryScheduler, CarrySlot};
 
 /// The scheduler and the channel that move connections to the successor, shared by all connections
@@ -109,11 +109,11 @@ impl Departures {
         let successor = self.successor.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let verdict = match successor {
             Some(successor) => successor.hand_over(connection).await,
-            None => Verdict::NoReceiver,
+            None => SendResult::NoReceiver,
         };
         match verdict {
-            Verdict::Taken => Departure::Taken(leaving),
-            Verdict::Refused(why) => {
+            SendResult::Taken => Departure::Taken(leaving),
+            SendResult::Refused(why) => {
                 let OutgoingConnection { listener, peer, .. } = connection;
                 tracing::debug!(
                     event = "carry.connection_declined", listener, %peer, reason = why,
@@ -123,7 +123,7 @@ impl Departures {
                 slot.refused();
                 Departure::Refused
             }
-            Verdict::NoReceiver => {
+            SendResult::NoReceiver => {
                 slot.withdraw();
                 Departure::Kept
             }

@@ -86,7 +86,7 @@ impl OutgoingConnection<'_> {
 
 /// The result of sending a connection to the successor.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub(crate) enum SendResult {
     /// The connection belongs to the successor from now on.
     Taken,
     /// This process keeps the connection, because the successor refused it or it could not be sent.
@@ -120,13 +120,16 @@ impl Outgoing {
     /// Sends a connection to the successor and waits for the answer.
     ///
     /// During the call, the caller must not use the client's stream or the file descriptors in the
-    /// saved state. After [`Verdict::Taken`], the caller may only close them.
+    /// saved state. After [`SendResult::Taken`], the caller may only close them.
     ///
     /// Not cancel safe: if the future is dropped, it is unknown which process owns the connection.
     /// After [`Outgoing::close`], the future completes at once, unless the connection has already
     /// been sent.
-    pub(crate) async fn hand_over(&self, outgoing_connection: &OutgoingConnection<'_>) -> Verdict {
-        let Some((id, answer)) = self.expect_answer() else { return Verdict::NoReceiver };
+    pub(crate) async fn hand_over(
+        &self,
+        outgoing_connection: &OutgoingConnection<'_>,
+    ) -> SendResult {
+        let Some((id, answer)) = self.expect_answer() else { return SendResult::NoReceiver };
         let (packet, descriptors) =
             (outgoing_connection.packet(id), outgoing_connection.descriptors());
         let sent = tokio::select! {
@@ -136,11 +139,11 @@ impl Outgoing {
         };
         match sent {
             Ok(()) => match answer.await {
-                Ok(CarryAnswer::Taken) => Verdict::Taken,
-                Ok(CarryAnswer::Refused(why)) => Verdict::Refused(why),
+                Ok(CarryAnswer::Taken) => SendResult::Taken,
+                Ok(CarryAnswer::Refused(why)) => SendResult::Refused(why),
                 // The successor has closed the channel without an answer, so it does not use the
                 // connection.
-                Err(_) => Verdict::NoReceiver,
+                Err(_) => SendResult::NoReceiver,
             },
             Err(error) => {
                 self.lock().answers.remove(&id);
@@ -149,7 +152,7 @@ impl Outgoing {
                     io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
                 );
                 if nobody_hears {
-                    return Verdict::NoReceiver;
+                    return SendResult::NoReceiver;
                 }
                 let OutgoingConnection { listener, peer, .. } = outgoing_connection;
                 tracing::warn!(
@@ -157,7 +160,7 @@ impl Outgoing {
                     "cannot move a client connection to the new process, so it stays in this \
                     process: {error}"
                 );
-                Verdict::Refused(error.to_string())
+                SendResult::Refused(error.to_string())
             }
         }
     }

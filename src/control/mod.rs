@@ -8,13 +8,13 @@
 //! `lifecycle`, which decides how to handle it.
 
 mod client;
+mod client_limits;
 mod conversation;
 mod error;
 #[cfg(any(fuzzing, test))]
 pub(crate) mod fuzz;
 mod message;
 mod reload;
-mod seats;
 mod server;
 mod session;
 

@@ -2,9 +2,9 @@
 //! replies.
 //!
 //! Each connection has its own task, so a stalled client delays no other client. The server limits
-//! the number of clients (see `seats`), the size of a request, and the time to read a request or
-//! write a reply. The kernel reports the user of each client, so access control does not depend on
-//! the file mode of the socket path.
+//! the number of clients (see `client_limits`), the size of a request, and the time to read a
+//! request or write a reply. The kernel reports the user of each client, so access control does not
+//! depend on the file mode of the socket path.
 
 use std::time::{Duration, Instant};
 
@@ -13,8 +13,8 @@ use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 use tokio_util::task::TaskTracker;
 
+use super::client_limits::{ClientLimits, User};
 use super::message::{Refusal, Reply, Request};
-use super::seats::{Seats, User};
 use super::session::{Answer, PAUSE, REPLY_TIMEOUT, converse, denied, refuse_at_once};
 use crate::net::{Listener, WatchedListener};
 
@@ -89,7 +89,7 @@ impl Drop for ControlServer {
 
 async fn accept(listener: Listener, ask: mpsc::Sender<(Request, Answer)>, clients: TaskTracker) {
     let mut acceptor = watch(listener).await;
-    let mut seats = Seats::new();
+    let mut limits = ClientLimits::new();
     let mut last_warning: Option<Instant> = None;
     loop {
         let (stream, _) = acceptor.accept_here().await;
@@ -106,10 +106,10 @@ async fn accept(listener: Listener, ask: mpsc::Sender<(Request, Answer)>, client
         if let User::Stranger(user) = user {
             warn_of(user, &mut last_warning);
         }
-        if let Some(seat) = seats.take(user) {
+        if let Some(place) = limits.take(user) {
             let ask = ask.clone();
             clients.spawn(async move {
-                if let Err(error) = converse(stream, user, seat, ask).await {
+                if let Err(error) = converse(stream, user, place, ask).await {
                     tracing::debug!(
                         event = "control.conversation_failed", %error,
                         "cannot read from or write to a control client: {error}"

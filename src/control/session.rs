@@ -13,8 +13,8 @@ use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::SendError;
 use tokio::time::{sleep, timeout};
 
+use super::client_limits::{ClientPlace, User};
 use super::message::{Refusal, Reply, Request};
-use super::seats::{Seat, User};
 use crate::error::Malformed;
 use crate::net::Stream;
 use crate::sys;
@@ -102,7 +102,7 @@ pub(super) fn denied(user: u32) -> String {
 pub(super) async fn converse(
     stream: Stream,
     user: User,
-    mut seat: Seat,
+    mut place: ClientPlace,
     ask: mpsc::Sender<(Request, Answer)>,
 ) -> io::Result<()> {
     let mut stream = BufReader::new(stream);
@@ -111,9 +111,9 @@ pub(super) async fn converse(
     let mut request = tokio::select! {
         biased;
         request = read(&mut stream) => request?,
-        () = seat.evicted() => return Ok(()),
+        () = place.evicted() => return Ok(()),
     };
-    let Some(_place) = seat.keep() else { return Ok(()) };
+    let Some(_place) = place.keep() else { return Ok(()) };
     if let User::Stranger(user) = user {
         request = Err(denied(user).into());
     }

@@ -48,11 +48,11 @@ impl Init {
     /// the child.
     pub(super) fn leave() -> Result<Self, Error> {
         let failed = || Error::system("start the init process");
-        let (ours, lines) = channel_pair().map_err(failed())?;
+        let (ours, theirs) = channel_pair().map_err(failed())?;
         match fork_off().map_err(failed())? {
-            Fork::Child => Ok(Self(lines)),
+            Fork::Child => Ok(Self(theirs)),
             Fork::Init { child } => {
-                drop(lines);
+                drop(theirs);
                 end(keep_only(ours)
                     .and_then(|channel| InitProcess::new(child, channel)?.keep())
                     .unwrap_or_else(|error| {
@@ -65,8 +65,8 @@ impl Init {
 
     /// Wraps the end of the channel to the init process that this process received from its
     /// predecessor.
-    pub(super) const fn inherited(lines: OwnedFd) -> Self {
-        Self(lines)
+    pub(super) const fn inherited(channel: OwnedFd) -> Self {
+        Self(channel)
     }
 
     /// Tells the init process that the process `pid` is now the active generation.
@@ -104,7 +104,7 @@ impl AsFd for Init {
 struct InitProcess {
     channel: OwnedFd,
     /// Whether any generation is still alive.
-    line: LineIs,
+    lineage: LineageState,
     signals: SignalFd,
     active: Pid,
     /// How the active generation ended: its exit code, or 128 plus the number of the signal that
@@ -117,7 +117,7 @@ struct InitProcess {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum LineIs {
+enum LineageState {
     Alive,
     Over,
 }
@@ -128,7 +128,14 @@ impl InitProcess {
         signals.add(Signal::SIGCHLD);
         let signals =
             SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
-        Ok(Self { channel, line: LineIs::Alive, signals, active: child, status: None, stop: None })
+        Ok(Self {
+            channel,
+            lineage: LineageState::Alive,
+            signals,
+            active: child,
+            status: None,
+            stop: None,
+        })
     }
 
     /// Runs the init process until all generations have ended. Returns the exit status of the last
@@ -156,11 +163,11 @@ impl InitProcess {
             self.pass_on(&signal);
         }
         self.reap()?;
-        if let (LineIs::Over, Some(status)) = (self.line, self.status) {
+        if let (LineageState::Over, Some(status)) = (self.lineage, self.status) {
             return Ok(Some(status));
         }
         let mut watched = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
-        if self.line == LineIs::Alive {
+        if self.lineage == LineageState::Alive {
             watched.push(PollFd::new(self.channel.as_fd(), PollFlags::POLLIN));
         }
         nix::poll::poll(&mut watched, PollTimeout::NONE)?;
@@ -169,11 +176,11 @@ impl InitProcess {
 
     /// Reads the messages that the generations have sent to the init process.
     fn hear(&mut self) -> io::Result<()> {
-        while self.line == LineIs::Alive {
+        while self.lineage == LineageState::Alive {
             match receive(self.channel.as_fd(), &mut Vec::new()) {
                 Ok(Received::Message(Message::Active { pid })) => self.take_active(pid),
                 Ok(Received::Message(_) | Received::Passed(..) | Received::Garbage(_)) => {}
-                Ok(Received::End) => self.line = LineIs::Over,
+                Ok(Received::End) => self.lineage = LineageState::Over,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => return Err(error),
             }

@@ -7,7 +7,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use super::message::Message;
 use crate::error::Malformed;
 use crate::sys;
-use crate::sys::ancillary::{Attached, Rights, Sender, receive_with_attachments};
+use crate::sys::ancillary::{AncillaryData, Rights, Sender, receive_with_attachments};
 use crate::sys::socket::{Packet, retry};
 
 /// The maximum size of a packet in bytes. It is less than half of the default send buffer
@@ -45,7 +45,7 @@ pub(super) fn take_packet(
 ) -> io::Result<(Received, Option<Sender>)> {
     buffer.resize(PACKET_MAX, 0);
     let (packet, attached) = retry(|| receive_with_attachments(socket, buffer))?;
-    let Attached { rights, sender } = attached;
+    let AncillaryData { rights, sender } = attached;
     let received = match packet {
         Packet::End => Received::End,
         Packet::Truncated => {

@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use super::driver::{Driver, RunReport};
-use super::life::{Life, LifeLine};
+use super::life::{Life, ServerLink};
 use crate::config::{Config, Listeners};
 #[cfg(feature = "program")]
 use crate::config::{ListenerName, ProgramConfig};
@@ -47,7 +47,7 @@ pub struct Builder {
     /// The names of the listeners that stop last when the service stops; see [`Builder::last`].
     pub(super) last: HashSet<String>,
     pub(super) life: Life,
-    pub(super) line: LifeLine,
+    pub(super) line: ServerLink,
 }
 
 impl Builder {

@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use super::active_role::ActiveRole;
 use super::drain::DrainPhase;
 use super::handoff::Handoff;
-use super::life::LifeLine;
+use super::life::ServerLink;
 use super::machine::{Birth, Event, State, step};
 use super::messages::History;
 use super::pid_file::PidFile;
@@ -49,7 +49,7 @@ pub(super) struct Driver<P> {
     pub(super) liveness: Liveness,
     /// The connection to the [`Life`](super::life::Life) handles, through which the server learns
     /// when to stop accepting, for example.
-    pub(super) life: LifeLine,
+    pub(super) life: ServerLink,
     /// The duties of the active generation. `None` if another generation is active.
     pub(super) active: Option<ActiveRole>,
     pub(super) pid_file: Option<PidFile>,
@@ -104,7 +104,7 @@ impl<P: DataPlane> Driver<P> {
         config: Config,
         inheritance: Inheritance,
         mut plane: P,
-        life: LifeLine,
+        life: ServerLink,
     ) -> Result<Self, Error> {
         life.configure(&config);
         let signals = Signals::of_process(inheritance.signal_use)?;
@@ -179,7 +179,7 @@ impl<P: DataPlane> Driver<P> {
     /// Handles events until the generation ends, and returns how its connections ended.
     pub(super) async fn run(mut self) -> Result<RunReport, Error> {
         let lived = self.live_on().await;
-        let lived = self.end_duties(lived).await;
+        let lived = self.await_alone_tasks(lived).await;
         let drain = self.plane.report();
         // Send the pending replies on the control socket before this process ends.
         self.operators.control.finish().await;

@@ -5,14 +5,14 @@
 //! [`crate::Service`] that needs these events gets one from [`crate::Builder::life`].
 //!
 //! The driver (event loop) changes the state in `life/state.rs`, and this handle reads it. In the
-//! other direction, the handle sends requests to the driver (`life/line.rs`). Tasks that run in a
-//! single generation are in `life/alone.rs`.
+//! other direction, the handle sends requests to the driver (`life/server_link.rs`). Tasks that run
+//! in a single generation are in `life/alone.rs`.
 
 mod alone;
-mod line;
 mod moves;
 mod served;
 mod served_listener;
+mod server_link;
 mod state;
 mod term;
 
@@ -26,9 +26,9 @@ use crate::generation::Generation;
 
 pub(super) use alone::DROP_TIMEOUT;
 pub use alone::Stop;
-pub(super) use line::{LifeLine, LifeRequest};
 pub(super) use served::{ServedListeners, ServedSettings};
 pub(super) use served_listener::{OpenConnection, ServedListener, StopOrder};
+pub(super) use server_link::{LifeRequest, ServerLink};
 pub(super) use state::LifeState;
 pub(super) use term::Term;
 
@@ -61,8 +61,8 @@ pub struct Life {
 
 impl Life {
     /// Creates a handle to a generation for the server, and the other end for the event loop.
-    pub(super) fn new(generation: Generation) -> (Self, LifeLine) {
-        let (state, line) = LifeLine::new(generation);
+    pub(super) fn new(generation: Generation) -> (Self, ServerLink) {
+        let (state, line) = ServerLink::new(generation);
         (Self { state, term: None }, line)
     }
 

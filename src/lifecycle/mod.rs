@@ -10,11 +10,11 @@
 
 mod actions;
 mod active_role;
+mod alone_wait;
 mod builder;
 mod check;
 mod drain;
 mod driver;
-mod duties;
 mod embed;
 mod handoff;
 mod life;

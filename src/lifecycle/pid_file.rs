@@ -36,12 +36,12 @@ const LONGEST: u64 = 64;
 pub(super) struct PidFile {
     path: PathBuf,
     /// The failed write to retry. `None` if the last write succeeded.
-    owed: Option<Owed>,
+    owed: Option<FailedWrite>,
 }
 
 /// A failed write of the pid file, which is retried until it succeeds.
 #[derive(Debug)]
-struct Owed {
+struct FailedWrite {
     pid: u32,
     due: Instant,
     failures: u32,
@@ -70,7 +70,7 @@ impl PidFile {
             self.owed.take().filter(|owed| owed.pid == pid).map_or(0, |owed| owed.failures);
         self.write(pid).inspect_err(|error| {
             let due = Instant::now() + RETRY;
-            self.owed = Some(Owed {
+            self.owed = Some(FailedWrite {
                 pid,
                 due,
                 failures: failures.saturating_add(1),
@@ -96,8 +96,8 @@ impl PidFile {
 
     /// Retries the last write of the pid file if it has failed.
     pub(super) fn retry(&mut self) {
-        let Some(Owed { pid, failures, reason, .. }) = self.owed.take() else { return };
-        self.owed = Some(Owed { pid, due: Instant::now(), failures, reason: String::new() });
+        let Some(FailedWrite { pid, failures, reason, .. }) = self.owed.take() else { return };
+        self.owed = Some(FailedWrite { pid, due: Instant::now(), failures, reason: String::new() });
         match self.name(pid) {
             Ok(()) => tracing::info!(
                 event = "pid_file.written",

@@ -39,7 +39,7 @@ impl<P: DataPlane> Driver<P> {
     pub(super) async fn next_occurrence(&mut self) -> Result<Occurrence, Error> {
         loop {
             if let Some(occurrence) = self.raised.pop_front() {
-                if let Some(occurrence) = self.after_duties(occurrence) {
+                if let Some(occurrence) = self.after_alone_tasks(occurrence) {
                     return Ok(occurrence);
                 }
                 continue;
@@ -48,7 +48,7 @@ impl<P: DataPlane> Driver<P> {
             let life = Arc::clone(&self.life.state);
             let is_yielding = |handoff: &Handoff| handoff.stage.is_yielding();
             let yields =
-                self.life.duty_wait.is_some() || self.handoff.as_ref().is_some_and(is_yielding);
+                self.life.alone_wait.is_some() || self.handoff.as_ref().is_some_and(is_yielding);
             let successor = self.handoff.as_mut().and_then(|handoff| handoff.successor.as_mut());
             let wakeup = tokio::select! {
                 biased;
@@ -76,7 +76,7 @@ impl<P: DataPlane> Driver<P> {
             Wakeup::Due(timer) => self.expired(timer).await?,
             Wakeup::Asked(request, answer) => self.asked(request, answer),
             Wakeup::Server(request) => self.server_requested(request)?,
-            Wakeup::Yielded => Some(self.duties_ended()),
+            Wakeup::Yielded => Some(self.alone_tasks_ended()),
             Wakeup::Duty(duty) => {
                 self.do_duty(duty);
                 None
@@ -114,12 +114,12 @@ impl<P: DataPlane> Driver<P> {
             Timer::Ready => HandoffFailure::TimedOut { limit }.into(),
             Timer::Operator => self.out_of_time().into(),
             Timer::Bake => {
-                self.yield_duties();
+                self.end_alone_tasks();
                 return Ok(None);
             }
             Timer::Yield => HandoffFailure::NotYielded { limit: self.config.alone_timeout }.into(),
             Timer::Duties => {
-                self.duties_expired()?;
+                self.alone_tasks_expired()?;
                 return Ok(None);
             }
             Timer::Drain => Event::DrainExpired.into(),
@@ -142,10 +142,10 @@ impl<P: DataPlane> Driver<P> {
             self.liveness.timer(),
             handoff
                 .and_then(|handoff| handoff.stage.timer())
-                .filter(|_| self.life.duty_wait.is_none()),
-            self.life.duty_wait.and_then(|wait| wait.until).map(|at| (at, Timer::Duties)),
+                .filter(|_| self.life.alone_wait.is_none()),
+            self.life.alone_wait.and_then(|wait| wait.until).map(|at| (at, Timer::Duties)),
             handoff
-                .filter(|_| self.life.duty_wait.is_none())
+                .filter(|_| self.life.alone_wait.is_none())
                 .and_then(|handoff| handoff.given_up_at())
                 .map(|at| (at, Timer::Operator)),
             drain.and_then(|drain| drain.until).map(|at| (at, Timer::Drain)),
@@ -164,7 +164,7 @@ impl<P: DataPlane> Driver<P> {
             death: self.liveness.is_whole(),
             carry_end: is_retiring && self.drain.as_ref().is_some_and(|drain| drain.carries),
             taken_over: self.handoff.as_ref().is_some_and(|handoff| handoff.stage.is_delayed()),
-            drained: self.may_be_drained() && self.life.duty_wait.is_none(),
+            drained: self.may_be_drained() && self.life.alone_wait.is_none(),
         }
     }
 

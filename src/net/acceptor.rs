@@ -146,7 +146,10 @@ impl WatchedListener {
         let accept = || sys::reserve::accept(self.share, &self.listener, || self.listener.accept());
         let accepted =
             ready.try_io(|_| accept()).map_or(Ok(None), |accepted| accepted.map(Some))?;
-        Ok(accepted.map(|(accepted, earmark)| Accepted { earmark: Some(earmark), ..accepted }))
+        Ok(accepted.map(|(accepted, descriptor_claim)| Accepted {
+            descriptor_claim: Some(descriptor_claim),
+            ..accepted
+        }))
     }
 }
 

@@ -12,13 +12,13 @@ use std::hash::Hash;
 use super::endpoint::Endpoint;
 use super::origin::{Binding, Origin};
 use super::passed::Passed;
-use super::wanted::Wanted;
+use super::wanted::WantedListener;
 
 /// Assigns the received sockets to the configured listeners. This function applies the most
 /// reliable matching rule to all listeners first, and then the next rule. So a listener never takes
 /// a socket that matches another listener better.
-pub(super) fn claim(wanted: &mut [Wanted], passed: &mut Vec<Passed>) {
-    let mut pool = Pool(passed.drain(..).map(Some).collect());
+pub(super) fn claim(wanted: &mut [WantedListener], passed: &mut Vec<Passed>) {
+    let mut pool = UnclaimedSockets(passed.drain(..).map(Some).collect());
     // Give each listener all sockets that a parent passed under the listener's name. A systemd unit
     // with two `ListenStream=` lines passes two sockets under one name.
     let mut by_name = pool.sorted(|socket| inherited(socket)?.name.clone());
@@ -41,7 +41,7 @@ pub(super) fn claim(wanted: &mut [Wanted], passed: &mut Vec<Passed>) {
     pool.give_one(wanted, Passed::endpoint, |want| Endpoint::of(&want.address));
     // Let a dual-stack socket from a parent match a listener that is configured for one address
     // family. For example, systemd's `ListenStream=80` is the dual-stack address `[::]:80`.
-    let of_both_families = |want: &Wanted| Endpoint::of(&want.address)?.of_both_families();
+    let of_both_families = |want: &WantedListener| Endpoint::of(&want.address)?.of_both_families();
     pool.give_one(wanted, |socket| inherited(socket)?.endpoint(), of_both_families);
     pool.give_one(wanted, |socket| inherited(socket)?.name.is_none().then_some(()), |_| Some(()));
     passed.extend(pool.0.into_iter().flatten());
@@ -61,12 +61,13 @@ fn binding(socket: &Passed) -> Option<&Binding> {
 }
 
 /// The passed sockets that no listener has claimed yet, in the order in which they were passed.
-struct Pool(Vec<Option<Passed>>);
+struct UnclaimedSockets(Vec<Option<Passed>>);
 
-/// The indices of the sockets in a [`Pool`], grouped by the value that a matching rule compares.
+/// The indices of the sockets in an [`UnclaimedSockets`], grouped by the value that a matching rule
+/// compares.
 type Sorted<K> = HashMap<K, VecDeque<usize>>;
 
-impl Pool {
+impl UnclaimedSockets {
     fn sorted<K: Eq + Hash>(&self, key: impl Fn(&Passed) -> Option<K>) -> Sorted<K> {
         let mut sorted = Sorted::new();
         for (place, socket) in self.0.iter().enumerate() {
@@ -85,9 +86,9 @@ impl Pool {
     /// For each listener without a socket, takes the first unclaimed socket with the same key.
     fn give_one<K: Eq + Hash>(
         &mut self,
-        wanted: &mut [Wanted],
+        wanted: &mut [WantedListener],
         key: impl Fn(&Passed) -> Option<K>,
-        wanted_key: impl Fn(&Wanted) -> Option<K>,
+        wanted_key: impl Fn(&WantedListener) -> Option<K>,
     ) {
         let mut wanted = wanted.iter_mut().filter(|want| want.found.is_empty()).peekable();
         if wanted.peek().is_none() {

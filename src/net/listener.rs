@@ -30,7 +30,7 @@ use super::proxied::RelaySocket;
 use super::shortage::Shortage;
 use super::stream::Stream;
 use crate::sys;
-use crate::sys::reserve::Earmark;
+use crate::sys::reserve::DescriptorClaim;
 
 /// A named listening socket, bound and non-blocking. Clones share the same socket.
 #[derive(Clone, Debug)]
@@ -52,7 +52,7 @@ pub struct Listener {
 pub(crate) struct Accepted {
     pub(super) socket: Socket,
     pub(super) peer: Peer,
-    pub(super) earmark: Option<Earmark>,
+    pub(super) descriptor_claim: Option<DescriptorClaim>,
 }
 
 impl AsFd for Accepted {
@@ -87,7 +87,7 @@ impl Accepted {
     pub(crate) fn into_stream(self, listener: &Listener) -> Option<(Stream, Peer)> {
         match Stream::new(self.socket, self.peer) {
             Ok(mut stream) => {
-                stream.earmark = self.earmark;
+                stream.descriptor_claim = self.descriptor_claim;
                 Some((stream, self.peer))
             }
             Err(error) => {
@@ -179,7 +179,7 @@ impl Listener {
         let accept = || self.socket.accept4(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK);
         match sys::interrupt::unless_it_blocks(accept) {
             Ok((socket, address)) => {
-                Ok(Accepted { socket, peer: Peer::new(&address), earmark: None })
+                Ok(Accepted { socket, peer: Peer::new(&address), descriptor_claim: None })
             }
             Err(error) => {
                 // Return EINTR unchanged, so that the caller tries again. After `WouldBlock`, the

@@ -34,7 +34,7 @@ pub use origin::{Binding, Origin};
 pub(crate) use passed::Passed;
 pub use peer::Peer;
 #[cfg(feature = "proxy")]
-pub(crate) use proxied::{Gone, Pipe, ProxiedSocket, RelaySocket, begin_connect, dial};
+pub(crate) use proxied::{PeerLoss, Pipe, ProxiedSocket, RelaySocket, begin_connect, dial};
 pub(crate) use socket_file::FileAccess;
 pub(crate) use stored_name::StoredName;
 #[cfg(any(fuzzing, test))]

@@ -20,7 +20,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use super::no_delay::Delay;
 use super::peer::Peer;
 use super::traffic::Traffic;
-use crate::sys::reserve::Earmark;
+use crate::sys::reserve::DescriptorClaim;
 
 /// A TCP or Unix connection that counts the bytes that it transfers.
 #[derive(Debug)]
@@ -39,7 +39,7 @@ pub struct Stream {
     counted: Option<Box<CountedByServer>>,
     /// A claim to one file descriptor, which this process will need to connect to an upstream for
     /// this client.
-    pub(super) earmark: Option<Earmark>,
+    pub(super) descriptor_claim: Option<DescriptorClaim>,
 }
 
 /// How a server that embeds this library counts a connection.
@@ -103,7 +103,7 @@ impl Stream {
             is_shared: false,
             delay: Delay::None,
             counted: None,
-            earmark: None,
+            descriptor_claim: None,
         }
     }
 
@@ -183,8 +183,8 @@ impl Stream {
 
     /// Takes the claim to the file descriptor that this client's upstream connection will need. A
     /// server without upstreams drops the claim.
-    pub(crate) const fn take_earmark(&mut self) -> Option<Earmark> {
-        self.earmark.take()
+    pub(crate) const fn take_descriptor_claim(&mut self) -> Option<DescriptorClaim> {
+        self.descriptor_claim.take()
     }
 
     /// Returns the address of the client, if a server that embeds this library serves the
@@ -250,7 +250,7 @@ impl Stream {
         if let Some(counted) = &mut self.counted {
             counted.count_read();
         }
-        self.earmark = None;
+        self.descriptor_claim = None;
         self.traffic.count_received(count as u64);
         self.peer_finished |= count == 0;
     }

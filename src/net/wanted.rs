@@ -13,14 +13,14 @@ use crate::error::Error;
 
 /// A configured listener: its name, the address to bind if no passed socket matches it, and the
 /// sockets found for it so far.
-pub(super) struct Wanted {
+pub(super) struct WantedListener {
     pub(super) name: String,
     pub(super) address: Address,
     pub(super) access: FileAccess,
     pub(super) found: Vec<Passed>,
 }
 
-impl Wanted {
+impl WantedListener {
     /// Creates the listener from its configuration.
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 use super::limits::{Expired, Limits};
 use super::relay::Relay;
 use super::settle::Side;
-use crate::net::{ByteCounts, Gone, ProxiedSocket, RelaySocket};
+use crate::net::{ByteCounts, PeerLoss, ProxiedSocket, RelaySocket};
 
 /// A connection between a client and an upstream. `T` is the data that the caller stores with the
 /// connection.
@@ -80,7 +80,7 @@ impl<T> RelayEntry<T> {
     /// because the upstream must receive the bytes that the client sent before. Call this function
     /// only while nothing reads from the client.
     pub(super) fn client_has_left(&mut self) -> bool {
-        matches!(self.client.gone(), Some(Gone::Broken(_)))
+        matches!(self.client.gone(), Some(PeerLoss::Broken(_)))
     }
 
     /// Makes the kernel reset both connections when they are closed.

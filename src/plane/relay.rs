@@ -13,7 +13,7 @@ use std::io;
 use super::direction::{Direction, Progress, SinkEnd};
 use super::entry::RelayEnd;
 use super::settle::Side;
-use crate::net::{Gone, RelaySocket};
+use crate::net::{PeerLoss, RelaySocket};
 
 /// The two directions of a proxied connection.
 #[derive(Debug, Default)]
@@ -85,17 +85,19 @@ impl Relay {
     fn failure(&self, client: &mut RelaySocket, upstream: &mut RelaySocket) -> Option<RelayEnd> {
         let client = if self.up.is_reading() { None } else { client.gone() };
         match client {
-            Some(Gone::Broken(error)) => return Some(RelayEnd::ClientBroke(error)),
-            Some(Gone::Closed) if self.up.is_over() => {
+            Some(PeerLoss::Broken(error)) => return Some(RelayEnd::ClientBroke(error)),
+            Some(PeerLoss::Closed) if self.up.is_over() => {
                 return Some(RelayEnd::PeerClosed(Side::Client));
             }
-            Some(Gone::Closed) | None => {}
+            Some(PeerLoss::Closed) | None => {}
         }
         let upstream = if self.down.is_reading() { None } else { upstream.gone() };
         match upstream {
-            Some(Gone::Broken(error)) => Some(RelayEnd::UpstreamBroke(error)),
-            Some(Gone::Closed) if self.down.is_over() => Some(RelayEnd::PeerClosed(Side::Upstream)),
-            Some(Gone::Closed) | None => None,
+            Some(PeerLoss::Broken(error)) => Some(RelayEnd::UpstreamBroke(error)),
+            Some(PeerLoss::Closed) if self.down.is_over() => {
+                Some(RelayEnd::PeerClosed(Side::Upstream))
+            }
+            Some(PeerLoss::Closed) | None => None,
         }
     }
 

@@ -50,14 +50,14 @@ pub(super) struct Instance {
 }
 
 /// How one run of the program ended.
-pub(super) enum Lived {
+pub(super) enum RunOutcome {
     /// The program was told to stop.
     Stopped,
     /// The program ended by itself, failed a check, or could not be started.
     Failed(ProgramFailure),
 }
 
-impl Lived {
+impl RunOutcome {
     pub(super) fn failed(what: String) -> Self {
         Self::Failed(ProgramFailure { what, code: None })
     }
@@ -72,8 +72,8 @@ impl Instance {
                 let began = Instant::now();
                 self.state.send_replace(InstanceState::Starting);
                 match self.live().await {
-                    Lived::Stopped => pause = FIRST_PAUSE,
-                    Lived::Failed(failure) if self.is_to_run() => {
+                    RunOutcome::Stopped => pause = FIRST_PAUSE,
+                    RunOutcome::Failed(failure) if self.is_to_run() => {
                         if began.elapsed() > LONGEST_PAUSE {
                             pause = FIRST_PAUSE;
                         }
@@ -81,7 +81,7 @@ impl Instance {
                         pause = (pause * 2).min(LONGEST_PAUSE);
                         continue;
                     }
-                    Lived::Failed(ProgramFailure { what, .. }) => tracing::warn!(
+                    RunOutcome::Failed(ProgramFailure { what, .. }) => tracing::warn!(
                         event = "program.ended",
                         instance = self.number,
                         reason = what,
@@ -127,12 +127,12 @@ impl Instance {
     }
 
     /// Starts the program once, and waits until that process has ended.
-    async fn live(&self) -> Lived {
+    async fn live(&self) -> RunOutcome {
         let (mut running, probe, pipe) = match self.start() {
             Ok(started) => started,
             Err(error) => {
                 self.count(|counters| counters.failed_starts += 1);
-                return Lived::failed(format!("did not start: {error}"));
+                return RunOutcome::failed(format!("did not start: {error}"));
             }
         };
         let pid = running.pid();

@@ -25,9 +25,9 @@ const LONGEST: usize = 300;
 
 /// The last lines that a program wrote to standard error. Clones share the same lines.
 #[derive(Clone, Debug, Default)]
-pub(super) struct LastWords(Arc<Mutex<VecDeque<String>>>);
+pub(super) struct LastOutput(Arc<Mutex<VecDeque<String>>>);
 
-impl LastWords {
+impl LastOutput {
     /// Returns the last lines as a part of an error message, or an empty text if there are none.
     pub(super) fn quoted(&self) -> String {
         let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -115,7 +115,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_last_lines_of_a_program_are_kept() {
-        let words = LastWords::default();
+        let words = LastOutput::default();
         let (read, write) = pipe().unwrap();
         let mut program = File::from(write);
         for line in 1..LINES {

@@ -18,7 +18,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use super::output::LastWords;
+use super::output::LastOutput;
 use crate::sys::child::Child;
 use crate::sys::fd::watch;
 use crate::sys::process::{PidFd, is_below, is_in_group};
@@ -32,7 +32,7 @@ pub(super) struct Running {
     /// The main process that the program has named with `MAINPID=`. `None` if the child is the main
     /// process.
     named: Option<NamedProcess>,
-    words: LastWords,
+    words: LastOutput,
     /// A channel that closes when the program's last output has arrived.
     written: oneshot::Receiver<Infallible>,
     /// Whether no process of the program is left. Then send no signal, because the kernel may reuse
@@ -52,7 +52,7 @@ impl Running {
     /// # Errors
     /// Fails when the thread that reads standard error cannot be started. The child is then killed.
     pub(super) fn new(child: Child, errors: OwnedFd) -> io::Result<Self> {
-        let words = LastWords::default();
+        let words = LastOutput::default();
         match words.follow(errors) {
             Ok(written) => Ok(Self { child, named: None, words, written, is_gone: false }),
             Err(error) => {

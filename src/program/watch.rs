@@ -12,7 +12,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::instance::{Instance, Lived};
+use super::instance::{Instance, RunOutcome};
 use super::notify::Notification;
 use super::observed::{InstanceState, Order, ProgramFailure};
 use super::ready::{Probe, ReadyBy};
@@ -30,7 +30,7 @@ impl Instance {
         running: &mut Running,
         probe: &Probe,
         pipe: Option<OwnedFd>,
-    ) -> Lived {
+    ) -> RunOutcome {
         let mut orders = self.orders.clone();
         let mut ready_by = None;
         let mut ready = Box::pin(probe.ready(pipe));
@@ -45,11 +45,11 @@ impl Instance {
                     let order = *orders.borrow_and_update();
                     if changed.is_err() || order == Order::Kill {
                         self.count_end(running.kill().await);
-                        return Lived::Stopped;
+                        return RunOutcome::Stopped;
                     }
                     if order == Order::Stop {
                         self.stop(running).await;
-                        return Lived::Stopped;
+                        return RunOutcome::Stopped;
                     }
                 }
                 // Read notifications before checking whether the process has ended, because a
@@ -69,7 +69,8 @@ impl Instance {
                 }
                 why = &mut failed_check, if ready_by.is_some_and(|by| probe.can_repeat(by)) => {
                     self.count_end(running.kill().await);
-                    return Lived::failed(format!("failed its health check and was killed: {why}"));
+                    let what = format!("failed its health check and was killed: {why}");
+                    return RunOutcome::failed(what);
                 }
                 () = until(silent_at) => {
                     return self.abort(running).await;
@@ -84,7 +85,7 @@ impl Instance {
         status: io::Result<Option<ExitStatus>>,
         running: &mut Running,
         is_ready: bool,
-    ) -> Lived {
+    ) -> RunOutcome {
         let status = status.ok().flatten();
         self.count_end(status);
         let how = running.described(status).await;
@@ -99,18 +100,18 @@ impl Instance {
             Some(_) | None => "",
         };
         let what = format!("ended{when} {how}{hint}");
-        Lived::Failed(ProgramFailure { what, code: status.and_then(exit_code) })
+        RunOutcome::Failed(ProgramFailure { what, code: status.and_then(exit_code) })
     }
 
     /// Ends a program that no longer answers its watchdog. Sends SIGABRT, as systemd does, so that
     /// the program can leave a core dump.
-    async fn abort(&self, running: &mut Running) -> Lived {
+    async fn abort(&self, running: &mut Running) -> RunOutcome {
         self.facts().forget_watchdog();
         running.signal(Signal::SIGABRT);
         let status = timeout(ABORT_TIMEOUT, running.ended()).await.ok().and_then(Result::ok);
         let killed = running.kill().await;
         self.count_end(status.flatten().or(killed));
-        Lived::failed("stopped answering its watchdog".to_owned())
+        RunOutcome::failed("stopped answering its watchdog".to_owned())
     }
 
     /// Records that the program is ready, and returns what has shown this.

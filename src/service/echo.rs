@@ -31,9 +31,9 @@ const FORMAT: &str = "echo/1";
 
 impl Service for Echo {
     async fn serve(&self, connection: &mut Connection) -> io::Result<()> {
-        drop(connection.stream.take_earmark());
+        drop(connection.stream.take_descriptor_claim());
         if let Some(saved_state) = connection.resumed_state() {
-            if Box::pin(pay(connection, saved_state.bytes)).await? == Paid::NotAll {
+            if Box::pin(pay(connection, saved_state.bytes)).await? == UnsentOutcome::NotAll {
                 return Ok(());
             }
         }
@@ -45,7 +45,7 @@ impl Service for Echo {
                         // Box this future, because most connections never have remaining bytes and
                         // should not reserve memory for it.
                         Echoed::Owing(rest) => {
-                            if Box::pin(pay(connection, rest)).await? == Paid::NotAll {
+                            if Box::pin(pay(connection, rest)).await? == UnsentOutcome::NotAll {
                                 return Ok(());
                             }
                         }
@@ -82,7 +82,7 @@ impl Service for Echo {
 
 /// The outcome of writing bytes that the client did not accept at first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Paid {
+enum UnsentOutcome {
     All,
     /// The service has detached the connection. The remaining bytes move to the successor with it.
     NotAll,
@@ -90,19 +90,19 @@ enum Paid {
 
 /// Writes the bytes in `owed` to the client. Detaches the connection if the server asks to move it
 /// before all bytes are written.
-async fn pay(connection: &mut Connection, mut owed: Vec<u8>) -> io::Result<Paid> {
+async fn pay(connection: &mut Connection, mut owed: Vec<u8>) -> io::Result<UnsentOutcome> {
     let mut written = 0;
     let paid = poll_fn(|cx| {
         while written < owed.len() {
             if connection.carry_requested() {
-                return Poll::Ready(Ok(Paid::NotAll));
+                return Poll::Ready(Ok(UnsentOutcome::NotAll));
             }
             written += ready!(Pin::new(&mut connection.stream).poll_write(cx, &owed[written..]))?;
         }
-        Poll::Ready(Ok::<_, io::Error>(Paid::All))
+        Poll::Ready(Ok::<_, io::Error>(UnsentOutcome::All))
     })
     .await?;
-    if paid == Paid::NotAll {
+    if paid == UnsentOutcome::NotAll {
         owed.drain(..written);
         connection.detach(CarriedState::new(FORMAT, owed));
     }

@@ -66,7 +66,7 @@ pub(crate) enum SenderProcess {
 
 /// The ancillary data of a packet: the passed descriptors and the sender.
 #[derive(Debug)]
-pub(crate) struct Attached {
+pub(crate) struct AncillaryData {
     /// The file descriptors that the sender passed with the packet.
     pub(crate) rights: Rights,
     /// The sender of the packet. `None` if [`report_senders`] was not called for the channel.
@@ -133,7 +133,7 @@ pub(crate) fn peer_process(channel: BorrowedFd<'_>) -> io::Result<Sender> {
 pub(crate) fn receive_with_attachments(
     channel: BorrowedFd<'_>,
     buffer: &mut [u8],
-) -> io::Result<(Packet, Attached)> {
+) -> io::Result<(Packet, AncillaryData)> {
     let mut space = [0_u64; SPACE];
     let mut text = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     let flags = libc::MSG_DONTWAIT | libc::MSG_TRUNC | libc::MSG_CMSG_CLOEXEC;
@@ -167,7 +167,7 @@ pub(crate) fn receive_with_attachments(
 
 /// Extracts the ancillary data from a received packet. Call this function only once for each header
 /// that recvmsg(2) has filled in, because it takes ownership of the received descriptors.
-fn attachments(header: &libc::msghdr) -> Attached {
+fn attachments(header: &libc::msghdr) -> AncillaryData {
     let (mut rights, mut credentials, mut process) = (Vec::new(), None, SenderProcess::Unknown);
     // SAFETY: the kernel has filled in the header and the ancillary-data buffer that the header
     // points to.
@@ -211,7 +211,7 @@ fn attachments(header: &libc::msghdr) -> Attached {
         next = unsafe { libc::CMSG_NXTHDR(header, next) };
     }
     let is_truncated = header.msg_flags & libc::MSG_CTRUNC != 0;
-    Attached {
+    AncillaryData {
         rights: if is_truncated { Rights::Truncated } else { Rights::All(rights) },
         sender: credentials
             .map(|credentials| Sender { pid: visible_pid(credentials.pid), process }),

@@ -34,7 +34,7 @@ static EARMARKED: AtomicI32 = AtomicI32::new(0);
 /// A claim on one file descriptor that an accepted client will need for its upstream connection.
 /// The claim prevents new clients from using up that descriptor.
 #[derive(Debug)]
-pub(crate) struct Earmark(());
+pub(crate) struct DescriptorClaim(());
 
 /// How much of the reserve of descriptors a caller may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +58,7 @@ pub(crate) fn accept<T: AsFd>(
     share: Share,
     listener: impl AsFd,
     accept: impl FnOnce() -> io::Result<T>,
-) -> io::Result<(T, Earmark)> {
+) -> io::Result<(T, DescriptorClaim)> {
     let opening = (share != Share::All).then(lock_near).flatten();
     if opening.is_some() {
         // Check for free descriptors before accepting, because an accepted connection cannot go
@@ -75,7 +75,7 @@ pub(crate) fn accept<T: AsFd>(
     note(&accepted);
     // Create the claim while this thread still holds the lock, so that the next accept counts the
     // claim.
-    Ok((accepted, Earmark::new()))
+    Ok((accepted, DescriptorClaim::new()))
 }
 
 /// Checks that at least `count` descriptor numbers below `end` are free. It does so by duplicating
@@ -107,14 +107,14 @@ pub(crate) fn open<T: AsFd>(open: impl FnOnce() -> io::Result<T>) -> io::Result<
     if is_reserved(&opened) { Err(Errno::EMFILE.into()) } else { Ok(opened) }
 }
 
-impl Earmark {
+impl DescriptorClaim {
     fn new() -> Self {
         EARMARKED.fetch_add(1, Ordering::Relaxed);
         Self(())
     }
 }
 
-impl Drop for Earmark {
+impl Drop for DescriptorClaim {
     fn drop(&mut self) {
         EARMARKED.fetch_sub(1, Ordering::Relaxed);
     }

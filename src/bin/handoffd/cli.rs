@@ -179,8 +179,8 @@ pub(crate) enum Command {
     },
     Status {
         control: PathBuf,
-        form: Form,
-        span: Span,
+        form: OutputFormat,
+        span: StatusMode,
     },
     Doctor {
         control: PathBuf,
@@ -195,14 +195,14 @@ pub(crate) enum Command {
 
 /// The kind of output: text for people, or JSON for programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Form {
+pub(crate) enum OutputFormat {
     People,
     Programs,
 }
 
 /// Whether to show the status once or to keep watching it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Span {
+pub(crate) enum StatusMode {
     Once,
     Watch,
 }
@@ -258,8 +258,8 @@ pub(crate) fn parse(runtime_directory: Option<&Path>) -> Result<Command, Failure
         },
         Some(CommandLine::Status(flags)) => Command::Status {
             control: find(flags.daemon),
-            form: if flags.json { Form::Programs } else { Form::People },
-            span: if flags.watch { Span::Watch } else { Span::Once },
+            form: if flags.json { OutputFormat::Programs } else { OutputFormat::People },
+            span: if flags.watch { StatusMode::Watch } else { StatusMode::Once },
         },
         Some(CommandLine::Completions { shell }) => Command::Completions(shell),
         Some(CommandLine::Man { directory }) => Command::Man { directory },

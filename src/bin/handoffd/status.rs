@@ -13,7 +13,7 @@ use handoffd::status::{
 };
 use handoffd::text::{escaped, one_line};
 
-use crate::cli::{Form, Span};
+use crate::cli::{OutputFormat, StatusMode};
 use crate::failure::Failure;
 use crate::output::print;
 
@@ -23,7 +23,7 @@ const EVERY: Duration = Duration::from_secs(1);
 const SHORT: usize = 12;
 
 /// Asks the daemon for its status and prints it.
-pub(crate) fn run(control: PathBuf, form: Form, span: Span) -> Result<(), Failure> {
+pub(crate) fn run(control: PathBuf, form: OutputFormat, span: StatusMode) -> Result<(), Failure> {
     let control = Control::at(control);
     let mut said = String::new();
     loop {
@@ -33,14 +33,14 @@ pub(crate) fn run(control: PathBuf, form: Form, span: Span) -> Result<(), Failur
             status => status?,
         };
         let text = match (form, span) {
-            (Form::Programs, _) => json(&status)?,
-            (Form::People, Span::Once) => table(&status),
-            (Form::People, Span::Watch) => one_line(&status.to_string()) + "\n",
+            (OutputFormat::Programs, _) => json(&status)?,
+            (OutputFormat::People, StatusMode::Once) => table(&status),
+            (OutputFormat::People, StatusMode::Watch) => one_line(&status.to_string()) + "\n",
         };
         if text != said {
             print("the status", &text)?;
         }
-        if span == Span::Once || is_quiet(&status) {
+        if span == StatusMode::Once || is_quiet(&status) {
             return Ok(());
         }
         said = text;

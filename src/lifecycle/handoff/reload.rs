@@ -92,9 +92,9 @@ impl<P: DataPlane> Driver<P> {
     fn longest_handoff(&self) -> Duration {
         let config = &self.config;
         let carry = if self.is_start_delayed() { config.drain_timeout } else { Duration::ZERO };
-        let duties =
-            if self.life.state.has_duties() { config.alone_timeout } else { Duration::ZERO };
-        total([carry, config.ready_timeout, config.bake, duties])
+        let alone_tasks =
+            if self.life.state.has_alone_tasks() { config.alone_timeout } else { Duration::ZERO };
+        total([carry, config.ready_timeout, config.bake, alone_tasks])
     }
 
     /// Gives a successor that is starting at least `time` from now until it must be ready. Also

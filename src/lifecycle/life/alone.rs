@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::Life;
-use super::state::Standing;
+use super::state::AloneState;
 use super::term::Term;
 
 /// How long to wait until a dropped task is gone. A second is enough, unless the task blocks its
@@ -102,7 +102,7 @@ where
             // The event loop first changes the standing and then reads the count. So either it sees
             // the running task, or this check sees the change.
             let running = state.alone.running.token();
-            if *standing.borrow() != Standing::Active {
+            if *standing.borrow() != AloneState::Active {
                 continue;
             }
             let stop = Stop(CancellationToken::new());
@@ -118,7 +118,7 @@ where
 
 /// Waits until this generation is the active one, and returns `true`. Returns `false` if the
 /// generation ends before that, or if `term` is over: the server must stop accepting.
-async fn becomes_active(standing: &mut watch::Receiver<Standing>, term: Option<&Term>) -> bool {
+async fn becomes_active(standing: &mut watch::Receiver<AloneState>, term: Option<&Term>) -> bool {
     let term_over = async {
         match term {
             Some(term) => term.retired().await,
@@ -128,7 +128,7 @@ async fn becomes_active(standing: &mut watch::Receiver<Standing>, term: Option<&
     tokio::select! {
         biased;
         () = term_over => false,
-        active = standing.wait_for(|now| *now == Standing::Active) => active.is_ok(),
+        active = standing.wait_for(|now| *now == AloneState::Active) => active.is_ok(),
     }
 }
 
@@ -146,11 +146,11 @@ enum RunEnd {
 async fn run_once(
     mut work: JoinHandle<()>,
     stop: Stop,
-    standing: &mut watch::Receiver<Standing>,
+    standing: &mut watch::Receiver<AloneState>,
     dropped: &CancellationToken,
 ) -> RunEnd {
     let asked = async {
-        let _ = standing.wait_for(|now| *now != Standing::Active).await;
+        let _ = standing.wait_for(|now| *now != AloneState::Active).await;
         stop.0.cancel();
         std::future::pending::<()>().await;
     };

@@ -7,9 +7,9 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::line::LifeRequest;
 use super::moves::Moves;
 use super::served::ServedListeners;
+use super::server_link::LifeRequest;
 use super::term::Term;
 use crate::carry::CarriedState;
 use crate::config::Config;
@@ -21,7 +21,7 @@ use crate::report::CarryForecast;
 pub(in crate::lifecycle) struct LifeState {
     pub(in crate::lifecycle) generation: Generation,
     pub(in crate::lifecycle) term: watch::Sender<Term>,
-    pub(super) standing: watch::Sender<Standing>,
+    pub(super) standing: watch::Sender<AloneState>,
     /// Cancelled when this generation has become active for the first time.
     pub(super) committed: CancellationToken,
     /// Cancelled when the remaining connections must be dropped.
@@ -45,7 +45,7 @@ pub(in crate::lifecycle) struct LifeState {
 /// Whether this generation may run the tasks of [`super::Life::alone`], which run in only one
 /// generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
+pub(super) enum AloneState {
     /// The generation is not active yet.
     Waiting,
     /// The generation is active.
@@ -71,7 +71,7 @@ impl LifeState {
         Self {
             generation,
             term: watch::Sender::new(Term::default()),
-            standing: watch::Sender::new(Standing::Waiting),
+            standing: watch::Sender::new(AloneState::Waiting),
             committed: CancellationToken::new(),
             cut: CancellationToken::new(),
             alone: super::alone::AloneTasks::default(),
@@ -116,7 +116,7 @@ impl LifeState {
     }
 
     /// Returns whether a task that must run in only one generation is running.
-    pub(in crate::lifecycle) fn has_duties(&self) -> bool {
+    pub(in crate::lifecycle) fn has_alone_tasks(&self) -> bool {
         self.alone.are_running()
     }
 

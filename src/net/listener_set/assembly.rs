@@ -30,7 +30,7 @@ use crate::net::listener::Listener;
 use crate::net::origin::Origin;
 use crate::net::passed::Passed;
 use crate::net::stored_name::StoredName;
-use crate::net::wanted::{Wanted, name_obstacle};
+use crate::net::wanted::{WantedListener, name_obstacle};
 
 impl ListenerSet {
     /// Matches the passed sockets to the configured listeners. Binds a new socket for each listener
@@ -51,7 +51,7 @@ impl ListenerSet {
         match configured {
             Listeners::Named(named) => {
                 for (index, config) in named.as_slice().iter().enumerate() {
-                    wanted.push(Wanted::new(config.name_at(index), config)?);
+                    wanted.push(WantedListener::new(config.name_at(index), config)?);
                 }
             }
             Listeners::Inherited => {
@@ -59,12 +59,12 @@ impl ListenerSet {
                     socket.origin == Origin::Inherited
                 })));
                 if listeners.is_empty() {
-                    wanted.push(Wanted::new("default".into(), &DEFAULT_ADDRESS.parse()?)?);
+                    wanted.push(WantedListener::new("default".into(), &DEFAULT_ADDRESS.parse()?)?);
                 }
             }
         }
         claim(&mut wanted, &mut passed);
-        let grants = wanted.iter().filter_map(Wanted::grant).collect();
+        let grants = wanted.iter().filter_map(WantedListener::grant).collect();
         let (mut bound_here, replaced) = adopt_or_bind(wanted, &passed, &mut listeners)?;
         let control = match (control_passed, control) {
             (Some(socket), _) => Some(adopt(socket, CONTROL)),
@@ -128,7 +128,7 @@ fn unlink_at(places: &[usize], listeners: &[Listener]) {
 /// indices of the newly bound listeners, and the descriptors of the unused sockets that they
 /// replace.
 fn adopt_or_bind(
-    wanted: Vec<Wanted>,
+    wanted: Vec<WantedListener>,
     unclaimed: &[Passed],
     listeners: &mut Vec<Listener>,
 ) -> Result<(Vec<usize>, Vec<RawFd>), Error> {

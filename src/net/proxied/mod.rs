@@ -13,4 +13,4 @@ mod relay_socket;
 pub(crate) use dial::{begin_connect, dial};
 pub(crate) use options::ProxiedSocket;
 pub(crate) use pipe::Pipe;
-pub(crate) use relay_socket::{Gone, RelaySocket};
+pub(crate) use relay_socket::{PeerLoss, RelaySocket};

@@ -70,7 +70,7 @@ struct Readiness {
 
 /// How a peer disappeared.
 #[derive(Debug)]
-pub(crate) enum Gone {
+pub(crate) enum PeerLoss {
     /// The connection broke, with this error.
     Broken(io::Error),
     /// The peer closed its Unix socket, so it will read nothing more. Unlike a TCP socket, a Unix
@@ -122,10 +122,10 @@ impl RelaySocket {
     /// Returns how a connect(2) in progress has ended, or `None` if it is still in progress.
     pub(crate) fn connected(&mut self) -> Option<io::Result<()>> {
         match self.gone() {
-            Some(Gone::Broken(error)) => Some(Err(error)),
+            Some(PeerLoss::Broken(error)) => Some(Err(error)),
             // A Unix socket is connected when connect(2) returns. The upstream may have answered
             // and closed its socket since then.
-            Some(Gone::Closed) => Some(Ok(())),
+            Some(PeerLoss::Closed) => Some(Ok(())),
             None => self.ready.writes.then_some(Ok(())),
         }
     }
@@ -253,15 +253,15 @@ impl RelaySocket {
     /// Returns how the peer has disappeared, or `None` if it is not known to be gone. Returns an
     /// error only once. Call this function only while nothing reads from the peer. Bytes that the
     /// peer has sent may still be unread.
-    pub(crate) fn gone(&mut self) -> Option<Gone> {
+    pub(crate) fn gone(&mut self) -> Option<PeerLoss> {
         if std::mem::take(&mut self.ready.suspect) {
             if let Ok(Some(error)) = SockRef::from(&self.socket).take_error() {
-                return Some(Gone::Broken(error));
+                return Some(PeerLoss::Broken(error));
             }
             // For TCP, no error means that both sides have closed the connection in order.
             self.ready.closed |= self.is_unix && sys::socket::has_hung_up(self.socket.as_fd());
         }
-        self.ready.closed.then_some(Gone::Closed)
+        self.ready.closed.then_some(PeerLoss::Closed)
     }
 
     /// Returns how many bytes the peer's kernel has not acknowledged yet.

@@ -20,7 +20,7 @@ use crate::config::Check;
 use crate::net::dial;
 
 /// The periodic health check of one upstream.
-struct Watch {
+struct UpstreamCheck {
     upstreams: Arc<UpstreamPool>,
     ledgers: Arc<ProxyLedgers>,
     upstream: Arc<Upstream>,
@@ -31,7 +31,7 @@ struct Watch {
 
 /// The health checks of all upstreams in use. Dropping this value stops the checks.
 #[derive(Default)]
-struct Watches {
+struct UpstreamChecks {
     tasks: JoinSet<()>,
     handles: Vec<(Arc<Upstream>, AbortHandle)>,
 }
@@ -42,21 +42,21 @@ impl Proxy {
     pub async fn watch(&self) -> Infallible {
         let (mut names, changed) = (JoinSet::new(), Arc::new(Notify::new()));
         self.watch_names(&mut names, &changed);
-        let mut watches = Watches::default();
+        let mut checks = UpstreamChecks::default();
         loop {
-            self.keep(&mut watches);
+            self.keep(&mut checks);
             changed.notified().await;
         }
     }
 
     /// Starts health checks of new upstreams, and stops those of removed upstreams.
-    fn keep(&self, watches: &mut Watches) {
+    fn keep(&self, checks: &mut UpstreamChecks) {
         let Some(check) = self.config.check else { return };
         let current = self.upstreams.current();
         let has = |all: &[Arc<Upstream>], one: &Arc<Upstream>| {
             all.iter().any(|other| Arc::ptr_eq(one, other))
         };
-        watches.handles.retain(|(upstream, handle)| {
+        checks.handles.retain(|(upstream, handle)| {
             let stays = has(&current, upstream);
             if !stays {
                 handle.abort();
@@ -65,25 +65,25 @@ impl Proxy {
         });
         // Remove the aborted health checks from the set of tasks, which would otherwise grow
         // without limit.
-        while watches.tasks.try_join_next().is_some() {}
+        while checks.tasks.try_join_next().is_some() {}
         let watched: Vec<_> =
-            watches.handles.iter().map(|(upstream, _)| Arc::clone(upstream)).collect();
+            checks.handles.iter().map(|(upstream, _)| Arc::clone(upstream)).collect();
         let header = self.config.send_header.map(header::own).unwrap_or_default();
         for upstream in current.iter().filter(|upstream| !has(&watched, upstream)) {
             let (upstreams, ledgers) = (Arc::clone(&self.upstreams), Arc::clone(&self.ledgers));
-            let watch = Watch {
+            let watch = UpstreamCheck {
                 upstreams,
                 ledgers,
                 upstream: Arc::clone(upstream),
                 check,
                 header: header.clone(),
             };
-            watches.handles.push((Arc::clone(upstream), watches.tasks.spawn(watch.run())));
+            checks.handles.push((Arc::clone(upstream), checks.tasks.spawn(watch.run())));
         }
     }
 }
 
-impl Watch {
+impl UpstreamCheck {
     async fn run(self) {
         let Self { upstreams, ledgers, upstream, check, header } = self;
         loop {

@@ -196,7 +196,7 @@ impl Proxy {
         // Hold a file descriptor in reserve for the upstream's socket until the upstream is
         // connected. Otherwise new clients could take all file descriptors, and no client would get
         // an upstream.
-        let _earmark = connection.stream.take_earmark();
+        let _earmark = connection.stream.take_descriptor_claim();
         self.options.set(&mut connection.stream, Side::Client, &connection.listener);
         let Identified { route } = match arriving.identified {
             // Ask the socket for the client's addresses. The generation that accepted the client

@@ -79,7 +79,7 @@ pub(crate) fn start(
         // Turn off error messages of the layer. It would report a failed write to standard error by
         // writing to standard error, and panic when that fails too.
         .log_internal_errors(false)
-        .fmt_fields(WhatIsNotSaid)
+        .fmt_fields(MessageFormatter)
         .event_format(WithGeneration {
             generation,
             inner: Format::default().without_time().with_target(false),
@@ -159,21 +159,21 @@ const MESSAGE: &str = "message";
 const SAID: [&str; 2] = ["reason", "successor"];
 
 /// A formatter that writes the message, and the fields whose value is not in the message.
-struct WhatIsNotSaid;
+struct MessageFormatter;
 
-impl<'w> FormatFields<'w> for WhatIsNotSaid {
+impl<'w> FormatFields<'w> for MessageFormatter {
     fn format_fields<R: RecordFields>(&self, to: Writer<'w>, fields: R) -> fmt::Result {
-        let mut visitor = Unsaid { inner: DefaultVisitor::new(to, true) };
+        let mut visitor = FieldFormatter { inner: DefaultVisitor::new(to, true) };
         fields.record(&mut visitor);
         visitor.inner.finish()
     }
 }
 
-struct Unsaid<'w> {
+struct FieldFormatter<'w> {
     inner: DefaultVisitor<'w>,
 }
 
-impl Visit for Unsaid<'_> {
+impl Visit for FieldFormatter<'_> {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         if !SAID.contains(&field.name()) {
             // Escape the value, because the name of a listener or a path may contain any text, and

@@ -136,7 +136,7 @@ impl SocketAcceptor {
 
     /// Counts an accepted connection as open until its stream is dropped.
     fn admit(&self, (mut stream, peer): Accepted, permit: Option<HeldPermit>) -> Accepted {
-        drop(stream.take_earmark());
+        drop(stream.take_descriptor_claim());
         let awaiting = self.served.awaiting(&self.term);
         let open = self.served.admit(Source::New, stream.traffic(), Instant::now(), permit);
         stream.belongs_to_server(peer, Some(awaiting), open);

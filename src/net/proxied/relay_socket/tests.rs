@@ -46,7 +46,7 @@ impl<P> PolledSocket<P> {
         }
     }
 
-    fn gone(&mut self) -> Gone {
+    fn gone(&mut self) -> PeerLoss {
         loop {
             match self.socket.gone() {
                 Some(gone) => return gone,
@@ -75,7 +75,7 @@ fn a_peer_that_resets_after_its_end_is_gone() {
     let PolledSocket { epoll, socket, peer } = watched;
     reset(peer);
     let mut watched = PolledSocket { epoll, socket, peer: () };
-    let Gone::Broken(error) = watched.gone() else { panic!("expected a reset") };
+    let PeerLoss::Broken(error) = watched.gone() else { panic!("expected a reset") };
     assert_eq!(error.kind(), ErrorKind::BrokenPipe);
 }
 
@@ -87,7 +87,7 @@ fn a_peer_that_resets_before_its_bytes_are_read_is_gone() {
     let PolledSocket { epoll, socket, peer } = watched;
     reset(peer);
     let mut watched = PolledSocket { epoll, socket, peer: () };
-    assert!(matches!(watched.gone(), Gone::Broken(_)));
+    assert!(matches!(watched.gone(), PeerLoss::Broken(_)));
     let mut bytes = [0; 8];
     assert_eq!(watched.socket.read(&mut bytes).unwrap(), 6);
     assert_eq!(&bytes[..6], b"unread");
@@ -111,7 +111,7 @@ fn a_peer_that_closes_its_unix_socket_is_gone() {
     let mut watched = PolledSocket::new(socket.into(), ());
     assert!(watched.socket.gone().is_none());
     drop(peer);
-    assert!(matches!(watched.gone(), Gone::Closed));
+    assert!(matches!(watched.gone(), PeerLoss::Closed));
 }
 
 /// A short read has emptied the socket, so the next read normally waits for an event. If the end of
@@ -219,7 +219,7 @@ fn a_closed_unix_peer_was_connected_and_stays_closed() {
     assert_eq!(watched.when_ready(|socket| socket.read(&mut buffer)).unwrap(), 5);
     assert_eq!(watched.when_ready(|socket| socket.read(&mut buffer)).unwrap(), 0);
     for _ in 0..2 {
-        assert!(matches!(watched.gone(), Gone::Closed));
+        assert!(matches!(watched.gone(), PeerLoss::Closed));
     }
 }
 

@@ -18,7 +18,7 @@ use crate::error::Error;
 
 /// An event that is delayed until the tasks that run in only one generation have ended.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct DutyWait {
+pub(super) struct AloneWait {
     /// The event to handle once the tasks have ended.
     event: Event,
     pub(super) until: Option<Instant>,
@@ -29,8 +29,8 @@ pub(super) struct DutyWait {
 impl<P: DataPlane> Driver<P> {
     /// Tells the tasks that run in only one generation to end, because the probation of the
     /// successor has ended. The handoff is committed when these tasks have ended.
-    pub(super) fn yield_duties(&mut self) {
-        self.life.yield_duties();
+    pub(super) fn end_alone_tasks(&mut self) {
+        self.life.end_alone_tasks();
         if let Some(handoff) = &mut self.handoff {
             handoff.stage = Stage::Yielding(deadline(self.config.alone_timeout));
         }
@@ -40,7 +40,7 @@ impl<P: DataPlane> Driver<P> {
     /// that run in only one generation have ended. A stop or a cut during the successor's probation
     /// commits the handoff. It is delayed, because the successor could otherwise start a task that
     /// still runs here. The end of a drain is delayed too, because it ends this process.
-    pub(super) fn after_duties(&mut self, occurrence: Occurrence) -> Option<Occurrence> {
+    pub(super) fn after_alone_tasks(&mut self, occurrence: Occurrence) -> Option<Occurrence> {
         let event = occurrence.event;
         let limit = match (self.state, event) {
             (State::Baking { .. }, Event::CutNow) => Duration::ZERO,
@@ -50,9 +50,9 @@ impl<P: DataPlane> Driver<P> {
             }
             _ => return Some(occurrence),
         };
-        self.life.yield_duties();
-        if !self.life.state.has_duties() {
-            self.life.duty_wait = None;
+        self.life.end_alone_tasks();
+        if !self.life.state.has_alone_tasks() {
+            self.life.alone_wait = None;
             return Some(occurrence);
         }
         if event == Event::Drained {
@@ -60,18 +60,18 @@ impl<P: DataPlane> Driver<P> {
             // more time.
             self.drain.iter_mut().for_each(|drain| drain.until = None);
         }
-        let is_later = |wait: &DutyWait| wait.event != Event::CutNow && event == Event::CutNow;
-        if self.life.duty_wait.as_ref().is_none_or(is_later) {
-            self.life.duty_wait =
-                Some(DutyWait { event, until: deadline(limit), is_dropped: false });
+        let is_later = |wait: &AloneWait| wait.event != Event::CutNow && event == Event::CutNow;
+        if self.life.alone_wait.as_ref().is_none_or(is_later) {
+            self.life.alone_wait =
+                Some(AloneWait { event, until: deadline(limit), is_dropped: false });
         }
         None
     }
 
     /// Handles the end of the last task that runs in only one generation. Returns the event that
     /// was delayed until then.
-    pub(super) fn duties_ended(&mut self) -> Occurrence {
-        self.life.duty_wait.take().map_or(Event::BakeOver, |wait| wait.event).into()
+    pub(super) fn alone_tasks_ended(&mut self) -> Occurrence {
+        self.life.alone_wait.take().map_or(Event::BakeOver, |wait| wait.event).into()
     }
 
     /// Drops the tasks that run in only one generation, because they did not end in time.
@@ -79,8 +79,8 @@ impl<P: DataPlane> Driver<P> {
     /// # Errors
     /// Returns [`Error::AloneBlocks`] if the tasks still run although they were already dropped.
     /// This process must then end before a successor may start them.
-    pub(super) fn duties_expired(&mut self) -> Result<(), Error> {
-        let Some(wait) = &mut self.life.duty_wait else { return Ok(()) };
+    pub(super) fn alone_tasks_expired(&mut self) -> Result<(), Error> {
+        let Some(wait) = &mut self.life.alone_wait else { return Ok(()) };
         if wait.is_dropped {
             return Err(Error::AloneBlocks);
         }
@@ -88,16 +88,16 @@ impl<P: DataPlane> Driver<P> {
         wait.until = deadline(DROP_TIMEOUT);
         let is_cut = wait.event == Event::CutNow;
         let limit = if is_cut { Duration::ZERO } else { self.config.alone_timeout };
-        self.life.drop_duties(limit);
+        self.life.drop_alone_tasks(limit);
         Ok(())
     }
 
     /// Handles the failure of a handoff: the tasks that run in only one generation may start again.
     /// But if a stop was delayed until these tasks end, the stop is handled now.
     pub(super) fn release_waiting_event(&mut self) {
-        match self.life.duty_wait.take() {
+        match self.life.alone_wait.take() {
             Some(wait) => self.raised.push_back(wait.event.into()),
-            None => self.life.keep_duties(),
+            None => self.life.keep_alone_tasks(),
         }
     }
 
@@ -108,11 +108,14 @@ impl<P: DataPlane> Driver<P> {
     /// If a task blocks its thread, ends the process at once. Otherwise this generation would close
     /// its channels first, and a successor would start the task while it still runs here.
     #[expect(clippy::disallowed_methods, reason = "no destructor may run before the task ends")]
-    pub(super) async fn end_duties(&mut self, lived: Result<(), Error>) -> Result<(), Error> {
+    pub(super) async fn await_alone_tasks(
+        &mut self,
+        lived: Result<(), Error>,
+    ) -> Result<(), Error> {
         let has_waited = matches!(lived, Err(Error::AloneBlocks));
         let is_cut = self.life.state.cut.is_cancelled();
         let limit = if is_cut || has_waited { Duration::ZERO } else { self.config.alone_timeout };
-        self.life.yield_duties();
+        self.life.end_alone_tasks();
         let state = &self.life.state;
         tokio::select! {
             biased;
@@ -120,7 +123,7 @@ impl<P: DataPlane> Driver<P> {
             () = tokio::time::sleep(limit) => {}
             () = told_to_end(self.process.signals.as_mut()) => {}
         }
-        self.life.drop_duties(limit);
+        self.life.drop_alone_tasks(limit);
         let dropped = tokio::time::timeout(DROP_TIMEOUT, state.yielded()).await;
         if dropped.is_err() && self.process.signals.is_some() {
             let error = Error::AloneBlocks;

@@ -49,7 +49,7 @@ impl User {
 
 /// The limits for the number of clients, with one limit for each class of users.
 #[derive(Debug)]
-pub(super) struct Seats {
+pub(super) struct ClientLimits {
     root: Class,
     owner: Class,
     strangers: Class,
@@ -57,7 +57,7 @@ pub(super) struct Seats {
 
 /// The place of one client in the connection limit, while the client has sent no request yet.
 #[derive(Debug)]
-pub(super) struct Seat {
+pub(super) struct ClientPlace {
     /// A receiver that resolves when another client has taken the place. Then the server must
     /// disconnect this client.
     evicted: oneshot::Receiver<()>,
@@ -86,7 +86,7 @@ struct SilentClient {
     place: Arc<SharedPermit>,
 }
 
-impl Seats {
+impl ClientLimits {
     pub(super) fn new() -> Self {
         let operators = || Class::new(PLACES, SILENT);
         Self {
@@ -99,7 +99,7 @@ impl Seats {
     /// Returns a place for a client of `user`. If necessary, disconnects the oldest silent client
     /// of this class of users. Returns `None` if every place belongs to a client that has sent its
     /// request.
-    pub(super) fn take(&mut self, user: User) -> Option<Seat> {
+    pub(super) fn take(&mut self, user: User) -> Option<ClientPlace> {
         match user {
             User::Root => self.root.take(),
             User::Owner => self.owner.take(),
@@ -108,7 +108,7 @@ impl Seats {
     }
 }
 
-impl Seat {
+impl ClientPlace {
     /// Waits until another client has taken the place. Cancel safe.
     pub(super) async fn evicted(&mut self) {
         if (&mut self.evicted).await.is_err() {
@@ -135,7 +135,7 @@ impl Class {
         Self { places: Arc::new(Semaphore::new(places)), silent_max, silent: VecDeque::new() }
     }
 
-    fn take(&mut self) -> Option<Seat> {
+    fn take(&mut self) -> Option<ClientPlace> {
         self.silent.retain(|client| !client.evict.is_closed());
         let permit = if self.silent.len() < self.silent_max {
             self.free_place().or_else(|| self.evict_oldest())
@@ -145,7 +145,7 @@ impl Class {
         let place = Arc::new(SharedPermit(Mutex::new(Some(permit?))));
         let (evict, evicted) = oneshot::channel();
         self.silent.push_back(SilentClient { evict, place: Arc::clone(&place) });
-        Some(Seat { evicted, place })
+        Some(ClientPlace { evicted, place })
     }
 
     fn free_place(&self) -> Option<OwnedSemaphorePermit> {
@@ -171,19 +171,19 @@ impl Class {
 mod tests {
     use super::*;
 
-    fn is_evicted(seat: &mut Seat) -> bool {
-        seat.evicted.try_recv().is_ok()
+    fn is_evicted(place: &mut ClientPlace) -> bool {
+        place.evicted.try_recv().is_ok()
     }
 
     /// Takes a place for a client that sends its request at once.
-    fn busy(seats: &mut Seats, user: User) -> Option<OwnedSemaphorePermit> {
-        seats.take(user)?.keep()
+    fn busy(limits: &mut ClientLimits, user: User) -> Option<OwnedSemaphorePermit> {
+        limits.take(user)?.keep()
     }
 
     #[test]
     fn the_oldest_silent_client_makes_room() {
-        let mut seats = Seats::new();
-        let mut silent: Vec<_> = (0..=SILENT).map(|_| seats.take(User::Root).unwrap()).collect();
+        let mut limits = ClientLimits::new();
+        let mut silent: Vec<_> = (0..=SILENT).map(|_| limits.take(User::Root).unwrap()).collect();
         assert!(is_evicted(&mut silent[0]));
         assert!(!silent[1..].iter_mut().any(is_evicted));
         assert!(silent.remove(0).keep().is_none());
@@ -193,41 +193,42 @@ mod tests {
     /// of this client.
     #[test]
     fn the_last_silent_client_makes_room_beside_busy_clients() {
-        let mut seats = Seats::new();
-        let _busy: Vec<_> = (1..PLACES).map(|_| busy(&mut seats, User::Root).unwrap()).collect();
-        let mut silent = seats.take(User::Root).unwrap();
-        let newer = seats.take(User::Root).expect("the silent client keeps a newer one out");
+        let mut limits = ClientLimits::new();
+        let _busy: Vec<_> = (1..PLACES).map(|_| busy(&mut limits, User::Root).unwrap()).collect();
+        let mut silent = limits.take(User::Root).unwrap();
+        let newer = limits.take(User::Root).expect("the silent client keeps a newer one out");
         assert!(is_evicted(&mut silent));
         let _newer = newer.keep().expect("the newer client has no place");
-        assert!(seats.take(User::Root).is_none());
+        assert!(limits.take(User::Root).is_none());
     }
 
     #[test]
     fn a_client_that_has_sent_a_request_is_not_evicted() {
-        let mut seats = Seats::new();
-        let _asked = busy(&mut seats, User::Owner).unwrap();
-        let mut silent: Vec<_> = (0..SILENT).map(|_| seats.take(User::Owner).unwrap()).collect();
+        let mut limits = ClientLimits::new();
+        let _asked = busy(&mut limits, User::Owner).unwrap();
+        let mut silent: Vec<_> = (0..SILENT).map(|_| limits.take(User::Owner).unwrap()).collect();
         assert!(!silent.iter_mut().any(is_evicted));
     }
 
     #[test]
     fn other_users_do_not_take_the_places_of_root() {
-        let mut seats = Seats::new();
-        let fill =
-            |seats: &mut Seats, user| std::iter::from_fn(|| busy(seats, user)).collect::<Vec<_>>();
-        let strangers = fill(&mut seats, User::Stranger(1));
-        let owner = fill(&mut seats, User::Owner);
+        let mut limits = ClientLimits::new();
+        let fill = |limits: &mut ClientLimits, user| {
+            std::iter::from_fn(|| busy(limits, user)).collect::<Vec<_>>()
+        };
+        let strangers = fill(&mut limits, User::Stranger(1));
+        let owner = fill(&mut limits, User::Owner);
         assert_eq!((strangers.len(), owner.len()), (STRANGERS, PLACES));
-        assert!(seats.take(User::Root).is_some());
+        assert!(limits.take(User::Root).is_some());
     }
 
     #[test]
     fn a_client_that_leaves_frees_its_place() {
-        let mut seats = Seats::new();
+        let mut limits = ClientLimits::new();
         for _ in 0..2 * PLACES {
-            drop(seats.take(User::Root).unwrap());
+            drop(limits.take(User::Root).unwrap());
         }
-        let busy: Vec<_> = std::iter::from_fn(|| busy(&mut seats, User::Root)).collect();
+        let busy: Vec<_> = std::iter::from_fn(|| busy(&mut limits, User::Root)).collect();
         assert_eq!(busy.len(), PLACES);
     }
 }

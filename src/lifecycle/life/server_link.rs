@@ -6,16 +6,16 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::state::{LifeState, Standing};
+use super::state::{AloneState, LifeState};
 use super::term::Term;
 use crate::carry::CarriedState;
 use crate::config::Config;
 use crate::generation::Generation;
-use crate::lifecycle::duties::DutyWait;
+use crate::lifecycle::alone_wait::AloneWait;
 
 /// The event loop's end of the connection to the server.
 #[derive(Debug)]
-pub(in crate::lifecycle) struct LifeLine {
+pub(in crate::lifecycle) struct ServerLink {
     pub(in crate::lifecycle) state: Arc<LifeState>,
     requests: mpsc::UnboundedReceiver<LifeRequest>,
     /// The reason why the server has given the handoff back to the predecessor. `None` if it has
@@ -23,7 +23,7 @@ pub(in crate::lifecycle) struct LifeLine {
     pub(in crate::lifecycle) rollback: Option<String>,
     /// The event that is delayed until the tasks that run in only one generation have ended. `None`
     /// if no event is delayed.
-    pub(in crate::lifecycle) duty_wait: Option<DutyWait>,
+    pub(in crate::lifecycle) alone_wait: Option<AloneWait>,
 }
 
 /// A request of the server to the event loop.
@@ -44,11 +44,11 @@ pub(in crate::lifecycle) enum LifeRequest {
     Stop,
 }
 
-impl LifeLine {
+impl ServerLink {
     pub(super) fn new(generation: Generation) -> (Arc<LifeState>, Self) {
         let (sender, requests) = mpsc::unbounded_channel();
         let state = Arc::new(LifeState::new(generation, sender));
-        (Arc::clone(&state), Self { state, requests, rollback: None, duty_wait: None })
+        (Arc::clone(&state), Self { state, requests, rollback: None, alone_wait: None })
     }
 
     /// Sets the time limits for the server during a drain.
@@ -67,33 +67,33 @@ impl LifeLine {
     /// Tells the server that this generation is the active one.
     pub(in crate::lifecycle) fn become_active(&self) {
         self.state.committed.cancel();
-        self.state.standing.send_replace(Standing::Active);
+        self.state.standing.send_replace(AloneState::Active);
     }
 
     /// Tells the tasks that run in only one generation to end, before the handoff is committed.
-    pub(in crate::lifecycle) fn yield_duties(&self) {
+    pub(in crate::lifecycle) fn end_alone_tasks(&self) {
         self.state.standing.send_if_modified(|standing| {
-            let yields = *standing == Standing::Active;
+            let yields = *standing == AloneState::Active;
             if yields {
-                *standing = Standing::Yielding;
+                *standing = AloneState::Yielding;
             }
             yields
         });
     }
 
     /// Lets the tasks that run in only one generation start again, because the handoff has failed.
-    pub(in crate::lifecycle) fn keep_duties(&self) {
+    pub(in crate::lifecycle) fn keep_alone_tasks(&self) {
         self.state.standing.send_if_modified(|standing| {
-            let keeps = *standing == Standing::Yielding;
+            let keeps = *standing == AloneState::Yielding;
             if keeps {
-                *standing = Standing::Active;
+                *standing = AloneState::Active;
             }
             keeps
         });
     }
 
     /// Drops the tasks that run in only one generation, which did not end within `limit`.
-    pub(in crate::lifecycle) fn drop_duties(&self, limit: Duration) {
+    pub(in crate::lifecycle) fn drop_alone_tasks(&self, limit: Duration) {
         self.state.alone.drop_all(limit);
     }
 
@@ -106,7 +106,7 @@ impl LifeLine {
     /// Tells the server to stop accepting, because the service stops. The server still accepts on
     /// the listeners that stop last.
     pub(in crate::lifecycle) fn retire_all_but_last(&self) {
-        self.state.standing.send_replace(Standing::Retired);
+        self.state.standing.send_replace(AloneState::Retired);
         self.state.term.borrow().retire();
     }
 
