@@ -11,6 +11,7 @@
 #![allow(clippy::wildcard_enum_match_arm, reason = "a test looks at one of them")]
 
 mod embedded;
+mod kernel_errors;
 mod matrix;
 mod storm;
 #[path = "../support/mod.rs"]

@@ -15,7 +15,7 @@ use std::time::Instant;
 use nix::sched::{CloneFlags, setns};
 use tempfile::TempDir;
 
-use crate::shipped::shipped;
+use crate::shipped::{script, shipped};
 use crate::support::operator::Answered;
 use crate::support::view::pause;
 use crate::support::view::{are_all, is_asleep};
