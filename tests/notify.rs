@@ -63,6 +63,19 @@ fn a_handoff_by_signal_sends_reloading_and_ready() {
     assert_only_by(&manager.rest(), line.pid_of(2));
 }
 
+/// systemd restarts a service only when its reload command has ended. So the command does not wait
+/// for a successor that hangs, although the successor has an hour to become ready.
+#[test]
+fn a_reload_ends_when_a_watched_generation_dies() {
+    let manager = Manager::new();
+    let line = serve(&manager, &["--ready-timeout", "1h"], &[]);
+    line.put_script("echo hanging >&2; exec sleep 1000");
+    let reload = line.ask(&["reload"]);
+    line.wait_for(0, "hanging");
+    line.signal(1, Signal::SIGKILL);
+    reload.wait().names(70, &["has died"]);
+}
+
 /// After a signal, a failed handoff ends with `READY=1`, because `RELOADING=1` was sent. After
 /// `reload` by an operator it only changes the status: `READY=1` would report a successful reload.
 #[test]

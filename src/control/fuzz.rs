@@ -125,7 +125,7 @@ mod seeds {
             counters: Counters::default(),
         };
         let reload = [
-            line(&Reply::Started { successor, within_ms: 1 }),
+            line(&Reply::Started { successor, within_ms: 1, is_watched: false }),
             line(&Reply::Serving {
                 generation,
                 pid: Some(2),

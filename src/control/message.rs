@@ -44,7 +44,14 @@ pub(crate) enum Reply {
     /// The status of all generations. This reply is final.
     Status(Box<Status>),
     /// The handoff has begun and will end within `within_ms`.
-    Started { successor: Generation, within_ms: u64 },
+    Started {
+        successor: Generation,
+        within_ms: u64,
+        /// Whether a service manager restarts the whole service if the active generation dies. The
+        /// successor then cannot take over from a predecessor that has died.
+        #[serde(default)]
+        is_watched: bool,
+    },
     /// The successor serves, and the old generation drains: it keeps its connections for at most
     /// `drain_within_ms`. This reply is final, unless the client asked to wait for the end of the
     /// drain.
@@ -108,7 +115,7 @@ mod tests {
     fn replies_read_back_as_they_were_written() {
         let (generation, successor) = (Generation::FIRST, Generation::FIRST.next());
         for reply in [
-            Reply::Started { successor, within_ms: 1 },
+            Reply::Started { successor, within_ms: 1, is_watched: true },
             Reply::Serving {
                 generation,
                 pid: Some(2),

@@ -2,9 +2,11 @@
 //!
 //! The client must report the true outcome of a reload. Normally, the generation that receives the
 //! request stays alive until it has answered. If that generation crashes first, the client asks the
-//! daemon which generation serves now.
+//! daemon which generation serves now. The client does not wait for a successor that cannot take
+//! over any more, because systemd restarts a service only when the reload command has ended.
 
 use std::fmt;
+use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
 use super::client::{ANSWER_TIMEOUT, Control};
@@ -16,6 +18,10 @@ use crate::generation::Generation;
 /// How long the client keeps waiting for an answer after the time limit that the daemon has
 /// announced.
 const GRACE: Duration = Duration::from_secs(5);
+/// How long the client waits for another generation to answer if the generation that received the
+/// request has died and a service manager restarts the service. A successor that has taken over
+/// answers at once.
+const LAST_ANSWER: Duration = Duration::from_secs(1);
 
 /// The progress of a reload.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,9 +132,9 @@ impl Control {
         };
         let deadline = until(ANSWER_TIMEOUT);
         let mut conversation = self.ask(request, deadline)?;
-        let (successor, within) = match conversation.hear(deadline)? {
-            Some(Reply::Started { successor, within_ms }) => {
-                (successor, Duration::from_millis(within_ms))
+        let (successor, within, is_watched) = match conversation.hear(deadline)? {
+            Some(Reply::Started { successor, within_ms, is_watched }) => {
+                (successor, Duration::from_millis(within_ms), is_watched)
             }
             Some(other) => return Err(self.unexpected(&other)),
             None => return Err(self.broke_off()),
@@ -147,6 +153,9 @@ impl Control {
                 Duration::from_millis(drain_within_ms)
             }
             Some(other) => return Err(self.unexpected(&other)),
+            None if is_watched => {
+                return self.find_out(successor, deadline.min(from_now(LAST_ANSWER)), news);
+            }
             None => return self.find_out(successor, deadline, news),
         };
         if !options.wait_drained {
@@ -175,7 +184,8 @@ impl Control {
     }
 
     /// Asks the daemon which generation serves now. This is necessary when the generation that
-    /// received the reload request died before it answered.
+    /// received the reload request died before it answered. Returns at once if no process listens on
+    /// the control socket, because a successor inherits this socket.
     fn find_out(
         &self,
         successor: Generation,
@@ -206,13 +216,19 @@ impl Control {
                     );
                     return Err(ControlError::HandoffFailed { reason });
                 }
-                Err(_) if Instant::now() < deadline => pause(),
+                Err(error) if Instant::now() < deadline && !is_closed(&error) => pause(),
                 Err(error) => {
                     return Err(ControlError::HandoffFailed { reason: format!("{died}: {error}") });
                 }
             }
         }
     }
+}
+
+/// Returns whether an error means that no process listens on the control socket.
+fn is_closed(error: &ControlError) -> bool {
+    let ControlError::NobodyAnswers { source, .. } = error else { return false };
+    matches!(source.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound)
 }
 
 /// Returns how many milliseconds of the time limit are left. If hardly any time has passed, returns

@@ -109,6 +109,25 @@ pub(crate) fn a_main_process_that_dies_in_the_bake_costs_no_client(system: Syste
     lab.systemctl(&["reload", "handoffd.service"]).well();
 }
 
+/// systemd does not restart the service while the reload command runs. The successor hangs, and no
+/// timeout would end the command before the end of this test.
+pub(crate) fn a_main_process_that_dies_beside_a_hung_successor_is_restarted(system: System) {
+    let mut lab = Lab::boot(system);
+    lab.start_with("--ready-timeout 1h");
+    let patient = "[Service]\nTimeoutStartSec=infinity\nWatchdogSec=0\n";
+    lab.install("handoffd.service.d/patient.conf", patient);
+    lab.systemctl(&["start", "handoffd.socket", "handoffd.service"]).well();
+    let main = lab.outer(lab.main_pid());
+    lab.deploy_script("echo hanging; exec sleep 1000");
+    let reload = lab.start(&["systemctl", "reload", "handoffd.service"]);
+    lab.wait("the hung successor", |lab| lab.journal_text().contains("hanging"));
+    lab.deploy_good();
+    signal(main, Signal::SIGKILL);
+    let mut waiting = lab.inside(|| Client::connect(ADDRESS).unwrap());
+    assert_ne!(reload.wait().code, 0);
+    waiting.echo(b"I have waited").unwrap();
+}
+
 /// The process lives, but its threads are stuck in accept4(2).
 pub(crate) fn the_watchdog_restarts_a_process_with_hung_accept_loops(system: System) {
     let lab = Lab::serving(system);

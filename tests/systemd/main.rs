@@ -64,6 +64,7 @@ claims! {
     crashes::killing_all_processes_with_the_store_refuses_no_client,
     crashes::a_main_process_that_dies_during_a_drain_is_restarted,
     crashes::a_main_process_that_dies_in_the_bake_costs_no_client,
+    crashes::a_main_process_that_dies_beside_a_hung_successor_is_restarted,
     crashes::the_watchdog_restarts_a_process_with_hung_accept_loops,
     doctor::the_doctor_names_what_breaks_a_handoff,
     failed_start::an_address_that_appears_later_is_served,

@@ -68,8 +68,11 @@ impl<P: DataPlane> Driver<P> {
         let limit = options.timeout_ms.map(Duration::from_millis);
         let longest = self.longest_handoff();
         let within = limit.map_or(longest, |limit| limit.min(longest));
-        answer
-            .send(Reply::Started { successor: generation.next(), within_ms: milliseconds(within) });
+        answer.send(Reply::Started {
+            successor: generation.next(),
+            within_ms: milliseconds(within),
+            is_watched: self.process.notifier.watches_active_generation(),
+        });
         // A client that stops waiting assumes that the handoff has failed. So the handoff must not
         // continue after that, even if this process was suspended in the meantime. The client waits
         // for the timeout in its request. If the request has no timeout, the client waits a little
@@ -109,7 +112,8 @@ impl<P: DataPlane> Driver<P> {
             reload.until = reload.until.and_then(|before| Some(before.max(until?)));
             reload.limit = reload.limit.max(reload.began.elapsed().saturating_add(later));
             let within_ms = milliseconds(later);
-            reload.answer.send(Reply::Started { successor, within_ms });
+            let is_watched = self.process.notifier.watches_active_generation();
+            reload.answer.send(Reply::Started { successor, within_ms, is_watched });
         }
     }
 
