@@ -184,8 +184,8 @@ impl Control {
     }
 
     /// Asks the daemon which generation serves now. This is necessary when the generation that
-    /// received the reload request died before it answered. Returns at once if no process listens on
-    /// the control socket, because a successor inherits this socket.
+    /// received the reload request died before it answered. Returns at once if no process listens
+    /// on the control socket, because a successor inherits this socket.
     fn find_out(
         &self,
         successor: Generation,
