@@ -179,6 +179,19 @@ fn a_supervisor_sees_one_lasting_process() {
     line.wait_for_end();
 }
 
+/// A shell such as `trap '' CHLD` passes the ignored signal on, and the kernel then discards the exit
+/// status of each child.
+#[test]
+fn an_init_ends_although_its_parent_ignored_sigchld() {
+    let ignoring = ["perl", "-e", "$SIG{CHLD} = 'IGNORE'; exec @ARGV or die"];
+    let line = Line::start_under(&ignoring, |command, _| {
+        command.args(["--listen", "127.0.0.1:0", "--init"]);
+    });
+    line.wait_for(1, Event::GenerationServing);
+    signal(line.first_pid(), Signal::SIGTERM);
+    assert_eq!(exit_code(line.first_pid()), 0);
+}
+
 #[test]
 fn a_second_interrupt_reaches_the_active_generation() {
     let line = Line::serve(&[&["--init"], &SLOW_DRAIN[..]].concat());

@@ -162,6 +162,20 @@ fn without_restart_the_generation_ends_with_its_program() {
     assert!(line.text().contains("ended with SIGKILL"), "{}", line.text());
 }
 
+/// The parent of the daemon ignored SIGCHLD, and execve(2) keeps that.
+#[test]
+fn the_exit_code_of_a_program_is_known_despite_sigchld() {
+    let line = Line::start_by(|folder| {
+        let mut command = Command::new("perl");
+        command.args(["-e", "$SIG{CHLD} = 'IGNORE'; exec @ARGV or die"]);
+        command.arg(folder.join("handoffd")).args(["run", "--restart", "never"]);
+        command.args(["--ready", "after:10ms", "--attach", "inherit", "--log", "debug"]);
+        command.args(["--listen", "web=127.0.0.1:0", "--", "sh", "-c", "sleep 1; exit 3"]);
+        command
+    });
+    assert_eq!(line.exit_code(1), 3);
+}
+
 /// A program that ignores the stop signal is killed with all its children.
 #[test]
 fn a_program_that_ignores_the_stop_is_killed() {

@@ -27,7 +27,7 @@ use super::message::Message;
 use super::packet::{Received, receive};
 use crate::error::{Error, ExitStatus};
 use crate::sys::init::{Fork, end, fork_off, keep_only};
-use crate::sys::signals::HANDOFF;
+use crate::sys::signals::{HANDOFF, keep_exit_statuses};
 use crate::sys::socket::{channel_pair, pause, retry, send_packet, will_pass};
 
 /// The signals that the init process forwards to the active generation.
@@ -124,6 +124,7 @@ enum LineageState {
 
 impl InitProcess {
     fn new(child: Pid, channel: OwnedFd) -> io::Result<Self> {
+        keep_exit_statuses()?;
         let mut signals: SigSet = PASSED_ON.into_iter().collect();
         signals.add(Signal::SIGCHLD);
         let signals =

@@ -111,6 +111,7 @@ impl Child {
 /// # Errors
 /// Returns the error if the fork, the preparation in the child, or execve(2) fails.
 pub(crate) fn start(child: &ChildProgram<'_>) -> io::Result<Child> {
+    signals::keep_exit_statuses()?;
     // Duplicate the descriptors to numbers above all numbers that they get in the program.
     // Otherwise dup2(2) in the child could overwrite a descriptor that is still to be moved.
     let above = child.descriptors.iter().map(|(_, target)| target + 1).max().unwrap_or(0);

@@ -74,8 +74,21 @@ pub(super) fn handoff() -> SigSet {
     HANDOFF.into_iter().collect()
 }
 
+/// Makes the kernel keep the exit status of each child until this process reads it. If `SIGCHLD` is
+/// ignored, the kernel discards the status (see wait(2)). A parent may have ignored the signal, and
+/// execve(2) keeps that setting.
+pub(crate) fn keep_exit_statuses() -> Result<(), Errno> {
+    if action(libc::SIGCHLD)? == libc::SIG_IGN { set(libc::SIGCHLD, libc::SIG_DFL) } else { Ok(()) }
+}
+
 /// Returns whether the program has installed its own handler for a signal.
 pub(crate) fn has_handler(signal: c_int) -> io::Result<bool> {
+    let handler = action(signal)?;
+    Ok(handler != libc::SIG_DFL && handler != libc::SIG_IGN)
+}
+
+/// Returns the action of a signal: a handler, `SIG_DFL` or `SIG_IGN`.
+fn action(signal: c_int) -> Result<libc::sighandler_t, Errno> {
     let mut action = MaybeUninit::<KernelAction>::zeroed();
     // SAFETY: rt_sigaction(2) writes one kernel action into a buffer that is large enough, and
     // changes nothing else.
@@ -90,8 +103,7 @@ pub(crate) fn has_handler(signal: c_int) -> io::Result<bool> {
     };
     Errno::result(done)?;
     // SAFETY: an action of all zeros is valid, and so is any action that the kernel writes.
-    let handler = unsafe { action.assume_init() }.handler;
-    Ok(handler != libc::SIG_DFL && handler != libc::SIG_IGN)
+    Ok(unsafe { action.assume_init() }.handler)
 }
 
 /// Makes this process ignore a signal. Async-signal-safe.
