@@ -107,6 +107,7 @@ fn check_names_what_is_wrong_with_a_program() {
         (&["--", "no-such-program"][..], &["no-such-program", "not found in PATH"][..]),
         (&["--", "/etc/passwd"], &["/etc/passwd", "Permission denied"]),
         (&["--env-file", "/nonexistent", "--", "true"], &["/nonexistent", "No such file"]),
+        (&["--env-file", "/dev/zero", "--", "true"], &["/dev/zero", "not a regular file"]),
         (&["--working-directory", "/nonexistent", "--", "true"], &["/nonexistent"]),
         (&["--ready-command", "no-such-check", ";", "--", "true"], &["no-such-check"]),
     ] {

@@ -49,7 +49,8 @@ pub(super) fn inherited() -> ProgramEnvironment {
 /// # Errors
 /// Fails when the file cannot be read or a line is not `NAME=VALUE`. The error names the line.
 pub(super) fn read(path: &Path) -> io::Result<Vec<(String, String)>> {
-    let text = std::fs::read_to_string(path)?;
+    let text = String::from_utf8(sys::settings_file::read(path)?)
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.utf8_error()))?;
     let invalid = |line: usize| {
         let what = format!("line {line} is not NAME=VALUE");
         io::Error::new(io::ErrorKind::InvalidData, what)

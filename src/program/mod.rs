@@ -12,6 +12,7 @@
 //! restarts one instance of the program, and `running` holds the processes of one start. `launch`
 //! prepares a start, with the help of `command`, `environment` and `placeholder`. `ready` and
 //! `notify` find out when the program is ready, and `output` keeps its last lines of output.
+//! `watch` follows one process of the program until it has ended, and `creation` sets everything up.
 //! `service` serves the connections that this process accepts.
 
 mod command;
@@ -31,6 +32,7 @@ mod service;
 mod watch;
 
 pub use crate::config::{Attach, ProgramConfig, Ready, Restart, StopSignal, Umask};
+pub use crate::sys::settings_file::read as read_settings_file;
 pub(crate) use creation::ProgramHost;
 pub use launch::check;
 pub(crate) use plane::ProgramPlane;

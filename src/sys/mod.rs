@@ -20,6 +20,8 @@ pub(crate) mod memory_file;
 pub(crate) mod namespace;
 pub(crate) mod process;
 pub(crate) mod reserve;
+#[cfg(feature = "program")]
+pub(crate) mod settings_file;
 pub(crate) mod signals;
 pub(crate) mod socket;
 pub(crate) mod spawn;

@@ -5,17 +5,12 @@
 //! mistake and the expected value. A new generation reads the file again, and checks the whole file
 //! before it changes anything. The check opens no other file.
 
-use std::fs::{self, File};
-use std::io::{self, Read};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use handoffd::Error;
 use handoffd::listen::{ListenerName, Listeners, METRICS_LISTENER};
-use handoffd::program::ProgramConfig;
+use handoffd::program::{ProgramConfig, read_settings_file};
 use handoffd::proxy::ProxyConfig;
-use nix::fcntl::OFlag;
-use nix::sys::statfs::{self, FsType, fstatfs};
 use serde::Deserialize;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -26,14 +21,6 @@ use super::mistake::{Mistake, SettingSource};
 use super::program::ProgramSettings;
 use super::relay::RelaySettings;
 use crate::failure::Failure;
-
-/// The maximum size of a configuration file in bytes. A larger file is probably not a configuration
-/// file.
-const LONGEST: u64 = 1024 * 1024;
-
-/// The file systems whose contents the kernel generates on each read.
-const KERNEL_FILES: [FsType; 4] =
-    [statfs::PROC_SUPER_MAGIC, statfs::SYSFS_MAGIC, statfs::DEBUGFS_MAGIC, statfs::TRACEFS_MAGIC];
 
 /// The contents of a configuration file, and its path for error messages.
 #[derive(Debug)]
@@ -72,7 +59,7 @@ impl ConfigFile {
     /// MiB. Returns the same error if `path` is not a regular file, because the next generation
     /// could not read such a file again.
     pub(crate) fn open(path: PathBuf) -> Result<Self, Failure> {
-        match read(&path) {
+        match read_settings_file(&path) {
             Ok(bytes) => Ok(Self { path, bytes }),
             Err(source) => Err(Failure::ConfigFileUnreadable { file: path, source }),
         }
@@ -106,33 +93,6 @@ impl ConfigFile {
         };
         mistake.in_file(&self.path, text)
     }
-}
-
-fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let no_file =
-        || io::Error::other("not a regular file: each reload must be able to read the file again");
-    // Check the type of the file before opening it, because opening a device may have side
-    // effects.
-    if !fs::metadata(path)?.is_file() {
-        return Err(no_file());
-    }
-    // Open with `O_NONBLOCK`, because the file may have been replaced with a pipe in the meantime.
-    // Without this flag, opening a pipe would wait for a writer.
-    let flags = (OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits();
-    let file = File::options().read(true).custom_flags(flags).open(path)?;
-    // Refuse files whose contents the kernel generates. They look like regular files, but
-    // reading some of them blocks until data arrives (see proc_kmsg(5)).
-    let is_of_kernel =
-        fstatfs(&file).is_ok_and(|system| KERNEL_FILES.contains(&system.filesystem_type()));
-    if is_of_kernel || !file.metadata()?.is_file() {
-        return Err(no_file());
-    }
-    let mut bytes = Vec::new();
-    file.take(LONGEST + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > LONGEST {
-        return Err(io::Error::other("the file is larger than 1 MiB"));
-    }
-    Ok(bytes)
 }
 
 fn parse(text: &str) -> Result<FileSettings, Mistake> {
