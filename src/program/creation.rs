@@ -49,8 +49,7 @@ impl<S: Service> ProgramPlane<S> {
     ) -> Result<Self, Error> {
         let folder = TemporaryFolder::create(host.runtime_directory.as_deref())
             .map_err(Error::system("create a directory for the program's sockets"))?;
-        let address = |instance| private::address(program.attach, &folder, instance);
-        let private = (0..program.instances.get()).map(address).collect::<Result<Vec<_>, _>>();
+        let private = private::addresses(program.attach, &folder, program.instances.get());
         let private = private.map_err(Error::system("find a private address for the program"))?;
         let proxy =
             if program.attach.is_private() { Some(proxy(&program, &private)?) } else { None };

@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, TcpListener};
 
 use crate::address::Address;
 use crate::config::Attach;
@@ -17,24 +17,30 @@ const PORTS: std::ops::Range<u16> = 20_000..32_000;
 /// How many ports of the range `PORTS` to try before falling back to any free port.
 const TRIES: u16 = 64;
 
-/// Returns the private address of the instance with this number, or `None` if the program inherits
-/// the listeners.
-pub(super) fn address(
+/// Returns the private address of each instance, or `None` for each if the program inherits the
+/// listeners.
+pub(super) fn addresses(
     attach: Attach,
     folder: &TemporaryFolder,
-    instance: usize,
-) -> io::Result<Option<Address>> {
+    instances: usize,
+) -> io::Result<Vec<Option<Address>>> {
     Ok(match attach {
-        Attach::Inherit => None,
-        Attach::Detect | Attach::PrivatePort => Some(Address::Tcp(free_port()?)),
+        Attach::Inherit => vec![None; instances],
+        Attach::Detect | Attach::PrivatePort => {
+            // Keep each port until all are found, so that no two instances get the same one.
+            let kept: Vec<_> = (0..instances).map(|_| free_port()).collect::<Result<_, _>>()?;
+            let ports = kept.iter().map(TcpListener::local_addr);
+            ports.map(|port| Ok(Some(Address::Tcp(port?)))).collect::<io::Result<_>>()?
+        }
         Attach::PrivateSocket => {
-            Some(Address::UnixPath(folder.path().join(format!("program-{instance}.sock"))))
+            let path = |number| folder.path().join(format!("program-{number}.sock"));
+            (0..instances).map(|number| Some(Address::UnixPath(path(number)))).collect()
         }
     })
 }
 
-/// Returns a port of 127.0.0.1 that is free now.
-fn free_port() -> io::Result<SocketAddr> {
+/// Returns a listener on a port of 127.0.0.1 that is free until the listener is dropped.
+fn free_port() -> io::Result<TcpListener> {
     let is_free = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port));
     let span = PORTS.end - PORTS.start;
     // Begin with a random port, so that programs that start at the same time try different ports.
@@ -42,8 +48,7 @@ fn free_port() -> io::Result<SocketAddr> {
     getrandom(&mut random)?;
     let start = u16::from_ne_bytes(random) % span;
     let mut ports = (0..TRIES).map(|offset| PORTS.start + (start + offset * 97) % span);
-    let found = ports.find_map(|port| is_free(port).ok()).map_or_else(|| is_free(0), Ok)?;
-    found.local_addr()
+    ports.find_map(|port| is_free(port).ok()).map_or_else(|| is_free(0), Ok)
 }
 
 fn getrandom(bytes: &mut [u8; 2]) -> io::Result<()> {
@@ -53,14 +58,24 @@ fn getrandom(bytes: &mut [u8; 2]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
 
     #[test]
     fn private_ports_are_free_and_below_those_of_outgoing_connections() {
         for _ in 0..20 {
-            let address = free_port().unwrap();
+            let address = free_port().unwrap().local_addr().unwrap();
             assert!(PORTS.contains(&address.port()), "{address}");
             TcpListener::bind(address).unwrap();
         }
+    }
+
+    #[test]
+    fn every_instance_has_a_private_port_of_its_own() {
+        let folder = TemporaryFolder::create(None).unwrap();
+        let addresses = addresses(Attach::PrivatePort, &folder, 500).unwrap();
+        let different: HashSet<_> = addresses.iter().map(|one| format!("{one:?}")).collect();
+        assert_eq!(different.len(), 500);
     }
 }
