@@ -9,9 +9,11 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::io::Interest;
 use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
@@ -58,10 +60,9 @@ impl LastOutput {
     fn pass_on(&self, mut pipe: File) {
         let (mut buffer, mut line) = (vec![0; 16 * 1024], Vec::new());
         while let Ok(count @ 1..) = pipe.read(&mut buffer) {
-            // Write each chunk with a single call, so that lines of several programs rarely mix.
             // Ignore errors, because the program must keep running even if our standard error is
             // closed.
-            let _ = io::stderr().write_all(&buffer[..count]);
+            let _ = write_all(&io::stderr(), &buffer[..count]);
             for byte in &buffer[..count] {
                 match byte {
                     b'\n' => self.keep(&std::mem::take(&mut line)),
@@ -84,6 +85,28 @@ impl LastOutput {
         }
         lines.push_back(line);
     }
+}
+
+/// Writes a chunk to `output`. If possible, uses a single call, so that lines of several programs
+/// rarely mix. Waits for room if the output is non-blocking, because the program may share the
+/// output with this process and make it so.
+fn write_all(mut output: impl Write + AsFd, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match output.write(bytes) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => bytes = &bytes[count..],
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                let mut room = [PollFd::new(output.as_fd(), PollFlags::POLLOUT)];
+                match poll(&mut room, PollTimeout::NONE) {
+                    Ok(_) | Err(Errno::EINTR) => {}
+                    Err(errno) => return Err(errno.into()),
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// Returns a pipe: the read end for this process, and the write end for a program.
@@ -144,5 +167,20 @@ mod tests {
         let (read, write) = pipe().unwrap();
         drop(write);
         assert!(!newline(read).await);
+    }
+
+    /// The standard output of a program may be the same pipe, and the program may make it
+    /// non-blocking.
+    #[test]
+    fn a_full_pipe_that_is_non_blocking_loses_nothing() {
+        const LONG: usize = 300_000;
+        let (read, write) = pipe().unwrap();
+        rustix::io::ioctl_fionbio(&write, true).unwrap();
+        let writer =
+            std::thread::spawn(move || write_all(File::from(write), &vec![b'x'; LONG]).unwrap());
+        let mut written = Vec::new();
+        File::from(read).read_to_end(&mut written).unwrap();
+        writer.join().unwrap();
+        assert_eq!(written.len(), LONG);
     }
 }
