@@ -69,6 +69,7 @@ mod program;
 mod program_readiness;
 mod program_reasons;
 mod program_reports;
+mod program_stops;
 mod programs;
 mod proxy;
 mod proxy_closes;

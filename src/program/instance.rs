@@ -85,8 +85,8 @@ impl Instance {
                         event = "program.ended",
                         instance = self.number,
                         reason = what,
-                        "not starting the program again, because this process drains its last \
-                        connections: the program {what}"
+                        "not starting the program again, because it was told to stop: the program \
+                        {what}"
                     ),
                 }
             }

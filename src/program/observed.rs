@@ -19,7 +19,8 @@ pub(super) enum Order {
     Prove,
     /// Run the program. If the program fails, start it again.
     Run,
-    /// Let the program serve its remaining connections. If the program ends, do not start it again.
+    /// Let the program serve its remaining connections. If the program fails, start it again,
+    /// because a client may still wait for it.
     Finish,
     /// Ask the program to end, and give it time to do so.
     Stop,
@@ -30,7 +31,7 @@ pub(super) enum Order {
 impl Order {
     /// Returns whether to start the program if it is not running.
     pub(super) const fn runs(self) -> bool {
-        matches!(self, Self::Prove | Self::Run)
+        matches!(self, Self::Prove | Self::Run | Self::Finish)
     }
 }
 

@@ -207,7 +207,12 @@ impl<S: Service> DataPlane for ProgramPlane<S> {
     }
 
     fn accept_backlog(&mut self, listeners: &[Listener]) {
-        self.server.accept_backlog(&self.served(listeners));
+        let mut served = self.served(listeners);
+        // A program that was told to stop answers no further client.
+        if !self.orders.borrow().runs() {
+            served.retain(|listener| self.others.contains(listener));
+        }
+        self.server.accept_backlog(&served);
     }
 
     fn accept_late(&mut self, replaced: Vec<Listener>) {

@@ -1,0 +1,59 @@
+//! Tests of clients that meet a program when it ends, or does not run: none waits for an answer that
+//! cannot come.
+
+use std::fs;
+use std::path::Path;
+
+use nix::sys::signal::Signal;
+
+use crate::programs::{PRIVATE, good, put, run_app, started};
+use crate::support::{Client, Event, REAL, Tracer, assert_becomes, signal};
+
+/// A program that takes as long to end as `FOLDER/hold` exists.
+fn slow_to_end() -> String {
+    format!(
+        "cd \"$(dirname \"$0\")\"; : > hold
+        trap ': > stopping; while [ -e hold ]; do sleep 0.05; done; kill $server; wait $server; exit' TERM
+        {REAL} \"$@\" & server=$!
+        while :; do wait; done"
+    )
+}
+
+/// The clients in the backlog cannot be served any more: the active generation accepts none, and the
+/// program of the old one has been told to stop.
+#[test]
+fn a_stopping_program_gets_no_clients_from_the_backlog() {
+    let patient = ["--bake", "0", "--drain-timeout", "1h", "--stop-timeout", "1h"];
+    let line = run_app(&slow_to_end(), &patient, &PRIVATE);
+    put(line.folder(), &good());
+    line.asked(&["reload"]).well();
+    let stopping = line.folder().join("stopping");
+    assert_becomes(&true, || stopping.exists());
+    let no_accept = ["-f", "-e", "trace=accept4", "-e", "inject=accept4:error=ENFILE"];
+    let tracer = Tracer::attach(&line, line.pid_of(2), &no_accept);
+    let waiting: Vec<Client> = (0..4).map(|_| Client::connect(&line.address()).unwrap()).collect();
+    line.signal(2, Signal::SIGTERM);
+    line.wait_for(1, Event::GenerationStep.with("input", "ServiceStopping"));
+    fs::remove_file(line.folder().join("hold")).unwrap();
+    line.wait_for_end();
+    drop((tracer, waiting));
+}
+
+/// A reload that repairs a broken program also serves the clients that wait for the old one.
+#[test]
+fn a_repaired_program_serves_the_clients_that_waited() {
+    const RESTARTS: usize = 6;
+    let script = format!("[ ! -e \"$(dirname \"$0\")/broken\" ] || exit 1; {}", good());
+    let line = run_app(&script, &["--bake", "0", "--drain-timeout", "1h"], &PRIVATE);
+    let broken = |folder: &Path| folder.join("broken");
+    fs::write(broken(line.folder()), "").unwrap();
+    signal(started(&line, 1), Signal::SIGKILL);
+    // After this many failures, the pause is longer than a reload takes.
+    line.wait_for_count(RESTARTS, Event::ProgramRestarting);
+    let mut waiting = Client::connect(&line.address()).unwrap();
+    fs::remove_file(broken(line.folder())).unwrap();
+    line.asked(&["reload"]).well();
+    waiting.echo(b"I have waited").unwrap();
+    drop(waiting);
+    assert_eq!(line.exit_code(1), 0);
+}
