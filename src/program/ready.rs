@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::time::{sleep, timeout};
 
 use super::command::{PreparedCommand, not_started};
@@ -164,7 +164,8 @@ impl Probe {
     async fn until_it_succeeds(&self) {
         while let Err(why) = self.check().await {
             let also = if self.ready == Ready::NotifyOrConnect {
-                ", and it has not sent READY=1"
+                ", and it has not sent READY=1; if it uses the inherited listeners and sends no \
+                 READY=1, set --attach inherit"
             } else {
                 ""
             };
@@ -244,6 +245,9 @@ impl Probe {
     }
 }
 
+/// The maximum length of the first line of a reply, in bytes. A longer line is cut.
+const LONGEST_LINE: u64 = 8 * 1024;
+
 /// Checks whether the program answers a request for `path` with a status below 400, and returns why
 /// it does not.
 async fn answers(address: &Address, path: &str) -> Result<(), String> {
@@ -253,7 +257,7 @@ async fn answers(address: &Address, path: &str) -> Result<(), String> {
             format!("GET {path} HTTP/1.0\r\nHost: localhost\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await?;
         let mut line = String::new();
-        BufReader::new(stream).read_line(&mut line).await?;
+        BufReader::new(stream.take(LONGEST_LINE)).read_line(&mut line).await?;
         io::Result::Ok(line)
     };
     let line = asked.await.map_err(|error| format!("it does not answer GET {path}: {error}"))?;

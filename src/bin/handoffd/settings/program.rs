@@ -44,7 +44,8 @@ pub(crate) struct ProgramSettings {
     #[arg(long, value_name = "CONDITION")]
     ready: Option<Given<Ready>>,
 
-    /// A command that succeeds when the program is ready, instead of --ready [default: none]
+    /// A command that succeeds when the program is ready, instead of --ready; a word `;` ends it
+    /// [default: none]
     #[arg(long, value_name = "WORD", num_args = 1.., value_terminator = ";")]
     #[arg(allow_hyphen_values = true)]
     #[serde(deserialize_with = "list")]
