@@ -179,8 +179,8 @@ fn a_supervisor_sees_one_lasting_process() {
     line.wait_for_end();
 }
 
-/// A shell such as `trap '' CHLD` passes the ignored signal on, and the kernel then discards the exit
-/// status of each child.
+/// A parent such as a shell after `trap '' CHLD` passes the ignored signal on, and the kernel then
+/// discards the exit status of each child.
 #[test]
 fn an_init_ends_although_its_parent_ignored_sigchld() {
     let ignoring = ["perl", "-e", "$SIG{CHLD} = 'IGNORE'; exec @ARGV or die"];

@@ -62,7 +62,7 @@ impl LastOutput {
         while let Ok(count @ 1..) = pipe.read(&mut buffer) {
             // Ignore errors, because the program must keep running even if our standard error is
             // closed.
-            let _ = write_all(&io::stderr(), &buffer[..count]);
+            let _ = write_all(io::stderr(), &buffer[..count]);
             for byte in &buffer[..count] {
                 match byte {
                     b'\n' => self.keep(&std::mem::take(&mut line)),
