@@ -1,5 +1,5 @@
-//! Tests of clients that meet a program when it ends, or does not run: none waits for an answer that
-//! cannot come.
+//! Tests of clients that meet a program when it ends, or does not run: none waits for an answer
+//! that cannot come.
 
 use std::fs;
 use std::path::Path;
@@ -13,14 +13,19 @@ use crate::support::{Client, Event, REAL, Tracer, assert_becomes, signal};
 fn slow_to_end() -> String {
     format!(
         "cd \"$(dirname \"$0\")\"; : > hold
-        trap ': > stopping; while [ -e hold ]; do sleep 0.05; done; kill $server; wait $server; exit' TERM
+        finish() {{
+            : > stopping
+            while [ -e hold ]; do sleep 0.05; done
+            kill $server; wait $server; exit
+        }}
+        trap finish TERM
         {REAL} \"$@\" & server=$!
         while :; do wait; done"
     )
 }
 
-/// The clients in the backlog cannot be served any more: the active generation accepts none, and the
-/// program of the old one has been told to stop.
+/// The clients in the backlog cannot be served any more: the active generation accepts none, and
+/// the program of the old one has been told to stop.
 #[test]
 fn a_stopping_program_gets_no_clients_from_the_backlog() {
     let patient = ["--bake", "0", "--drain-timeout", "1h", "--stop-timeout", "1h"];

@@ -1,7 +1,7 @@
 //! Files with settings, which each reload reads again.
 //!
-//! A device, a pipe or a file of the kernel would block the reader, or has no end. Such a file is an
-//! error, and so is a file that is too large to contain settings.
+//! A device, a pipe or a file of the kernel would block the reader, or has no end. Such a file is
+//! an error, and so is a file that is too large to contain settings.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
