@@ -47,6 +47,8 @@ fn a_terminate_during_a_start_ends_both_generations() {
 fn a_terminate_to_the_old_generation_ends_the_bake() {
     let (line, held) = baking();
     line.signal(1, Signal::SIGTERM);
+    let pid = line.pid_of(2);
+    line.wait_for(1, Event::HandoffHastened.with("successor_pid", pid));
     line.wait_for(2, Event::GenerationServing);
     line.assert_serves();
     assert_finishes(held);

@@ -21,7 +21,7 @@ use crate::carry::{self, CarriedState};
 use crate::control::{Answer, Refusal};
 use crate::data_plane::DataPlane;
 use crate::error::HandoffFailure;
-use crate::handoff::{Commit, LaunchSpec, StopMode, Successor};
+use crate::handoff::{Commit, LaunchSpec, OnSuccessorDeath, StopMode, Successor};
 use crate::report::{GenerationState, Outcome, Report};
 use reload::Reload;
 pub(super) use reload::milliseconds;
@@ -211,8 +211,25 @@ impl<P: DataPlane> Driver<P> {
             event = "handoff.committed", successor = %next, successor_pid = pid,
             "handed over to the new process: generation {next}"
         );
+        self.hint_at_stop(commit, pid);
         self.answer_status();
         self.answer_reload(pid);
+    }
+
+    /// Warns if this process was told to stop during the bake, because the service goes on in the
+    /// new process. A service manager or an init passes the stop on, so no warning is needed then.
+    fn hint_at_stop(&self, commit: Commit, successor_pid: Option<u32>) {
+        let is_alone = self.process.init.is_none() && !self.process.notifier.is_supervised();
+        if let (OnSuccessorDeath::Stay, true, Some(pid)) =
+            (commit.on_death, is_alone, successor_pid)
+        {
+            tracing::warn!(
+                event = "handoff.hastened",
+                successor_pid = pid,
+                "this process was told to stop during the bake, so the new process takes over \
+                now; to stop the service, send the signal to process {pid} too"
+            );
+        }
     }
 
     /// Reports that the handoff has failed, and ends the successor unless it stops by itself.

@@ -77,6 +77,7 @@ events! {
     HandoffDelayed = "handoff.delayed",
     HandoffFailed = "handoff.failed",
     HandoffGivenBack = "handoff.given_back",
+    HandoffHastened = "handoff.hastened",
     HandoffStarted = "handoff.started",
     InitUnreachable = "init.unreachable",
     LimitUnchanged = "limit.unchanged",
