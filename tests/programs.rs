@@ -302,6 +302,20 @@ fn a_program_may_get_a_listener_as_standard_input() {
 }
 
 #[test]
+fn a_missing_working_directory_is_named_in_the_reload() {
+    let line = run(|command, folder| {
+        put(folder, &good());
+        fs::create_dir(folder.join("work")).unwrap();
+        command.arg("--working-directory").arg(folder.join("work"));
+        command.arg("--").arg(folder.join("app")).args(PRIVATE);
+    });
+    line.wait_for(1, Event::GenerationServing);
+    fs::remove_dir(line.folder().join("work")).unwrap();
+    line.asked(&["reload"]).names(70, &["/work", "No such file"]);
+    line.assert_serves();
+}
+
+#[test]
 fn a_broken_environment_file_fails_the_reload() {
     let line = run(|command, folder| {
         put(folder, &good());

@@ -56,6 +56,9 @@ impl PreparedCommand {
                 umask: config.umask.map(|umask| umask.0),
             })
         };
+        if let Some(directory) = &config.working_directory {
+            check_directory(directory)?;
+        }
         let name = || command.first().cloned().unwrap_or_default();
         prepare().map_err(|source| not_started(name(), source))
     }
@@ -83,6 +86,16 @@ impl PreparedCommand {
         });
         started.map_err(|source| not_started(self.program.to_string_lossy().into_owned(), source))
     }
+}
+
+/// Checks that a program may have this working directory.
+///
+/// # Errors
+/// Returns [`Error::ProgramNotStarted`], which names the directory.
+pub(super) fn check_directory(directory: &Path) -> Result<(), Error> {
+    let what = || format!("the program in the directory {}", directory.display());
+    let entered = eaccess(directory, AccessFlags::X_OK).map_err(io::Error::from);
+    entered.map_err(|source| not_started(what(), source))
 }
 
 pub(super) fn not_started(what: String, source: io::Error) -> Error {

@@ -5,15 +5,12 @@
 //! in the path of the working directory again. So changes take effect at the next handoff.
 
 use std::ffi::OsStr;
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::unistd::{AccessFlags, eaccess};
-
-use super::command::{PreparedCommand, find, not_started};
+use super::command::{PreparedCommand, check_directory, find, not_started};
 use super::environment::{self, ProgramEnvironment};
 use super::output;
 use super::placeholder::{Placeholder, replace};
@@ -195,32 +192,38 @@ fn check_ready_descriptor(config: &ProgramConfig, listeners: usize) -> Result<()
 }
 
 /// Checks that a program could be started, without starting it. The program must exist and be
-/// executable, its files must be readable, and its placeholders must have values.
+/// executable, and its files must be readable. [`check_settings`] checks everything else.
 ///
 /// # Errors
-/// Returns [`Error::ProgramNotStarted`] for the first file that cannot be used, and
-/// [`Error::NoSuchListener`] or [`Error::Setting`] for a placeholder that has no value.
-pub fn check(config: &ProgramConfig, listeners: &Listeners) -> Result<(), Error> {
+/// Returns [`Error::ProgramNotStarted`] for the first file that cannot be used.
+pub fn check(config: &ProgramConfig) -> Result<(), Error> {
     let mut variables = environment::inherited();
     variables.extend(of_file(config)?);
     variables.extend(config.environment.iter().map(|(name, value)| (name.into(), value.into())));
     let directory = config.working_directory.as_deref();
     if let Some(directory) = directory {
-        let entered = eaccess(directory, AccessFlags::X_OK).map_err(io::Error::from);
-        let what = || format!("the program in the directory {}", directory.display());
-        entered.map_err(|source| not_started(what(), source))?;
+        check_directory(directory)?;
     }
-    let asked = if let Some(Ready::Command(command)) = &config.ready { &command[..] } else { &[] };
-    for program in config.command.iter().take(1).chain(asked.iter().take(1)) {
+    for program in config.command.iter().take(1).chain(ready_command(config).iter().take(1)) {
         find(program, variables.get(OsStr::new("PATH")), directory)
             .map_err(|source| not_started(program.clone(), source))?;
     }
+    Ok(())
+}
+
+/// Checks the settings of a program that refer to its listeners, without looking at any file: its
+/// placeholders must have values, and the descriptors of the listeners must be free.
+///
+/// # Errors
+/// Returns [`Error::NoSuchListener`] or [`Error::Setting`] for a placeholder that has no value, and
+/// for a descriptor that is used twice.
+pub fn check_settings(config: &ProgramConfig, listeners: &Listeners) -> Result<(), Error> {
     let Listeners::Named(named) = listeners else { return Ok(()) };
     let named = named.as_slice().iter().enumerate();
     let names: Vec<_> = named.map(|(index, listener)| listener.name_at(index)).collect();
     check_ready_descriptor(config, names.len())?;
     let values = config.environment.iter().map(|(_, value)| value);
-    for text in config.command.iter().chain(asked).chain(values) {
+    for text in config.command.iter().chain(ready_command(config)).chain(values) {
         replace(text, |placeholder| {
             placeholder.resolve(config.attach, &names).map(|_| String::new())
         })?;
@@ -231,4 +234,9 @@ pub fn check(config: &ProgramConfig, listeners: &Listeners) -> Result<(), Error>
         }
         Some(_) | None => Ok(()),
     }
+}
+
+/// Returns the words of the command that checks whether the program is ready.
+fn ready_command(config: &ProgramConfig) -> &[String] {
+    if let Some(Ready::Command(command)) = &config.ready { command } else { &[] }
 }

@@ -35,5 +35,5 @@ mod watch;
 pub use crate::config::{Attach, ProgramConfig, Ready, Restart, StopSignal, Umask};
 pub use crate::sys::settings_file::read as read_settings_file;
 pub(crate) use creation::ProgramHost;
-pub use launch::check;
+pub use launch::{check, check_settings};
 pub(crate) use plane::ProgramPlane;

@@ -12,7 +12,7 @@ pub(crate) fn run(settings: &StartSettings) -> Result<(), Failure> {
     let config = &settings.config;
     config.check()?;
     if let Served::Program(program) = &settings.served {
-        handoffd::program::check(program, &config.listeners)?;
+        handoffd::program::check(program)?;
     }
     if settings.watched == Watched::ThisProcess || std::process::id() == 1 {
         Inheritance::check_for_init()?;

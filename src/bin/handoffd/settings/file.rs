@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use handoffd::Error;
 use handoffd::listen::{ListenerName, Listeners, METRICS_LISTENER};
-use handoffd::program::{ProgramConfig, read_settings_file};
+use handoffd::program::{ProgramConfig, check_settings, read_settings_file};
 use handoffd::proxy::ProxyConfig;
 use serde::Deserialize;
 use toml::Spanned;
@@ -111,18 +111,29 @@ fn parse(text: &str) -> Result<FileSettings, Mistake> {
     let listeners = listeners::read(tables, text, program.is_some(), &mut taken)?;
     check_metrics(&daemon, &listeners, &mut taken)?;
     let addresses: Vec<_> = listeners.iter().map(CheckedListener::address).collect();
-    let program = program.map(|program| program.into_config(SettingSource::File, &addresses));
+    let program = program.map(|(place, program)| {
+        let config = program.into_config(SettingSource::File, &addresses);
+        config.map(|config| (place, config)).map_err(|mistake| mistake.or_at(place))
+    });
     let program = program.transpose()?;
     let (listeners, services): (Vec<_>, Vec<_>) =
         listeners.into_iter().map(CheckedListener::split).unzip();
     // This call never fails, because the names and the addresses were already checked above, where
     // their positions in the file are known.
     let listeners = Listeners::new(listeners).map_err(|error| Mistake::at(0, error.to_string()))?;
-    Ok(FileSettings { daemon, listeners, services, program })
+    let checked = program.map(|(place, program)| {
+        let done = check_settings(&program, &listeners);
+        done.map(|()| program).map_err(|error| Mistake::at(place, error.to_string()))
+    });
+    Ok(FileSettings { daemon, listeners, services, program: checked.transpose()? })
 }
 
-/// Removes the table `[program]` from the file, and parses it.
-fn take_program(file: &mut DeTable<'_>, text: &str) -> Result<Option<ProgramSettings>, Mistake> {
+/// Removes the table `[program]` from a file. Returns its settings, and its place for error
+/// messages.
+fn take_program(
+    file: &mut DeTable<'_>,
+    text: &str,
+) -> Result<Option<(usize, ProgramSettings)>, Mistake> {
     let Some(program) = file.remove("program") else { return Ok(None) };
     let span = program.span();
     let DeValue::Table(table) = program.into_inner() else {
@@ -137,7 +148,7 @@ fn take_program(file: &mut DeTable<'_>, text: &str) -> Result<Option<ProgramSett
             "the program has no command, expected one, as in command = [\"gunicorn\", \"app:app\"]";
         return Err(Mistake::at(span.start, what));
     }
-    Ok(Some(settings))
+    Ok(Some((span.start, settings)))
 }
 
 /// Checks that no listener in the file has the name or the address of the metrics listener.

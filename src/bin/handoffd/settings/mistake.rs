@@ -58,6 +58,11 @@ impl Mistake {
         Self { offset: offset.into(), what: what.into() }
     }
 
+    /// Adds the place of the mistake, if it is not known yet.
+    pub(super) fn or_at(self, place: usize) -> Self {
+        Self { offset: self.offset.or(Some(place)), ..self }
+    }
+
     /// Converts an error from the crate `toml`. The error may originate in our own value parsers.
     pub(super) fn of_toml(error: &toml::de::Error, text: &str) -> Self {
         let span = error.span().unwrap_or_default();

@@ -28,7 +28,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use handoffd::listen::{Address, ListenerConfig, Listeners, METRICS_LISTENER, OnHandoff};
-use handoffd::program::ProgramConfig;
+use handoffd::program::{ProgramConfig, check_settings};
 use handoffd::proxy::{Loop, Proxy, Upstreams, find_loop};
 use handoffd::{Config, Echo};
 use tracing_subscriber::filter::{LevelFilter, Targets};
@@ -186,7 +186,9 @@ impl RunFlags {
     pub(crate) fn read(self, runtime_directory: Option<&Path>) -> Result<StartSettings, Failure> {
         let listeners = self.listen.read()?;
         let program = self.program.into_config(SettingSource::Flags, &addresses(&listeners));
-        let served = Served::Program(Box::new(program.map_err(Mistake::in_flags)?));
+        let program = program.map_err(Mistake::in_flags)?;
+        check_settings(&program, &listeners)?;
+        let served = Served::Program(Box::new(program));
         start(self.daemon, listeners, served, self.init, runtime_directory)
             .map_err(Mistake::in_flags)
     }

@@ -13,7 +13,7 @@ const EVERY_PROGRAM_SETTING: &str = "\
 [listener.web]
 address = '127.0.0.1:0'
 [program]
-command = ['a', '{fd}']
+command = ['a', 'b']
 attach = 'port'
 ready = 'http:/up'
 check_interval = '1s'
@@ -64,7 +64,7 @@ fn every_setting_of_a_program_is_a_flag_and_has_an_effect() {
                 --restart=never --stop-signal=INT --stop-timeout=2s --instances=3 --env=A=b \
                 --env-file=/e --working-directory=/w --umask=0027 --stdin=web";
     let line = line.split_whitespace().map(str::to_owned).chain(relay);
-    let line = line.chain(["--", "a", "{fd}"].map(str::to_owned));
+    let line = line.chain(["--", "a", "b"].map(str::to_owned));
     let RunFlags { program, listen, .. } = RunLine::parse_from(line).flags;
     let listeners = listen.read().unwrap();
     let by_flags = program.into_config(SettingSource::Flags, &addresses(&listeners)).unwrap();
@@ -111,7 +111,15 @@ fn a_wrong_program_is_refused_at_its_place() {
     for (text, expected) in [
         ("[program]\n", "1:1: the program has no command"),
         ("program = 1\n", "1:11: not a table"),
-        ("[program]\ncommand = []\n[listener.web]\naddress = '@a'", "bad command []"),
+        ("[program]\ncommand = []\n[listener.web]\naddress = '@a'", "1:1: bad command []"),
+        (
+            "[program]\ncommand = ['a', '{fd:api}']\n[listener.web]\naddress = '@a'",
+            "1:1: there is no listener named \"api\"",
+        ),
+        (
+            "[program]\ncommand = ['a', '{fd}']\nattach = 'port'\n[listener.web]\naddress = '@a'",
+            "1:1: bad placeholder {fd}",
+        ),
         (
             "[program]\ncommand = ['a', '{fd}']\nlifetime = '1s'\n[listener.web]\naddress = '@a'",
             "3:12: lifetime has no effect, because the program itself accepts connections",
