@@ -181,7 +181,7 @@ fn a_reload_fails_when_all_generations_die() {
         .names(70, &["has died", "no daemon answers"]);
     reload_that_meets("{\"started\":{\"succ").names(75, &["ended without an answer"]);
     reload_that_meets("").names(75, &["ended without an answer"]);
-    reload_that_meets("what?\n").names(77, &["invalid answer", "what?"]);
+    reload_that_meets("what?\n").names(69, &["invalid answer", "what?"]);
 }
 
 #[test]

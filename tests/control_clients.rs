@@ -140,6 +140,11 @@ fn clients_of_other_users_do_not_block_the_operator() {
     let mut command = stranger(&line, "./stranger");
     command.args(["status", "--control", "control"]);
     Operator::start(command).wait().names(77, &["uid 65534 may not connect"]);
+    // With the usual mode of the path, the kernel refuses the user.
+    let mut command = stranger(&line, "./stranger");
+    std::fs::set_permissions(line.control(), std::fs::Permissions::from_mode(0o600)).unwrap();
+    command.args(["status", "--control", "control"]);
+    Operator::start(command).wait().names(77, &["Permission denied"]);
 }
 
 /// The mode of the path does not matter: the kernel reports the client's user.

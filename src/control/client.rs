@@ -91,14 +91,19 @@ impl Control {
             let request = request();
             let mut conversation =
                 self.connect(&request, deadline).map_err(|source| self.unreachable(source))?;
-            match (request, conversation.peek(deadline)?) {
+            let reply = conversation.peek(deadline)?;
+            match (request, &reply) {
                 (_, Some(Reply::Moved {})) | (Request::Status {}, None) => {}
                 _ => return Ok(conversation),
             }
             if Instant::now() >= deadline {
-                return Err(ControlError::TryAgain {
-                    reason: "each time, a newer process took over before the request was answered"
-                        .into(),
+                return Err(match reply {
+                    Some(_) => ControlError::TryAgain {
+                        reason: "each time, a newer process took over before the request was \
+                                 answered"
+                            .into(),
+                    },
+                    None => self.broke_off(),
                 });
             }
         }
@@ -159,7 +164,7 @@ impl Control {
                 "the daemon on {} sent an answer that does not match the request: {reply:?}",
                 printable(&self.path)
             );
-            return ControlError::Denied { reason: one_line(&reason) };
+            return ControlError::InvalidAnswer { reason: one_line(&reason) };
         };
         // Escape the reason, because any program may listen on this path and send any text.
         let reason = one_line(reason);

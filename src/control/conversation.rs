@@ -53,14 +53,14 @@ impl<'a> Conversation<'a> {
             Err(error) if error.kind() == io::ErrorKind::Other => {
                 let path = printable(&self.control.path);
                 let reason = format!("invalid answer from the daemon on {path}: {error}");
-                return Err(ControlError::Denied { reason });
+                return Err(ControlError::InvalidAnswer { reason });
             }
             Err(source) => return Err(self.control.unreachable(source)),
         };
         // Treat an incomplete line as the end of the replies, because the connection was closed
         // before the line was complete.
         let Some(line) = line.strip_suffix(b"\n") else { return Ok(None) };
-        serde_json::from_slice(line).map(Some).map_err(|error| ControlError::Denied {
+        serde_json::from_slice(line).map(Some).map_err(|error| ControlError::InvalidAnswer {
             reason: one_line(&format!(
                 "invalid answer from the daemon ({error}): {}",
                 String::from_utf8_lossy(line)

@@ -38,10 +38,16 @@ pub enum ControlError {
         /// Why the daemon cannot carry out the request now.
         reason: String,
     },
-    /// The daemon refuses this request or this user, or the daemon's answer is invalid.
+    /// The daemon refuses this request or this user.
     #[error("the request to the daemon failed: {reason}")]
     Denied {
         /// The reason for the refusal.
+        reason: String,
+    },
+    /// The process that listens on the control socket does not answer as a daemon does.
+    #[error("no daemon answers: {reason}")]
+    InvalidAnswer {
+        /// What is wrong with the answer.
         reason: String,
     },
 }
@@ -49,9 +55,14 @@ pub enum ControlError {
 impl ControlError {
     /// Returns the exit code of a command that fails because of this error.
     #[must_use]
-    pub const fn exit(&self) -> ExitStatus {
+    pub fn exit(&self) -> ExitStatus {
         match self {
-            Self::NobodyAnswers { .. } => ExitStatus::Unavailable,
+            Self::NobodyAnswers { source, .. }
+                if source.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                ExitStatus::Denied
+            }
+            Self::NobodyAnswers { .. } | Self::InvalidAnswer { .. } => ExitStatus::Unavailable,
             Self::HandoffFailed { .. } => ExitStatus::HandoffFailed,
             Self::RolledBack { .. } => ExitStatus::RolledBack,
             Self::TryAgain { .. } => ExitStatus::TryAgain,
