@@ -76,6 +76,8 @@ fn a_listener_moves_on_before_its_first_address_is_closed() {
     for (generation, address) in (1..).zip(["127.0.0.1", "127.0.0.2", "127.0.0.3", "0.0.0.0"]) {
         put(line.folder(), &file(address, port));
         line.hand_over_from(generation);
+        // The old generation frees its address for the next move only after the commit.
+        line.wait_for(generation, Event::DrainStarted);
         Client::once(&format!("{}:{port}", address.replace("0.0.0.0", "127.0.0.1")), b"moved")
             .unwrap();
     }
