@@ -5,7 +5,7 @@ use crate::lab::{Lab, PROGRAM};
 use crate::system::System;
 
 /// Bad drop-ins, each with the finding of the doctor and its exit code.
-const ILLS: [(&str, &str, i32); 16] = [
+const ILLS: [(&str, &str, i32); 17] = [
     ("Type=exec", "breaks  Type=exec: ", 78),
     ("NotifyAccess=all", "risks   NotifyAccess=all: ", 0),
     ("KillMode=mixed", "breaks  KillMode=mixed: ", 78),
@@ -26,6 +26,7 @@ const ILLS: [(&str, &str, i32); 16] = [
     ),
     ("OOMPolicy=stop", "risks   OOMPolicy=stop: ", 0),
     ("NonBlocking=no", "risks   NonBlocking=no: ", 0),
+    ("[Unit]\nStartLimitIntervalSec=10", "risks   StartLimitIntervalSec=10s: ", 0),
     (
         "RestrictAddressFamilies=\nRestrictAddressFamilies=AF_INET",
         "breaks  RestrictAddressFamilies=AF_INET: ",
@@ -66,6 +67,11 @@ pub(crate) fn the_doctor_names_what_breaks_a_handoff(system: System) {
         assert!(findings.len() == 1 && findings[0].starts_with(found), "{setting}: {said:?}");
     }
     lab.install(name, "[Service]\n");
+    let socket = "handoffd.socket.d/limit.conf";
+    lab.install(socket, "[Socket]\nTriggerLimitIntervalSec=2\n");
+    let said = lab.run(&[PROGRAM, "doctor"]).well();
+    assert!(said.starts_with("risks   handoffd.socket: TriggerLimitIntervalSec=2s: "), "{said}");
+    lab.install(socket, "[Socket]\n");
     lab.run(&[PROGRAM, "doctor", "no-such.service"]).names(71, &["no unit no-such.service"]);
     lab.systemctl(&["stop", "handoffd.socket", "handoffd.service"]).well();
     lab.run(&[PROGRAM, "doctor"]).names(69, &["no daemon answers on"]);

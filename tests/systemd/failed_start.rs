@@ -1,6 +1,8 @@
 //! Tests of failed starts. systemd retries at a limited rate if a retry may succeed. It does not
 //! retry if only a change of the configuration helps.
 
+use std::io::Write;
+
 use crate::lab::{ADDRESS, Lab, PROGRAM};
 use crate::shipped::{documented, shipped};
 use crate::support::Client;
@@ -21,6 +23,58 @@ pub(crate) fn a_wrong_configuration_is_tried_once(system: System) {
         assert_eq!((lab.show("NRestarts"), lab.show("ExecMainStatus")), ("0".into(), "78".into()));
     }
     assert!(lab.journal_text().contains("/etc/handoffd.toml:1:"), "{}", lab.journal_text());
+}
+
+/// The client makes the socket unit start the service again, once a second.
+pub(crate) fn a_client_waits_for_a_better_configuration(system: System) {
+    let lab = Lab::boot(system);
+    for unit in ["handoffd-run@.service", "handoffd-run@.socket"] {
+        lab.install(unit, &std::fs::read_to_string(shipped(unit)).unwrap());
+    }
+    lab.install("handoffd.service.d/config.conf", &documented("--config"));
+    let socket = "[Socket]\nListenStream=\nListenStream=127.0.0.1:48880\n";
+    lab.install("handoffd-run@app.socket.d/address.conf", socket);
+    std::fs::create_dir(lab.path("/etc/handoffd")).unwrap();
+    for (unit, file, address) in [
+        ("handoffd", "/etc/handoffd.toml", ADDRESS),
+        ("handoffd-run@app", "/etc/handoffd/app.toml", "127.0.0.1:48880"),
+    ] {
+        let [service, socket] = ["service", "socket"].map(|suffix| format!("{unit}.{suffix}"));
+        std::fs::write(lab.path(file), "bake = [\n").unwrap();
+        lab.systemctl(&["start", &socket]).well();
+        let mut client = lab.inside(|| Client::connect(address).unwrap());
+        client.write_all(b"I wait").unwrap();
+        lab.wait("four failed starts", |lab| failed_starts(lab, &service).len() >= 4);
+        let starts = failed_starts(&lab, &service);
+        assert!(starts[3] - starts[0] >= 3_000_000, "starts at {starts:?} us");
+        std::fs::write(
+            lab.path(file),
+            "[listener.web]\naddress = '127.0.0.1:1'\nservice = 'echo'\n",
+        )
+        .unwrap();
+        lab.systemctl(&["restart", &service]).well();
+        client.expect(b"I wait").unwrap();
+    }
+}
+
+/// Even without the pause between the starts.
+pub(crate) fn the_socket_unit_outlives_many_failed_starts(system: System) {
+    let lab = Lab::boot(system);
+    lab.start_with("--no-such-flag");
+    lab.install("handoffd.service.d/pause.conf", "[Service]\nExecStopPost=\n");
+    lab.systemctl(&["start", "handoffd.socket"]).well();
+    let _client = lab.inside(|| Client::connect(ADDRESS).unwrap());
+    // By default, systemd closes the socket after 20 starts.
+    lab.wait("30 failed starts", |lab| failed_starts(lab, "handoffd.service").len() >= 30);
+    lab.systemctl(&["is-active", "handoffd.socket"]).well();
+}
+
+/// Returns when each start failed for the command line or the configuration, in microseconds.
+fn failed_starts(lab: &Lab, service: &str) -> Vec<u64> {
+    let failed = lab.journal_of(service).into_iter().filter(|record| {
+        record["_PID"] == "1" && ["64", "78"].iter().any(|code| record["EXIT_STATUS"] == *code)
+    });
+    failed.map(|record| record["__REALTIME_TIMESTAMP"].as_str().unwrap().parse().unwrap()).collect()
 }
 
 /// With the documented drop-in. The program is missing: systemd itself fails to start it, so no

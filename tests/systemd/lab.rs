@@ -282,10 +282,14 @@ impl Lab {
 
     /// Returns every record of the unit in the journal.
     pub(crate) fn journal(&self) -> Vec<serde_json::Value> {
+        self.journal_of("handoffd.service")
+    }
+
+    /// Returns every record of a unit in the journal.
+    pub(crate) fn journal_of(&self, unit: &str) -> Vec<serde_json::Value> {
         self.run(&["journalctl", "--sync"]).well();
-        let text = self
-            .run(&["journalctl", "-o", "json", "-u", "handoffd.service", "--no-pager", "--all"])
-            .well();
+        let words = ["journalctl", "-o", "json", "-u", unit, "--no-pager", "--all"];
+        let text = self.run(&words).well();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 use handoffd::status::{Settings, Status};
 
 use super::paths::{BoundPath, paths};
-use super::starts::failed_starts;
+use super::starts::{failed_starts, limits_of_sockets};
 use super::unit::Unit;
 use super::{program, reload, run};
 
@@ -82,6 +82,7 @@ pub(super) fn examine(unit: &Unit, daemon: &Daemon) -> Vec<Finding> {
     main_process(unit, &mut findings);
     end_of_main_process(unit, &mut findings);
     failed_starts(unit, &mut findings);
+    limits_of_sockets(unit, &mut findings);
     reload::examine(unit, daemon, &mut findings);
     stop(unit, daemon, &mut findings);
     sockets(unit, daemon, &mut findings);

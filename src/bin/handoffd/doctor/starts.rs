@@ -1,7 +1,35 @@
-//! A rule about how systemd restarts the daemon after a failed start.
+//! Rules about what systemd does after a failed start of the daemon.
 
 use super::rules::{Finding, Severity};
 use super::unit::Unit;
+
+/// Finds limits at which systemd closes the socket, because a client waits while the service fails
+/// to start again and again.
+pub(super) fn limits_of_sockets(unit: &Unit, findings: &mut Vec<Finding>) {
+    let mut add = |setting: String, value: &str, instead: &str| {
+        let setting = format!("{setting}={value}");
+        let why = format!(
+            "after too many failed starts in this time, systemd closes the socket and resets \
+             the waiting clients; use {instead}=0"
+        );
+        findings.push(Finding { severity: Severity::Risks, setting, why });
+    };
+    for (name, socket) in &unit.sockets {
+        let get = |property| socket.get(property).map_or("", String::as_str);
+        let interval = get("TriggerLimitIntervalUSec");
+        if !matches!(interval, "" | "0") && get("TriggerLimitBurst") != "0" {
+            let setting = "TriggerLimitIntervalSec";
+            add(format!("{name}: {setting}"), interval, setting);
+        }
+    }
+    let interval = unit.get("StartLimitIntervalUSec");
+    if !unit.sockets.is_empty()
+        && !matches!(interval, "" | "0")
+        && unit.get("StartLimitBurst") != "0"
+    {
+        add("StartLimitIntervalSec".into(), interval, "StartLimitIntervalSec");
+    }
+}
 
 /// Finds a command in `ExecStartPre=` that systemd would retry forever if it failed, always after
 /// the same short delay.

@@ -194,6 +194,34 @@ fn the_variant_is_good_from_259_on() {
     assert_eq!(found(262, &variant), [(Risks, setting())]);
 }
 
+/// systemd closes the socket at either limit, although clients wait.
+#[test]
+fn limits_at_which_systemd_closes_the_socket_are_found() {
+    let start_limit = [("StartLimitIntervalUSec", "10s"), ("StartLimitBurst", "5")];
+    assert_eq!(found(257, &start_limit), [(Risks, "StartLimitIntervalSec=10s".to_owned())]);
+    assert_eq!(found(257, &[start_limit[0], ("StartLimitBurst", "0")]), []);
+    for (interval, burst, count) in [("2s", "20", 1), ("0", "20", 0), ("2s", "0", 0)] {
+        let limit = [("TriggerLimitIntervalUSec", interval), ("TriggerLimitBurst", burst)];
+        let socket = limit.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+        let mut unit = Unit {
+            systemd: 257,
+            manager: Manager::System,
+            properties: [].into(),
+            sockets: vec![("a.socket".to_owned(), socket)],
+            has_file_capabilities: false,
+        };
+        let mut findings = Vec::new();
+        limits_of_sockets(&unit, &mut findings);
+        assert_eq!(findings.len(), count, "{interval} {burst}: {findings:?}");
+        let setting = "a.socket: TriggerLimitIntervalSec=2s";
+        assert!(findings.iter().all(|finding| finding.setting == setting), "{findings:?}");
+        // Without a socket unit, no client starts the service.
+        unit.sockets.clear();
+        limits_of_sockets(&unit, &mut findings);
+        assert_eq!(findings.len(), count);
+    }
+}
+
 /// The rules report neither infinite timeouts nor settings that the installed systemd does not
 /// know.
 #[test]
