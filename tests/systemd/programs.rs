@@ -277,8 +277,13 @@ pub(crate) fn the_doctor_finds_no_fault_with_the_unit_of_a_program(system: Syste
     let said = lab.0.run(&words).well();
     assert!(said.contains(": 0 settings that break a handoff, 0 that might break one"), "{said}");
     lab.0.install("handoffd-run@app.service.d/stop.conf", "[Service]\nExecStop=\n");
-    let said = lab.0.run(&words);
-    assert!(said.code == 78 && said.out.contains("breaks  ExecStop="), "{said:?}");
+    // The unit's own control socket tells that the daemon runs a program.
+    for words in [&words[..], &[PROGRAM, "doctor", UNIT], &[PROGRAM, "doctor", "handoffd-run@app"]]
+    {
+        let said = lab.0.run(words);
+        assert!(said.code == 78 && said.out.contains("breaks  ExecStop="), "{said:?}");
+        assert!(!said.out.contains("default settings"), "{said:?}");
+    }
     let units =
         ["/etc/systemd/system/handoffd-run@.service", "/etc/systemd/system/handoffd-run@.socket"];
     let verified = lab.0.run(&[&["systemd-analyze", "verify", "--man=no"], &units[..]].concat());

@@ -11,7 +11,7 @@ pub(crate) fn the_service_works_under_a_user_manager(system: System) {
     let lab = Lab::boot(system);
     lab.run(&["mkdir", "-p", "/run/user/0", "/root/.config/systemd/user"]).well();
     let unit = format!(
-        "[Service]\nType=notify\nNotifyAccess=main\nRestart=on-failure\nRuntimeDirectory=handoffd\n\
+        "[Service]\nType=notify\nNotifyAccess=main\nRestart=on-failure\nRuntimeDirectory=ours\n\
          ExecStart={PROGRAM} --listen {ADDRESS}\nExecReload=/usr/bin/env /proc/${{MAINPID}}/exe reload\n"
     );
     std::fs::write(lab.path("/root/.config/systemd/user/handoffd.service"), unit).unwrap();
@@ -48,14 +48,12 @@ pub(crate) fn the_service_works_under_a_user_manager(system: System) {
         user(&["reload", "handoffd.service"]).well();
     }
     assert_ne!(main(), first);
-    // The unit is looked up by name at the user's manager. The system's manager has no unit of that
-    // name.
-    let control = ["--control", "/run/user/0/handoffd/control"];
-    let words =
-        [&["env", "XDG_RUNTIME_DIR=/run/user/0", PROGRAM, "doctor", "--user"], &control[..]]
-            .concat();
+    // The unit is looked up by name at the user's manager, and its daemon in the unit's runtime
+    // directory. The system's manager has no unit of that name.
+    let words = ["env", "XDG_RUNTIME_DIR=/run/user/0", PROGRAM, "doctor", "--user"];
     let doctor = lab.run(&[&words[..], &["handoffd.service"]].concat()).well();
     assert!(doctor.contains("handoffd.service under the user's systemd 2"), "{doctor}");
+    assert!(!doctor.contains("no daemon of"), "{doctor}");
     assert!(lab.run(&[&words[..], &["no-such.service"]].concat()).code == 71);
     let dead = main();
     signal(lab.outer(dead), nix::sys::signal::Signal::SIGKILL);

@@ -145,6 +145,20 @@ struct DoctorFlags {
     unit: Option<String>,
 }
 
+impl DoctorFlags {
+    fn read(self, runtime_directory: Option<&Path>) -> Command {
+        let users = users_runtime_directory(nix::unistd::getuid().as_raw()).join("handoffd");
+        let (scope, directory) = if self.user {
+            (Scope::User, Some(&*users))
+        } else {
+            (Scope::OfTheDaemon, runtime_directory)
+        };
+        let default = || ControlPath::Default(default_control_path(directory));
+        let control = self.daemon.control.map_or_else(default, ControlPath::Given);
+        Command::Doctor { control, unit: self.unit, scope }
+    }
+}
+
 const AFTERWARDS: &str = "\
 Times are seconds, or a number with a unit: 500ms, 30s, 2m.
 
@@ -183,7 +197,7 @@ pub(crate) enum Command {
         span: StatusMode,
     },
     Doctor {
-        control: PathBuf,
+        control: ControlPath,
         unit: Option<String>,
         scope: Scope,
     },
@@ -198,6 +212,23 @@ pub(crate) enum Command {
 pub(crate) enum OutputFormat {
     People,
     Programs,
+}
+
+/// The control socket at which the doctor looks for the daemon.
+#[derive(Debug)]
+pub(crate) enum ControlPath {
+    /// The path that the operator has given. The doctor asks only there.
+    Given(PathBuf),
+    /// The default path. For a named unit, the doctor also asks in the unit's runtime directory.
+    Default(PathBuf),
+}
+
+impl ControlPath {
+    pub(crate) fn path(&self) -> &Path {
+        match self {
+            Self::Given(path) | Self::Default(path) => path,
+        }
+    }
 }
 
 /// Whether to show the status once or to keep watching it.
@@ -243,19 +274,7 @@ pub(crate) fn parse(runtime_directory: Option<&Path>) -> Result<Command, Failure
             let options = flags.options();
             Command::Reload { control: find(flags.daemon), options }
         }
-        Some(CommandLine::Doctor(flags)) if flags.user => Command::Doctor {
-            control: flags
-                .daemon
-                .control
-                .unwrap_or_else(|| default_control_path(Some(&users_runtime_directory()))),
-            unit: flags.unit,
-            scope: Scope::User,
-        },
-        Some(CommandLine::Doctor(flags)) => Command::Doctor {
-            control: find(flags.daemon),
-            unit: flags.unit,
-            scope: Scope::OfTheDaemon,
-        },
+        Some(CommandLine::Doctor(flags)) => flags.read(runtime_directory),
         Some(CommandLine::Status(flags)) => Command::Status {
             control: find(flags.daemon),
             form: if flags.json { OutputFormat::Programs } else { OutputFormat::People },
@@ -305,9 +324,10 @@ fn one_line(error: &clap::Error) -> String {
     line + " (see --help)"
 }
 
-/// Returns the runtime directory of a systemd unit that the calling user runs (see pam_systemd(8)).
-fn users_runtime_directory() -> PathBuf {
-    Path::new("/run/user").join(nix::unistd::getuid().to_string()).join("handoffd")
+/// Returns the directory in which a user's service manager creates the runtime directories of its
+/// units (see pam_systemd(8)).
+pub(crate) fn users_runtime_directory(user: u32) -> PathBuf {
+    Path::new("/run/user").join(user.to_string())
 }
 
 fn ordinal(text: &str) -> Result<Generation, &'static str> {

@@ -12,59 +12,70 @@ mod run;
 mod starts;
 mod unit;
 
-use std::path::PathBuf;
-
-use handoffd::Config;
 use handoffd::control::Control;
-use handoffd::status::Settings;
+use handoffd::status::Status;
 use handoffd::text::one_line;
 
 use rules::{Daemon, Finding, Severity, examine};
 use unit::{Manager, Place, Unit};
 
-use crate::cli::Scope;
+use crate::cli::{ControlPath, Scope};
 use crate::failure::Failure;
 use crate::output::print;
 
 /// Runs the command on the named unit. Without a name, uses the unit of the daemon that answers on
 /// the control socket.
-pub(crate) fn run(control: PathBuf, unit: Option<String>, scope: Scope) -> Result<(), Failure> {
-    let status = Control::at(control).status();
-    let answering = status.as_ref().ok().map(Place::of_the_daemon);
-    let place = match (unit, answering) {
-        (Some(name), Some(Ok(place))) if place.is_named(&name) => place,
-        (Some(name), _) => Place { unit: name, manager: Manager::System },
-        (None, Some(place)) => place?,
-        (None, None) => {
-            let silent = || unit::unreadable("no daemon answers".to_owned());
-            return Err(status.err().map_or_else(silent, Failure::from));
+pub(crate) fn run(control: ControlPath, unit: Option<String>, scope: Scope) -> Result<(), Failure> {
+    let answer = Control::at(control.path()).status();
+    let (place, status) = match unit {
+        Some(name) => {
+            let status = answer.ok();
+            (named(&name, status.as_ref()), status)
+        }
+        None => {
+            let status = answer?;
+            (Place::of_the_daemon(&status)?, Some(status))
         }
     };
     let place = match scope {
         Scope::User => Place { manager: Manager::User, ..place },
         Scope::OfTheDaemon => place,
     };
-    let daemon = match &status {
-        // Use the status of the running daemon only if that daemon runs in the examined unit.
-        Ok(status)
-            if Place::of_the_daemon(status).is_ok_and(|daemon| daemon.is_named(&place.unit)) =>
-        {
-            Daemon::of(status)
-        }
-        // Assume the default settings, because no daemon of this unit has replied.
-        Ok(_) | Err(_) => Daemon {
-            settings: Settings::from(&Config::default()),
-            bound: 0,
-            paths: Vec::new(),
-            programs: 0,
-        },
-    };
     let unit = Unit::read(&place)?;
-    report(&examine(&unit, &daemon), place, unit.systemd)
+    let status = status.filter(|status| place.runs(status)).or_else(|| match &control {
+        ControlPath::Given(_) => None,
+        ControlPath::Default(_) => {
+            let status = Control::at(unit.control_path()?).status().ok();
+            status.filter(|status| place.runs(status))
+        }
+    });
+    let daemon = status.as_ref().map_or_else(Daemon::assumed, Daemon::of);
+    let note = match status {
+        Some(_) => String::new(),
+        None => format!(
+            "no daemon of {} answers, so the default settings of the daemon are assumed{}\n",
+            place.unit,
+            match control {
+                ControlPath::Given(_) => "",
+                ControlPath::Default(_) => "; --control PATH names another control socket",
+            }
+        ),
+    };
+    report(&examine(&unit, &daemon), note, place, unit.systemd)
 }
 
-/// Prints the problems found in the unit at `place`. Returns an error if one breaks a handoff.
-fn report(findings: &[Finding], place: Place, systemd: u32) -> Result<(), Failure> {
+/// Returns the unit that is called `name`. If the daemon that has answered runs in a unit of this
+/// name, it is that unit, which may belong to a user.
+fn named(name: &str, status: Option<&Status>) -> Place {
+    let of_the_daemon = status.and_then(|status| Place::of_the_daemon(status).ok());
+    of_the_daemon
+        .filter(|place| place.is_named(name))
+        .unwrap_or_else(|| Place { unit: name.to_owned(), manager: Manager::System })
+}
+
+/// Prints the problems found in the unit at `place`, and then the note. Returns an error if a
+/// problem breaks a handoff.
+fn report(findings: &[Finding], note: String, place: Place, systemd: u32) -> Result<(), Failure> {
     let mut text = String::new();
     for finding in findings {
         let severity = match finding.severity {
@@ -76,6 +87,7 @@ fn report(findings: &[Finding], place: Place, systemd: u32) -> Result<(), Failur
     }
     let breaks = findings.iter().filter(|finding| finding.severity == Severity::Breaks).count();
     let risks = findings.len() - breaks;
+    text += &note;
     text += &format!(
         "{} under {} {systemd}: {breaks} settings that break a handoff, {risks} that might break \
         one\n",

@@ -8,6 +8,7 @@ mod tests;
 
 use std::time::Duration;
 
+use handoffd::Config;
 use handoffd::status::{Settings, Status};
 
 use super::paths::{BoundPath, paths};
@@ -29,6 +30,12 @@ pub(super) struct Daemon {
 }
 
 impl Daemon {
+    /// Returns the facts about a daemon with the default settings, to be used if no daemon answers.
+    pub(super) fn assumed() -> Self {
+        let settings = Settings::from(&Config::default());
+        Self { settings, bound: 0, paths: Vec::new(), programs: 0 }
+    }
+
     /// Returns the facts that a running daemon has reported.
     pub(super) fn of(status: &Status) -> Self {
         let bound = || status.listeners.iter().filter(|listener| listener.bound);

@@ -4,11 +4,14 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
+use handoffd::control::default_control_path;
 use handoffd::status::Status;
 
+use crate::cli::users_runtime_directory;
 use crate::failure::Failure;
 
 /// The properties of a systemd service, and of the socket units that start it.
@@ -68,6 +71,19 @@ impl Unit {
     /// the property.
     pub(super) fn get(&self, property: &str) -> &str {
         self.properties.get(property).map_or("", String::as_str)
+    }
+
+    /// Returns the path of the control socket in the runtime directory of the unit, if it has one.
+    pub(super) fn control_path(&self) -> Option<PathBuf> {
+        // `NAME:LINK` also creates a symbolic link to the directory.
+        let directory =
+            self.get("RuntimeDirectory").split_whitespace().next()?.split(':').next()?;
+        let above = match self.manager {
+            Manager::System => PathBuf::from("/run"),
+            Manager::User => users_runtime_directory(nix::unistd::getuid().as_raw()),
+            Manager::Of(user) => users_runtime_directory(user),
+        };
+        Some(default_control_path(Some(&above.join(directory))))
     }
 
     /// Returns whether the value of a property is `yes`.
@@ -151,6 +167,11 @@ impl Place {
             }
         }
         service(&parts).map(|unit| Self { unit, manager: Manager::System })
+    }
+
+    /// Returns whether the daemon that reported `status` runs in this unit.
+    pub(super) fn runs(&self, status: &Status) -> bool {
+        Self::of_the_daemon(status).is_ok_and(|place| place.is_named(&self.unit))
     }
 
     /// Returns whether `name` refers to this unit. As in systemctl(1), the suffix `.service` may be
