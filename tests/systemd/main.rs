@@ -78,6 +78,7 @@ claims! {
     programs::killing_a_program_or_its_generation_refuses_no_client,
     programs::a_program_that_hangs_is_started_again,
     programs::a_stop_lets_the_clients_of_a_program_finish,
+    programs::a_program_that_ends_ends_its_service,
     programs::a_reload_reads_the_surroundings_again,
     programs::the_doctor_finds_no_fault_with_the_unit_of_a_program,
     reload::a_hundred_reloads_under_traffic_lose_no_client,

@@ -249,6 +249,20 @@ pub(crate) fn a_stop_lets_the_clients_of_a_program_finish(system: System) {
     );
 }
 
+/// The main process has ended by itself, so the stop command has no process to stop.
+pub(crate) fn a_program_that_ends_ends_its_service(system: System) {
+    let lab = ProgramLab::serving(system, "restart = 'never'");
+    lab.kill("TERM", &[lab.pids().1]);
+    lab.0.wait("the end of the service", |_| lab.show("MainPID") == "0");
+    lab.0.wait("the end of the unit", |_| lab.show("ActiveState") != "deactivating");
+    assert_eq!(
+        (lab.show("ActiveState"), lab.show("Result"), lab.show("NRestarts")),
+        ("inactive".into(), "success".into(), "0".into()),
+        "{}",
+        lab.journal()
+    );
+}
+
 /// A changed environment file and a changed link take effect with a reload.
 pub(crate) fn a_reload_reads_the_surroundings_again(system: System) {
     let put = |lab: &ProgramLab, data: &str, folder: &str| {
