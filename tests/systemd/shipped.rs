@@ -11,13 +11,20 @@ pub(crate) fn shipped(name: &str) -> PathBuf {
 
 /// Returns the drop-in in the runbook that contains `word`.
 pub(crate) fn documented(word: &str) -> String {
+    block("ini", word)
+}
+
+/// Returns the shell commands in the runbook that contain `word`.
+pub(crate) fn documented_commands(word: &str) -> String {
+    block("sh", word)
+}
+
+fn block(language: &str, word: &str) -> String {
     let runbook = fs::read_to_string(shipped("../docs/operations.md")).unwrap();
-    let blocks = runbook.split("```ini\n").skip(1).filter_map(|rest| rest.split("```").next());
-    blocks
-        .filter(|block| block.contains(word))
-        .map(str::to_owned)
-        .next()
-        .expect("a drop-in in the runbook")
+    let opening = format!("```{language}\n");
+    let blocks = runbook.split(&opening).skip(1);
+    let mut blocks = blocks.filter_map(|rest| rest.split("```").next());
+    blocks.find(|block| block.contains(word)).expect("a block in the runbook").to_owned()
 }
 
 /// Returns the path of a script in this folder.

@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 
 use crate::lab::{Lab, PROGRAM};
-use crate::shipped::documented;
+use crate::shipped::{documented, documented_commands};
 use crate::support::Client;
 use crate::system::System;
 use crate::traffic;
@@ -54,8 +54,10 @@ pub(crate) fn restarts_lose_no_client_of_a_unix_path(system: System) {
 
 pub(crate) fn the_runbook_lets_other_users_reach_a_unix_path(system: System) {
     let lab = Lab::boot(system);
-    std::fs::remove_file(lab.path("/etc/systemd/system/handoffd.socket")).unwrap();
-    lab.run(&["systemd-sysusers", "--inline", "u handoffd -"]);
+    // The service has run with its dynamic user before.
+    lab.systemctl(&["enable", "--now", "handoffd.socket", "handoffd.service"]);
+    assert_eq!(lab.show("ActiveState"), "active");
+    lab.run(&["sh", "-ec", &documented_commands("systemd-sysusers")]);
     lab.install("handoffd.service.d/unix.conf", &documented("--socket-group"));
     lab.systemctl(&["start", "handoffd.service"]).well();
     let [http, other] = [33, 65534].map(Uid::from_raw);
