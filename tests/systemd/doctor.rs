@@ -5,7 +5,7 @@ use crate::lab::{Lab, PROGRAM};
 use crate::system::System;
 
 /// Bad drop-ins, each with the finding of the doctor and its exit code.
-const ILLS: [(&str, &str, i32); 17] = [
+const ILLS: [(&str, &str, i32); 20] = [
     ("Type=exec", "breaks  Type=exec: ", 78),
     ("NotifyAccess=all", "risks   NotifyAccess=all: ", 0),
     ("KillMode=mixed", "breaks  KillMode=mixed: ", 78),
@@ -38,7 +38,14 @@ const ILLS: [(&str, &str, i32); 17] = [
         calls: execve; ",
         78,
     ),
-    ("PrivateUsers=yes", "risks   PrivateUsers=yes: ", 0),
+    ("PrivateUsers=yes", "breaks  PrivateUsers=yes: ", 78),
+    ("UMask=0777", "breaks  UMask=0777: ", 78),
+    ("InaccessiblePaths=-/proc", "breaks  InaccessiblePaths=-/proc: ", 78),
+    (
+        "UnsetEnvironment=RUNTIME_DIRECTORY",
+        "breaks  UnsetEnvironment=RUNTIME_DIRECTORY: the daemon needs what systemd tells",
+        78,
+    ),
     (
         "ExecStart=\nExecStart=/usr/local/bin/handoffd --init",
         "breaks  Type=notify with --init: ",

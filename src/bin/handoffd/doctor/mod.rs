@@ -1,14 +1,15 @@
 //! The `doctor` command, which reports the settings of the daemon's systemd unit that would break a
 //! handoff, and why.
 //!
-//! The modules `rules`, `reload`, `starts`, `paths`, `program` and `run` contain the rules.
-//! The module `unit` reads the settings of the unit. The command changes nothing.
+//! The modules `rules`, `reload`, `starts`, `paths`, `sandbox`, `program` and `run` contain the
+//! rules. The module `unit` reads the settings of the unit. The command changes nothing.
 
 mod paths;
 mod program;
 mod reload;
 mod rules;
 mod run;
+mod sandbox;
 mod starts;
 mod unit;
 

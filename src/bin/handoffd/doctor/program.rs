@@ -39,11 +39,8 @@ fn init(unit: &Unit) -> Option<Finding> {
 /// Finds a reload command that uses `/proc` although the program has file capabilities. If a
 /// process gains capabilities in an exec, its files in `/proc` belong to root (see proc_pid(5)).
 fn capabilities(unit: &Unit) -> Option<Finding> {
-    let reload = unit.get("ExecReload");
-    let is_by_proc = reload.contains("/proc/") && reload.contains("/exe");
-    let is_privileged = unit.get("ExecReloadEx").contains("privileged");
     let is_gained = unit.has_file_capabilities && !unit.is_yes("NoNewPrivileges");
-    if !is_by_proc || is_privileged || !is_gained || !runs_as_user(unit) {
+    if !reloads_by_proc(unit) || !is_gained || !runs_as_user(unit) {
         return None;
     }
     let why = "the program has file capabilities, so its user may not follow \
@@ -54,6 +51,13 @@ fn capabilities(unit: &Unit) -> Option<Finding> {
         setting: "ExecReload=".to_owned(),
         why: why.to_owned(),
     })
+}
+
+/// Returns whether the reload command runs the program by its process, with the rights of the unit.
+pub(super) fn reloads_by_proc(unit: &Unit) -> bool {
+    let reload = unit.get("ExecReload");
+    let is_privileged = unit.get("ExecReloadEx").contains("privileged");
+    reload.contains("/proc/") && reload.contains("/exe") && !is_privileged
 }
 
 fn runs_as_user(unit: &Unit) -> bool {

@@ -14,7 +14,7 @@ use handoffd::status::{Settings, Status};
 use super::paths::{BoundPath, paths};
 use super::starts::{failed_starts, limits_of_sockets};
 use super::unit::Unit;
-use super::{program, reload, run};
+use super::{program, reload, run, sandbox};
 
 /// The facts about the running daemon that the rules need.
 pub(super) struct Daemon {
@@ -70,19 +70,6 @@ use Severity::{Breaks, Risks};
 /// The oldest version of systemd with which handoffs were tested.
 const OLDEST: u32 = 252;
 
-/// The system calls that a generation needs to start its successor. A sandbox must allow them.
-const NEEDED_CALLS: [&str; 9] = [
-    "clone",
-    "close_range",
-    "dup2",
-    "execve",
-    "fcntl",
-    "pidfd_open",
-    "pidfd_send_signal",
-    "sendmsg",
-    "socketpair",
-];
-
 /// Applies all rules to a unit, and returns the problems with the most serious ones first.
 pub(super) fn examine(unit: &Unit, daemon: &Daemon) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -94,7 +81,7 @@ pub(super) fn examine(unit: &Unit, daemon: &Daemon) -> Vec<Finding> {
     stop(unit, daemon, &mut findings);
     sockets(unit, daemon, &mut findings);
     paths(unit, daemon, &mut findings);
-    sandbox(unit, &mut findings);
+    sandbox::examine(unit, &mut findings);
     program::examine(unit, &mut findings);
     if daemon.programs > 0 {
         run::examine(unit, &mut findings);
@@ -288,56 +275,5 @@ fn sockets(unit: &Unit, daemon: &Daemon, findings: &mut Vec<Finding>) {
             daemon.bound
         );
         findings.push(Finding { why, ..unit.finding(Risks, "FileDescriptorStoreMax", "") });
-    }
-}
-
-/// Checks that the unit's sandbox lets a generation start its successor, communicate with systemd,
-/// and answer operators.
-fn sandbox(unit: &Unit, findings: &mut Vec<Finding>) {
-    let mut add =
-        |severity, property, why: &str| findings.push(unit.finding(severity, property, why));
-    if unit.is_yes("PrivatePIDs") {
-        add(
-            Breaks,
-            "PrivatePIDs",
-            "the first process is process 1 of its pid namespace, so all later processes end with \
-            it; use PrivatePIDs=no",
-        );
-    }
-    if !matches!(unit.get("PrivateUsers"), "no" | "") {
-        add(
-            Risks,
-            "PrivateUsers",
-            "the daemon sees root as nobody, so it refuses `handoffd status` from root; use \
-            PrivateUsers=no",
-        );
-    }
-    let families = unit.get("RestrictAddressFamilies");
-    let listed =
-        families.split_whitespace().any(|family| family.trim_start_matches('~') == "AF_UNIX");
-    let forbids = if families.starts_with('~') { listed } else { !families.is_empty() && !listed };
-    if forbids {
-        add(
-            Breaks,
-            "RestrictAddressFamilies",
-            "without AF_UNIX the daemon cannot notify systemd, so the start times out; allow \
-            AF_UNIX",
-        );
-    }
-    let filter = unit.get("SystemCallFilter");
-    let named: Vec<&str> = filter
-        .trim_start_matches('~')
-        .split_whitespace()
-        .map(|call| call.split(':').next().unwrap_or(call))
-        .collect();
-    let denies = filter.starts_with('~');
-    let missing: Vec<_> =
-        NEEDED_CALLS.into_iter().filter(|call| named.contains(call) == denies).collect();
-    if !filter.is_empty() && !missing.is_empty() {
-        let why = format!(
-            "a reload cannot start a new process without these system calls: {}; allow them",
-            missing.join(", ")
-        );
-        findings.push(Finding { severity: Breaks, setting: "SystemCallFilter=".to_owned(), why });
     }
 }

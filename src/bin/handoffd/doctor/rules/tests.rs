@@ -41,7 +41,7 @@ fn found(systemd: u32, changed: &[(&str, &str)]) -> Vec<(Severity, String)> {
         SHIPPED.iter().chain(changed).map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
     let socket = [("Accept".to_owned(), "no".to_owned())].into();
     let sockets = vec![("handoffd.socket".to_owned(), socket)];
-    let settings = Settings::from(&handoffd::Config::default());
+    let settings = Settings::from(&Config::default());
     let unit = Unit {
         systemd,
         manager: Manager::System,
@@ -71,6 +71,11 @@ fn each_setting_that_breaks_a_handoff_is_found() {
         ("KillSignal", "3"),
         ("KillSignal", "10"),
         ("PrivatePIDs", "yes"),
+        ("PrivateUsers", "yes"),
+        ("InaccessiblePaths", "/home -/proc"),
+        ("UMask", "0222"),
+        ("UnsetEnvironment", "HOME RUNTIME_DIRECTORY"),
+        ("UnsetEnvironment", "NOTIFY_SOCKET"),
         ("RestrictAddressFamilies", "AF_INET"),
         ("RestrictAddressFamilies", "~AF_PACKET AF_UNIX"),
     ] {
@@ -166,7 +171,6 @@ fn each_setting_that_risks_a_handoff_is_found() {
         ("SendSIGHUP", "yes"),
         ("NonBlocking", "no"),
         ("FileDescriptorStoreMax", "1"),
-        ("PrivateUsers", "yes"),
     ] {
         assert_eq!(
             found(257, &[(property, value)]),
@@ -192,6 +196,19 @@ fn the_variant_is_good_from_259_on() {
     assert_eq!(found(252, &variant), [(Breaks, setting())]);
     assert_eq!(found(257, &variant), [(Breaks, setting())]);
     assert_eq!(found(262, &variant), [(Risks, setting())]);
+}
+
+/// Each of these was served and reloaded under systemd.
+#[test]
+fn a_sandbox_that_lets_reloads_through_is_accepted() {
+    let by_path = ("ExecReload", "{ path=/usr/bin/h ; argv[]=/usr/bin/h reload ; }");
+    assert_eq!(found(257, &[("PrivateUsers", "yes"), by_path]), []);
+    let privileged = ("ExecReloadEx", "{ path=/usr/bin/env ; flags=privileged ; }");
+    assert_eq!(found(257, &[("PrivateUsers", "yes"), privileged]), []);
+    assert_eq!(found(257, &[("InaccessiblePaths", "/proc/sys /home"), ("UMask", "0477")]), []);
+    let control =
+        ("ExecStart", "{ path=/usr/bin/h ; argv[]=/usr/bin/h --control /run/h/control ; }");
+    assert_eq!(found(257, &[("UnsetEnvironment", "RUNTIME_DIRECTORY"), control]), []);
 }
 
 /// systemd closes the socket at either limit, although clients wait.
