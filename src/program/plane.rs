@@ -3,8 +3,8 @@
 //! The data plane starts the program, and is ready when the program is. A program that inherits the
 //! listeners accepts connections itself. For a program with a private address, the built-in server
 //! accepts connections and forwards them. In a drain, such a program is told to stop when its last
-//! connection has ended. The built-in server also serves listeners that do not belong to the
-//! program, such as the metrics listener.
+//! connection has ended, or at `stop_at`. The built-in server also serves listeners that do not
+//! belong to the program, such as the metrics listener.
 
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, MutexGuard, PoisonError};
