@@ -111,6 +111,35 @@ fn a_draining_generation_leaves_the_restart_to_a_supervisor() {
     assert_becomes(&true, || Client::connect(&line.address()).is_err());
 }
 
+/// The stop request of the service manager reaches the successor before the commit does. The script
+/// is such a successor.
+#[test]
+fn a_successor_told_to_stop_at_the_commit_has_not_died() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("notify");
+    let _manager = UnixDatagram::bind(&path).unwrap();
+    let line = Line::start_with(|command, _| {
+        command
+            .args(["--listen", "127.0.0.1:0", "--bake", "0"])
+            .args(SLOW_DRAIN)
+            .env("NOTIFY_SOCKET", &path);
+    });
+    line.wait_for(1, Event::GenerationServing);
+    let mut held = line.hold();
+    let mut gate = Gate::new(&line);
+    let packet = |kind| format!(r"say 'VERSION=2\nKIND={kind}\n'");
+    line.put_script(&[packet("ready"), Gate::PASS.to_owned(), packet("rollback")].join("; "));
+    line.signal(1, Signal::SIGHUP);
+    line.wait_for(1, Event::DrainStarted);
+    gate.wait(&line);
+    gate.open();
+    line.wait_for(1, Event::SuccessorStopped);
+    held.echo(b"still here").unwrap();
+    held.expect_end().unwrap();
+    assert_eq!(line.exit_code(1), 0);
+    assert_eq!(line.count(Event::SuccessorDied) + line.count(Event::GenerationResumed), 0);
+}
+
 #[test]
 fn a_stopping_generation_does_not_resume() {
     let line = serve("0");

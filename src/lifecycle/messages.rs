@@ -154,7 +154,7 @@ impl<P: DataPlane> Driver<P> {
             SuccessorEvent::Lost(failure)
                 if retired && self.process.notifier.watches_active_generation() =>
             {
-                self.leave_restart_to_manager(failure).await;
+                self.stop_with_successor(failure).await;
                 Some(Event::ServiceStopping.into())
             }
             SuccessorEvent::Lost(failure) => Some(failure.into()),
@@ -201,15 +201,22 @@ impl<P: DataPlane> Driver<P> {
         self.listeners.given_up = given_up;
     }
 
-    /// Reports the loss of a successor that had taken over. This generation then stops too, because
-    /// the service manager stops and restarts the whole service when its main process, the
-    /// successor, dies.
-    async fn leave_restart_to_manager(&mut self, failure: HandoffFailure) {
-        let what = "the new process died, so the service manager restarts the service";
-        tracing::error!(
-            event = "successor.died", reason = %failure,
-            "{what}: {failure}"
-        );
+    /// Reports the end of a successor that had taken over. This generation then stops too, because
+    /// the service manager stops the whole service when its main process, the successor, ends. It
+    /// may start the service again. That depends on the unit, and on whether an operator has
+    /// stopped it.
+    async fn stop_with_successor(&mut self, failure: HandoffFailure) {
+        if failure.is_rollback() {
+            tracing::warn!(
+                event = "successor.stopped", reason = %failure,
+                "it is too late to roll back the handoff, so this process stops too: {failure}"
+            );
+        } else {
+            tracing::error!(
+                event = "successor.died", reason = %failure,
+                "the new process died, so this process stops too: {failure}"
+            );
+        }
         self.log_lost_connections().await;
         self.refuse_drain_waiter(&failure);
     }

@@ -140,6 +140,7 @@ events! {
     SuccessorEnded = "successor.ended",
     SuccessorReady = "successor.ready",
     SuccessorSignalled = "successor.signalled",
+    SuccessorStopped = "successor.stopped",
     SuccessorUnreachable = "successor.unreachable",
     UpstreamAnyAvailable = "upstream.any_available",
     UpstreamAvailable = "upstream.available",
