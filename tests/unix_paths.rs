@@ -98,6 +98,64 @@ fn a_stop_during_the_bake_unlinks_the_path() {
     }
 }
 
+/// Both generations may be told to end at the same moment, as by `kill -- -PGID`. At least one of
+/// them must learn that the whole service stops.
+#[test]
+fn a_stop_of_both_generations_in_the_bake_leaves_no_file() {
+    for (first, stop) in [1, 2].into_iter().cycle().zip([Signal::SIGQUIT; 6]) {
+        let line = Line::start_with(|command, folder| {
+            let at = |name: &str| folder.join(name).display().to_string();
+            command.args(["--bake", "1h", "--listen", &format!("web={}", at("web.sock"))]);
+            command.args(["--control", &at("control"), "--pid-file", &at("pid")]);
+        });
+        line.wait_for(1, Event::GenerationServing);
+        line.signal(1, Signal::SIGHUP);
+        line.wait_for(1, Event::SuccessorReady);
+        let pids = [line.pid_of(first), line.pid_of(3 - first)];
+        pids.into_iter().for_each(|pid| signal(pid, stop));
+        line.wait_for_end();
+        assert_eq!(files(&line), ["handoffd"], "{}", line.text());
+    }
+}
+
+/// Makes the next generation a program that never becomes ready. It also binds `extra.sock`.
+fn successor_never_becomes_ready(line: &Line, ready_timeout: &str) {
+    line.put_script(&format!(
+        "exec \"$REAL\" run --log debug --ready-timeout {ready_timeout} --attach inherit \
+        --listen web=$FOLDER/web.sock --listen extra=$FOLDER/extra.sock \
+        --ready-command false ';' -- sleep 1000"
+    ));
+}
+
+#[test]
+fn a_stop_before_readiness_removes_the_new_paths() {
+    for stop in [Signal::SIGTERM, Signal::SIGQUIT] {
+        let (line, path) = serve(&[]);
+        successor_never_becomes_ready(&line, "1h");
+        line.signal(1, Signal::SIGHUP);
+        line.wait_for(2, Event::ListenerBound);
+        assert!(path.exists() && line.folder().join("extra.sock").exists());
+        line.signal(1, stop);
+        line.wait_for_end();
+        assert_eq!(files(&line), ["handoffd"], "{}", line.text());
+    }
+}
+
+#[test]
+fn a_successor_that_fails_removes_the_new_paths() {
+    let (line, path) = serve(&[]);
+    successor_never_becomes_ready(&line, "200ms");
+    line.fail_to_hand_over_from(1);
+    line.wait_for(2, Event::ProcessFailed);
+    assert!(!line.folder().join("extra.sock").exists(), "{}", line.text());
+    echo(&path);
+}
+
+/// Returns the names of the files in the folder of `line`.
+fn files(line: &Line) -> Vec<std::ffi::OsString> {
+    fs::read_dir(line.folder()).unwrap().map(|entry| entry.unwrap().file_name()).collect()
+}
+
 /// The first generation still drains when its successor is killed, and ends last.
 #[test]
 fn the_predecessor_of_a_killed_successor_unlinks_the_path() {

@@ -46,7 +46,7 @@ impl<P: DataPlane> Driver<P> {
             Action::DrainUncarried => self.drain_uncarried(),
             Action::Resume => self.resume().await?,
             Action::Cut => self.cut().await,
-            Action::Exit => self.exit(),
+            Action::Exit => self.exit().await,
         }
         Ok(())
     }

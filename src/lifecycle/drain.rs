@@ -18,6 +18,9 @@ use crate::handoff::{Message, StopMode};
 /// runtime only has to drop these tasks.
 const CUT_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How long a successor that is not ready may take to end before it is killed.
+const STOP_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// How long a generation tries to accept connections again after its successor has died.
 const RESUME_TIMEOUT: Duration = Duration::from_secs(10);
 /// The pause between two attempts to accept connections again after the successor has died.
@@ -130,9 +133,12 @@ impl<P: DataPlane> Driver<P> {
         Ok(())
     }
 
-    /// Cuts the connections of this generation. If it is the active generation, it also tells all
-    /// older generations to cut their connections.
+    /// Cuts the connections of this generation, and ends its drain. If it is the active generation,
+    /// it also tells all older generations to cut their connections.
     pub(super) async fn cut(&mut self) {
+        if self.life.state.cut.is_cancelled() {
+            return;
+        }
         self.life.cut();
         self.plane.cut();
         if self.active.is_some() {
@@ -156,14 +162,20 @@ impl<P: DataPlane> Driver<P> {
                 the connections were cut"
             );
         }
+        // End the drain at its next deadline, which has now passed, even if a connection is left.
+        if let Some(drain) = &mut self.drain {
+            drain.until = Some(Instant::now());
+        }
     }
 
-    /// Reports how the drain ended. This is the last step of a generation. Also kills a successor
+    /// Reports how the drain ended. This is the last step of a generation. Also ends a successor
     /// that is not ready yet, and removes the path of the control socket if no other generation
     /// needs it.
-    pub(super) fn exit(&mut self) {
-        let successor = self.successor();
+    pub(super) async fn exit(&mut self) {
+        let successor = self.handoff.as_mut().and_then(|handoff| handoff.successor.as_mut());
         if let Some(successor) = successor.filter(|successor| !successor.is_ready()) {
+            // The successor was told to stop. Let it remove the paths that it has bound.
+            successor.ended(STOP_TIMEOUT).await;
             successor.end(StopMode::Kill);
         }
         if self.listeners.control_ends {

@@ -161,8 +161,11 @@ impl<P: DataPlane> Driver<P> {
         Ok(self)
     }
 
-    /// Tells the predecessor, if one exists, why this generation cannot start.
+    /// Tells the predecessor, if one exists, why this generation cannot start. Also removes the
+    /// paths of the listeners that this generation has bound itself. Call this function only before
+    /// this generation becomes active, because no other process holds these listeners until then.
     pub(super) fn refuse(&self, error: &Error) {
+        self.listeners.set.unlink_bound_here();
         self.predecessors.tell_predecessor(&Message::Failed { reason: error.to_string() });
     }
 

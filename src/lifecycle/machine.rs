@@ -126,8 +126,9 @@ fn starting(birth: Birth, pending: PendingReload, event: Event) -> (State, Vec<A
         Event::PredecessorLost => (State::Starting { birth: Birth::Orphan, pending }, vec![]),
         Event::Terminate | Event::CutNow => match birth {
             // Tell the predecessor, which keeps serving, and exit. No drain is needed, because this
-            // generation has not accepted any connection.
-            Birth::Successor => (State::Stopped, vec![TellRollback, Exit]),
+            // generation has not accepted any connection. `StopAccepting` removes the paths of the
+            // listeners that this generation has bound itself.
+            Birth::Successor => (State::Stopped, vec![TellRollback, StopAccepting, Exit]),
             Birth::First | Birth::Orphan => serving(event),
         },
         Event::Committed(_)
@@ -153,7 +154,9 @@ fn probation(pending: PendingReload, event: Event) -> (State, Vec<Action>) {
         Event::ReloadRequested => (State::Probation { pending: PendingReload::One }, vec![]),
         // Keep the listening sockets open, because the predecessor still accepts on them.
         Event::Terminate => (State::Stopping, vec![TellRollback, StopAccepting, Drain]),
-        Event::CutNow => (State::Stopped, vec![TellRollback, StopAccepting, Drain, Cut, Exit]),
+        // Read the predecessor's last messages before the exit. The predecessor may have been told
+        // to stop too, and then this generation ends the whole service.
+        Event::CutNow => (State::Stopping, vec![TellRollback, StopAccepting, Drain, Cut]),
         Event::Live
         | Event::SuccessorReady
         | Event::BakeOver
@@ -223,7 +226,11 @@ fn baking(pending: PendingReload, event: Event) -> (State, Vec<Action>) {
         Event::SuccessorLost | Event::SuccessorRolledBack => active(pending, vec![DropSuccessor]),
         Event::ReloadRequested => (State::Baking { pending: PendingReload::One }, vec![]),
         Event::Terminate => (State::Retiring { on_death: OnSuccessorDeath::Stay }, stop),
-        Event::CutNow => (State::Stopped, [stop, vec![Cut, Exit]].concat()),
+        // Read the successor's last messages before the exit. The successor may have been told to
+        // stop too, and then this generation ends the whole service.
+        Event::CutNow => {
+            (State::Retiring { on_death: OnSuccessorDeath::Stay }, [stop, vec![Cut]].concat())
+        }
         Event::Live
         | Event::Committed(_)
         | Event::PredecessorLost
@@ -258,7 +265,8 @@ fn retiring(on_death: OnSuccessorDeath, event: Event) -> (State, Vec<Action>) {
         Event::Terminate => (State::Retiring { on_death: OnSuccessorDeath::Stay }, vec![]),
         Event::CarryEnded => (State::Retiring { on_death }, vec![DrainUncarried]),
         Event::Drained => (State::Stopped, vec![Exit]),
-        Event::DrainExpired | Event::CutNow => (State::Stopped, vec![Cut, Exit]),
+        Event::CutNow => (State::Retiring { on_death: OnSuccessorDeath::Stay }, vec![Cut]),
+        Event::DrainExpired => (State::Stopped, vec![Cut, Exit]),
         // Ignore these events. Only the newest generation handles a reload request.
         Event::ReloadRequested
         | Event::Live
@@ -272,7 +280,8 @@ fn retiring(on_death: OnSuccessorDeath, event: Event) -> (State, Vec<Action>) {
 fn stopping(event: Event) -> (State, Vec<Action>) {
     match event {
         Event::Drained => (State::Stopped, vec![Exit]),
-        Event::DrainExpired | Event::CutNow => (State::Stopped, vec![Cut, Exit]),
+        Event::CutNow => (State::Stopping, vec![Cut]),
+        Event::DrainExpired => (State::Stopped, vec![Cut, Exit]),
         Event::SuccessorLost | Event::SuccessorRolledBack => (State::Stopping, vec![DropSuccessor]),
         // End the whole service. This generation has rolled back the handoff, but its predecessor
         // was also told to stop, before it received the rollback message.

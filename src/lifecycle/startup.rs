@@ -14,7 +14,6 @@ use super::machine::{Birth, Event, State};
 use super::timers::{Timer, deadline};
 use crate::data_plane::DataPlane;
 use crate::error::Error;
-use crate::handoff::Message;
 
 /// A successor gives up its start this long before the predecessor's deadline, to report the
 /// reason.
@@ -149,7 +148,7 @@ impl<P: DataPlane> Driver<P> {
         }
         match self.state {
             State::Starting { .. } | State::Probation { .. } => {
-                self.predecessors.tell_predecessor(&Message::Failed { reason: error.to_string() });
+                self.refuse(&error);
             }
             State::Serving | State::HandingOff { .. } | State::Baking { .. } => {
                 self.refuse_reload(&error.to_string());

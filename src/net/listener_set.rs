@@ -130,6 +130,13 @@ impl ListenerSet {
         &self.bound_here
     }
 
+    /// Removes the paths of the listeners that this process bound itself. Call this function only
+    /// while no other process holds these listeners.
+    pub(crate) fn unlink_bound_here(&self) {
+        let all = self.passed_on();
+        self.bound_here.iter().filter_map(|index| all.get(*index)).for_each(|one| one.unlink());
+    }
+
     /// Takes all listeners for clients out of the set, but leaves the control socket in it.
     pub(crate) fn take(&mut self) -> Vec<Listener> {
         std::mem::take(&mut self.listeners)

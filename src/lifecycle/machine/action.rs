@@ -53,7 +53,8 @@ pub(crate) enum Action {
     DrainUncarried,
     /// Accept connections again, because the successor has died.
     Resume,
-    /// Close the open connections at once, without waiting until they end.
+    /// Close the open connections at once, without waiting until they end. A drain in progress
+    /// ends.
     Cut,
     /// Report how the drain ended, and exit.
     Exit,

@@ -64,8 +64,8 @@ fn a_starting_successor_reports_readiness_or_a_rollback() {
             (Live, probation(pending), &[TellReady]),
             (HANGUP, starting(Successor, ONE), &[]),
             (PredecessorLost, starting(Orphan, pending), &[]),
-            (Terminate, Stopped, &[TellRollback, Exit]),
-            (CutNow, Stopped, &[TellRollback, Exit]),
+            (Terminate, Stopped, &[TellRollback, StopAccepting, Exit]),
+            (CutNow, Stopped, &[TellRollback, StopAccepting, Exit]),
         ];
         row(starting(Successor, pending), &moves, &TOO_EARLY);
     }
@@ -107,7 +107,7 @@ fn on_probation_a_reload_waits_and_a_stop_rolls_back() {
     ];
     let stops: [TableCell<'_>; 2] = [
         (Terminate, Stopping, &[TellRollback, StopAccepting, Drain]),
-        (CutNow, Stopped, &[TellRollback, StopAccepting, Drain, Cut, Exit]),
+        (CutNow, Stopping, &[TellRollback, StopAccepting, Drain, Cut]),
     ];
     let [terminate, cut_now] = stops;
     let serves: &[Action] = &[BecomeActive];
@@ -216,7 +216,7 @@ fn while_baking_a_stop_commits_and_a_lost_successor_is_dropped() {
         (SuccessorRolledBack, Serving, &[DropSuccessor]),
         (HANGUP, baking(ONE), &[]),
         (Terminate, retiring(Stay), &[Commit(FOR_GOOD), StopAccepting, Drain]),
-        (CutNow, Stopped, &[Commit(FOR_GOOD), StopAccepting, Drain, Cut, Exit]),
+        (CutNow, retiring(Stay), &[Commit(FOR_GOOD), StopAccepting, Drain, Cut]),
     ];
     row(baking(NONE), &unasked, &late);
     let asked: [TableCell<'_>; 6] = [
@@ -225,7 +225,7 @@ fn while_baking_a_stop_commits_and_a_lost_successor_is_dropped() {
         (SuccessorRolledBack, handing_off(NONE), &[DropSuccessor, StartSuccessor]),
         (HANGUP, baking(ONE), &[]),
         (Terminate, retiring(Stay), &[Commit(FOR_GOOD_PENDING), StopAccepting, Drain]),
-        (CutNow, Stopped, &[Commit(FOR_GOOD_PENDING), StopAccepting, Drain, Cut, Exit]),
+        (CutNow, retiring(Stay), &[Commit(FOR_GOOD_PENDING), StopAccepting, Drain, Cut]),
     ];
     row(baking(ONE), &asked, &late);
 }
@@ -242,7 +242,7 @@ fn a_retired_generation_told_to_stop_never_accepts_again() {
             (ServiceStopping, retiring(Stay), &[CloseListeners, ForgetSuccessor]),
             (Drained, Stopped, &[Exit]),
             (DrainExpired, Stopped, &[Cut, Exit]),
-            (CutNow, Stopped, &[Cut, Exit]),
+            (CutNow, retiring(Stay), &[Cut]),
         ]
     };
     let recalled: [TableCell<'_>; 2] = [
@@ -268,7 +268,7 @@ fn a_stopping_generation_only_drains_and_ends() {
         &[
             (Drained, Stopped, &[Exit]),
             (DrainExpired, Stopped, &[Cut, Exit]),
-            (CutNow, Stopped, &[Cut, Exit]),
+            (CutNow, Stopping, &[Cut]),
             (SuccessorLost, Stopping, &[DropSuccessor]),
             (SuccessorRolledBack, Stopping, &[DropSuccessor]),
             (Committed(PLAIN), Stopping, &[ReleaseOlder]),

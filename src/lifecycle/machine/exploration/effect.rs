@@ -2,10 +2,10 @@
 //! the simulated processes.
 
 use super::line::{
-    Breach, Deadlines, Id, ModelFailure, ModelLineage, ModelOutcome, ModelSuccessor, Office,
-    Setting, Word,
+    Breach, Deadlines, Id, ModelFailure, ModelLineage, ModelOutcome, ModelPaths, ModelSuccessor,
+    Office, Setting, Word,
 };
-use crate::lifecycle::machine::Action;
+use crate::lifecycle::machine::{Action, State};
 
 impl ModelLineage {
     /// Performs one action of the simulated process `id`, with the effect that it would have in a
@@ -32,7 +32,13 @@ impl ModelLineage {
             Action::StartBake => {
                 process.deadlines = Deadlines { bake: true, ..Deadlines::default() }
             }
-            Action::ReleaseOlder => self.let_go(id),
+            Action::ReleaseOlder => {
+                let is_over = self.living().all(|(_, process)| process.state == State::Stopping);
+                if self.paths == ModelPaths::Exist && is_over {
+                    self.paths = ModelPaths::Left;
+                }
+                self.let_go(id);
+            }
             Action::Resign => {
                 if self.open_channels(id).is_empty() {
                     self.perform(setting, id, Action::CloseListeners);
@@ -84,7 +90,9 @@ impl ModelLineage {
             Action::DrainUncarried => {}
             Action::CloseListeners => {
                 process.accepts = false;
-                self.pid_file.take_if(|named| *named == id);
+                let successor = process.successor.map(|successor| successor.id);
+                self.pid_file.take_if(|named| *named == id || Some(*named) == successor);
+                self.paths = ModelPaths::Removed;
             }
             Action::TellStopping => {
                 for channel in self.open_channels(id) {

@@ -22,12 +22,26 @@ pub(super) struct ModelLineage {
     pub(super) processes: Vec<ModelProcess>,
     /// The process whose pid is in the pid file.
     pub(super) pid_file: Option<Id>,
+    /// The paths of the listeners that the lineage has bound.
+    pub(super) paths: ModelPaths,
     /// The process that the service manager considers the main process.
     pub(super) main: Option<Id>,
     /// How many more signals of each kind the test may send to the processes.
     pub(super) left: SignalBudget,
     /// The forbidden situation that has occurred, or `None` if none has.
     pub(super) breach: Option<Breach>,
+}
+
+/// Whether the paths of the listeners exist. The last process that ends must remove them.
+///
+/// `Left` is the exception: a successor was told to stop, and its predecessor committed and ended
+/// before it could read the rollback. The successor does not know whether the predecessor has ended
+/// or accepts again, so it must not remove the paths.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum ModelPaths {
+    Exist,
+    Removed,
+    Left,
 }
 
 /// How many signals of each kind the test sends to the simulated processes. It tries every process
@@ -172,6 +186,7 @@ impl ModelLineage {
         Self {
             processes: vec![first],
             pid_file: None,
+            paths: ModelPaths::Exist,
             main: None,
             left: setting.budget,
             breach: None,
