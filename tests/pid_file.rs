@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sys::signal::Signal;
@@ -204,6 +205,25 @@ fn a_pid_file_replaces_only_a_pid_file() {
     }
     assert_eq!(fs::read_to_string(path("precious")).unwrap(), "precious");
     assert!(!Path::new(&socket).exists() && !Path::new(&control).exists());
+}
+
+/// The limit on the file size stands for a full disk: the daemon can create a file, but not write
+/// it.
+#[test]
+fn a_full_disk_does_not_stop_a_start() {
+    let full = "trap '' XFSZ; ulimit -S -f 0; exec \"$0\" \"$@\"";
+    let line = Line::start_under(&["bash", "-c", full], |command, folder| {
+        command.args(["--listen", "127.0.0.1:0", "--pid-file"]).arg(folder.join("pid"));
+    });
+    line.wait_for(1, Event::GenerationServing);
+    line.wait_for(1, Event::PidFileFailed);
+    line.assert_serves();
+    assert!(!path(&line).exists());
+    let pid = line.first_pid().to_string();
+    let freed = Command::new("prlimit").args(["--fsize=unlimited", "--pid", &pid]).status();
+    assert!(freed.unwrap().success());
+    line.wait_for(1, Event::PidFileWritten);
+    assert_eq!(named(&path(&line)), line.first_pid());
 }
 
 /// Returns whether the process is alive and catches SIGHUP, by proc_pid_status(5).

@@ -25,7 +25,7 @@ impl<P: DataPlane> Driver<P> {
         match action {
             Action::TellReady => self.tell_ready(),
             Action::TellRollback => self.tell_rollback(),
-            Action::BecomeActive => self.become_active()?,
+            Action::BecomeActive => self.become_active(),
             Action::NotifyReady => self.notify_ready(),
             Action::StartSuccessor => self.start_successor(),
             Action::StartBake => self.start_bake(),
@@ -86,18 +86,13 @@ impl<P: DataPlane> Driver<P> {
 
     /// Makes this process the active generation, which handles signals and status requests of
     /// operators and notifies the service manager.
-    ///
-    /// # Errors
-    /// Fails when the first generation cannot write the pid file. If the service is already up, a
-    /// failed write is logged and retried instead.
-    fn become_active(&mut self) -> Result<(), Error> {
+    fn become_active(&mut self) {
         let generation = self.process.generation;
-        let is_up = generation != Generation::FIRST || self.history.handoffs.succeeded > 0;
         if let Some(pid_file) = &mut self.pid_file {
-            match pid_file.name(std::process::id()) {
-                Err(error) if !is_up => return Err(error),
-                Err(error) => log_failure(&error),
-                Ok(()) => {}
+            // Continue without the pid file, because clients may already be connected. The write is
+            // retried. A path where no pid file can be written has failed the start before.
+            if let Err(error) = pid_file.name(std::process::id()) {
+                log_failure(&error);
             }
         }
         if let Some(init) = &self.process.init {
@@ -130,7 +125,6 @@ impl<P: DataPlane> Driver<P> {
             draining = self.predecessors.count(),
             "this process (generation {generation}) is serving"
         );
-        Ok(())
     }
 
     /// Stores the listening sockets with the service manager, which keeps them open even if every

@@ -21,7 +21,7 @@ use nix::fcntl::OFlag;
 use tokio::time::Instant;
 
 use crate::config::{Config, Listeners};
-use crate::error::Error;
+use crate::error::{Error, ExitStatus};
 use crate::sys::process::PidFd;
 
 /// How long to wait before a failed write of the pid file is retried.
@@ -50,13 +50,19 @@ struct FailedWrite {
 }
 
 impl PidFile {
-    /// Checks that the pid file can be written, without changing it. Also removes the temporary
-    /// files that dead processes have left next to it. Returns `None` if no pid file is configured.
+    /// Checks that the pid file can be written, without changing it. A full disk is no error,
+    /// because a failed write is retried. Also removes the temporary files that dead processes have
+    /// left next to it. Returns `None` if no pid file is configured.
     pub(super) fn new(config: &Config) -> Result<Option<Self>, Error> {
         let Some(path) = &config.pid_file else { return Ok(None) };
         check(config)?;
         remove_stale_drafts(path);
-        Draft::create(path).map_err(|source| Error::PidFile { path: path.clone(), source })?;
+        match Draft::create(path) {
+            Err(source) if ExitStatus::of_io(&source) != ExitStatus::System => {
+                return Err(Error::PidFile { path: path.clone(), source });
+            }
+            Ok(_) | Err(_) => {}
+        }
         Ok(Some(Self { path: path.clone(), owed: None }))
     }
 
@@ -166,7 +172,21 @@ pub(super) fn check(config: &Config) -> Result<(), Error> {
     if config.control.as_deref().is_some_and(|other| is_same(path, other)) {
         return Err(refuse(io::Error::other("the control socket has the same path")));
     }
-    named_or_none(path).map_err(refuse)
+    named_or_none(path).and_then(|()| check_replaceable(path)).map_err(refuse)
+}
+
+/// Checks that this process may replace the regular file at `path`, if there is one. In a directory
+/// with the sticky bit, such as /tmp, only the owner of a file may replace it.
+///
+/// This function tries to remove the file as a directory (see rmdir(2)). The kernel first checks
+/// the permission, and then refuses because the file is not a directory.
+fn check_replaceable(path: &Path) -> io::Result<()> {
+    match fs::remove_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            Err(io::Error::new(error.kind(), format!("cannot replace the file: {error}")))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 /// Returns whether two paths name the same file, even if one reaches its directory through symbolic

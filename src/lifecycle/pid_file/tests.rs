@@ -1,5 +1,7 @@
 //! Tests of the pid file: its temporary files, and which existing files it may replace.
 
+use std::os::unix::fs::PermissionsExt;
+
 use super::*;
 
 #[test]
@@ -118,4 +120,25 @@ fn the_path_of_a_socket_is_refused() {
     let web = format!("web={}", other.display()).parse().unwrap();
     let listener = Config { listeners: Listeners::new(vec![web]).unwrap(), ..config(&path) };
     assert!(refused(&listener).contains("the listener web has the same path"));
+}
+
+/// In a directory with the sticky bit, only the owner of a file may replace it.
+#[test]
+fn a_file_of_another_user_in_a_sticky_directory_is_refused() {
+    assert!(nix::unistd::geteuid().is_root(), "only root can be another user");
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pid");
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o1777)).unwrap();
+    fs::write(&path, "12\n").unwrap();
+    check(&config(&path)).unwrap();
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| {
+            // Change the user of this thread only.
+            nix::unistd::setfsuid(nix::unistd::Uid::from_raw(65_534));
+            check(&config(&path))
+        });
+        let error = other.join().unwrap().unwrap_err();
+        assert_eq!(error.exit(), ExitStatus::Configuration, "{error}");
+    });
+    assert_eq!(fs::read_to_string(&path).unwrap(), "12\n");
 }
