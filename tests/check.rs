@@ -44,6 +44,25 @@ fn a_check_accepts_every_valid_daemon_configuration() {
     assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
 }
 
+/// The start refuses these paths too (see `unix_paths.rs` and `pid_file.rs`).
+#[test]
+fn a_check_finds_a_file_in_the_way_of_a_socket() {
+    let folder = folder();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    fs::write(path("file"), "precious").unwrap();
+    nix::unistd::mkfifo(path("pipe").as_str(), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    std::os::unix::fs::symlink("nowhere", path("link")).unwrap();
+    drop(std::os::unix::net::UnixListener::bind(path("old.sock")).unwrap());
+    for flag in ["--listen", "--control"] {
+        for name in ["file", "pipe", "link"] {
+            check(folder.path(), &[flag, &path(name)])
+                .names(78, &[&path(name), "a file that is not a socket"]);
+        }
+        check(folder.path(), &[flag, &path("old.sock")]).well();
+    }
+    assert_eq!(fs::read_dir(&folder).unwrap().count(), 4);
+}
+
 #[test]
 fn contradictory_flags_are_named() {
     for (arguments, words) in [
@@ -67,6 +86,8 @@ fn contradictory_flags_are_named() {
             &["--metrics", "--listen", "--config"],
         ),
         (&["--workers", "0"], &["--workers", "1 to 1024"]),
+        (&["--ready-timeout", "0"], &["--ready-timeout", "more than zero"]),
+        (&["reload", "--timeout", "0s"], &["--timeout", "more than zero"]),
         (&["--carry", "--no-carry"], &["--carry", "--no-carry", "cannot be used with"]),
         (&["--carry", "--carry"], &["--carry", "multiple times"]),
         (&["--carry=yes"], &["--carry", "yes"]),

@@ -2,8 +2,8 @@
 //! changes nothing.
 //!
 //! An operator runs this check before a start or a reload of the daemon. It checks the paths where
-//! the daemon would create files. It does not check whether an address is free: only a bind can
-//! tell, and before a reload the running daemon uses the addresses.
+//! the daemon would create files, and which files are there. It does not check whether an address
+//! is free: only a bind can tell, and before a reload the running daemon uses the addresses.
 
 use std::collections::HashMap;
 use std::fs;
@@ -16,7 +16,7 @@ use super::pid_file;
 use crate::address::Address;
 use crate::config::{CONTROL, Config, Listeners};
 use crate::error::Error;
-use crate::net::FileAccess;
+use crate::net::{FileAccess, check_is_socket};
 
 impl Config {
     /// Checks whether a process could serve with this configuration, without changing anything.
@@ -47,7 +47,7 @@ fn check(config: &Config) -> Result<(), Error> {
     for (name, path) in
         paths.chain(config.control.as_deref().map(|path| (CONTROL.to_owned(), path)))
     {
-        can_be_made(path).map_err(|source| refuse(name.clone(), path, source))?;
+        can_be_bound(path).map_err(|source| refuse(name.clone(), path, source))?;
         if let Some(other) = taken.insert(resolved(path), name.clone()) {
             let why = format!("the listener {other} has the same path");
             return Err(refuse(name, path, io::Error::other(why)));
@@ -72,6 +72,15 @@ fn resolved(path: &Path) -> PathBuf {
 
 fn refuse(name: String, path: &Path, source: io::Error) -> Error {
     Error::Bind { name, address: Address::UnixPath(path.to_owned()).to_string(), source }
+}
+
+/// Checks whether this process may bind a socket at `path`, which may replace an old socket file.
+fn can_be_bound(path: &Path) -> io::Result<()> {
+    can_be_made(path)?;
+    match check_is_socket(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 /// Checks whether this process may create a file at `path`.

@@ -36,6 +36,7 @@ pub use peer::Peer;
 #[cfg(feature = "proxy")]
 pub(crate) use proxied::{PeerLoss, Pipe, ProxiedSocket, RelaySocket, begin_connect, dial};
 pub(crate) use socket_file::FileAccess;
+pub(crate) use stale::check_is_socket;
 pub(crate) use stored_name::StoredName;
 #[cfg(any(fuzzing, test))]
 pub(crate) use stored_name::fuzz as fuzz_stored_name;

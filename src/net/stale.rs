@@ -34,13 +34,8 @@ pub(super) fn replace(
     // Lock the directory, because two processes may find the same stale file. Without the lock, the
     // second process would remove the file that the first process has just bound.
     let _lock = lock_folder(path);
-    match is_socket(path) {
-        Ok(true) => {}
-        // Report a configuration error, because the file is not a socket and a retry does not help.
-        // The error has no errno, which marks it as a configuration error.
-        Ok(false) => {
-            return Err(io::Error::other("Address already in use by a file that is not a socket"));
-        }
+    match check_is_socket(path) {
+        Ok(()) => {}
         // Bind again, because another process has removed the file in the meantime.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return bind(),
         Err(error) => return Err(error),
@@ -52,10 +47,17 @@ pub(super) fn replace(
     bind()
 }
 
-/// Returns whether the file at `path` is itself a socket. A symbolic link to a socket does not
-/// count.
-fn is_socket(path: &Path) -> io::Result<bool> {
-    Ok(fs::symlink_metadata(path)?.file_type().is_socket())
+/// Checks that the file at `path` is itself a socket, because a bind never replaces another file. A
+/// symbolic link to a socket does not count.
+///
+/// # Errors
+/// Returns a configuration error if the file is not a socket, because a retry does not help. The
+/// error has no errno, which marks it as a configuration error.
+pub(crate) fn check_is_socket(path: &Path) -> io::Result<()> {
+    if fs::symlink_metadata(path)?.file_type().is_socket() {
+        return Ok(());
+    }
+    Err(io::Error::other("Address already in use by a file that is not a socket"))
 }
 
 /// Returns whether no process holds the socket of the file at `path`.

@@ -14,7 +14,7 @@ use handoffd::text::escaped;
 
 use self::deferred::Deferred;
 use crate::failure::Failure;
-use crate::settings::{ProxyFlags, RunFlags, ServeFlags, StartSettings, parse_time};
+use crate::settings::{ProxyFlags, RunFlags, ServeFlags, StartSettings, parse_timeout};
 
 /// Zero-downtime TCP proxy and socket-handoff daemon. Without `proxy` or --config it is an echo
 /// server
@@ -94,7 +94,7 @@ struct ReloadFlags {
     daemon: Where,
 
     /// Give up, and keep the old generation, if the new one does not serve within this time
-    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    #[arg(long, value_name = "TIME", value_parser = parse_timeout)]
     timeout: Option<Duration>,
 
     /// Reload only if the generation with this number serves now

@@ -9,7 +9,7 @@ use handoffd::{Config, MaxGenerations};
 use serde::Deserialize;
 use tracing_subscriber::filter::Targets;
 
-use super::kinds::{FilePath, LogFormat, SocketPath, Time, WorkerCount};
+use super::kinds::{FilePath, LogFormat, SocketPath, Time, Wait, WorkerCount};
 use super::value::{Given, set, value};
 
 /// The settings of the daemon. A field that is `None` was not given.
@@ -22,7 +22,7 @@ use super::value::{Given, set, value};
 pub(crate) struct DaemonSettings {
     /// How long a new generation may take to become ready [default: 30s]
     #[arg(long, value_name = "TIME")]
-    ready_timeout: Option<Given<Time>>,
+    ready_timeout: Option<Given<Wait>>,
 
     /// How long the old and the new generation both accept connections; a failure in this time is
     /// rolled back [default: 1s]

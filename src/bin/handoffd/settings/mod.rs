@@ -44,7 +44,7 @@ use crate::failure::Failure;
 use crate::routes::{BuiltinService, Routes};
 
 pub(crate) use self::kinds::LogFormat;
-pub(crate) use self::time::parse_time;
+pub(crate) use self::time::parse_timeout;
 
 /// The connection limit of the metrics listener. Each metrics collector uses one connection.
 const COLLECTORS_MAX: usize = 64;

@@ -18,6 +18,11 @@ pub(crate) fn parse_time(text: &str) -> Result<Duration, Expected> {
     at_most_a_week(time)
 }
 
+/// Parses a time as [`parse_time`] does, but refuses zero.
+pub(crate) fn parse_timeout(text: &str) -> Result<Duration, Expected> {
+    parse_time(text).and_then(not_zero)
+}
+
 pub(super) fn at_most_a_week(time: Duration) -> Result<Duration, Expected> {
     if time > LONGEST { Err("expected at most 7 days".into()) } else { Ok(time) }
 }
