@@ -286,6 +286,29 @@ fn a_listener_set_to_blocking_by_another_process_still_works() {
     assert_eq!(line.exit_code(4), 0);
 }
 
+/// The new generation does not touch what is there. When it is gone, a reload binds the path again.
+#[test]
+fn a_reload_reports_what_obstructs_a_socket_path() {
+    let line = Line::start_with(|command, folder| {
+        let web = format!("web={}/web.sock", folder.display());
+        command.args(["--bake", "0", "--listen", &web, "--control"]).arg(folder.join("control"));
+    });
+    line.wait_for(1, Event::GenerationServing);
+    let at = |name: &str| line.folder().join(name);
+    for (generation, name) in [(2, "web.sock"), (3, "control")] {
+        std::fs::remove_file(at(name)).unwrap();
+        std::fs::write(at(name), "precious").unwrap();
+        line.hand_over_from(generation - 1);
+        let warning = line.wait_for(generation, Event::SocketPathTaken);
+        assert_eq!(warning.field("path"), at(name).to_str(), "{}", warning.text);
+        assert_eq!(std::fs::read_to_string(at(name)).unwrap(), "precious");
+        std::fs::remove_file(at(name)).unwrap();
+    }
+    line.hand_over_from(3);
+    Client::once(at("web.sock").to_str().unwrap(), b"again").unwrap();
+    assert_eq!(line.count(Event::SocketPathTaken), 2);
+}
+
 #[test]
 fn no_process_keeps_a_listener_that_is_not_configured() {
     let (kept, dropped) =

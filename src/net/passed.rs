@@ -7,6 +7,8 @@
 use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
 use std::sync::Arc;
 
 use socket2::{Domain, Socket, Type};
@@ -86,6 +88,28 @@ impl Passed {
             }
             Origin::Bound(_) | Origin::Inherited => false,
         }
+    }
+
+    /// Returns the path of this socket and a description of the file there, if another file has
+    /// taken the place of the socket's own file. Clients then do not reach this socket.
+    pub(super) fn obstacle(&self) -> Option<(&Path, &'static str)> {
+        let Origin::Bound(Binding { address, file: Some(file) }) = &self.origin else {
+            return None;
+        };
+        let path = address.path()?;
+        let found = std::fs::symlink_metadata(path).ok()?;
+        if FileId::from(&found) == *file {
+            return None;
+        }
+        let kind = found.file_type();
+        let what = if kind.is_socket() {
+            "another socket"
+        } else if kind.is_dir() {
+            "a directory"
+        } else {
+            "another file"
+        };
+        Some((path, what))
     }
 
     /// Returns the file that the bind created for this socket. Returns `None` if this service did

@@ -131,6 +131,7 @@ events! {
     SignalReceived = "signal.received",
     SocketAccessUnchanged = "socket.access_unchanged",
     SocketLockFailed = "socket.lock_failed",
+    SocketPathTaken = "socket.path_taken",
     SocketPortShared = "socket.port_shared",
     SocketUnclaimed = "socket.unclaimed",
     SocketUnlinkFailed = "socket.unlink_failed",

@@ -187,6 +187,14 @@ fn adopt_all(sockets: Vec<Passed>) -> Vec<Listener> {
 }
 
 fn adopt(socket: Passed, name: &str) -> Listener {
+    if let Some((path, found)) = socket.obstacle() {
+        let path = path.display();
+        tracing::warn!(
+            event = "socket.path_taken", listener = name, %path, found,
+            "new clients cannot reach the listener {name}: {found} has taken the place of its \
+            socket at {path}"
+        );
+    }
     let (before, descriptor) = (socket.name.clone(), socket.descriptor);
     let listener = socket.adopt(name);
     let address = listener.address();
