@@ -106,6 +106,8 @@ fn invalid_access_settings_are_rejected_without_a_trace() {
     let said = |flags: &[&str]| Refusal::to(&[&["--listen", &listen], flags].concat());
     said(&["--socket-group", "no-such-group"]).names(78, &["(web)", "no group \"no-such-group\""]);
     said(&["--socket-user", "no-such-user"]).names(78, &["(web)", "no user \"no-such-user\""]);
+    // This number is -1 for chown(2), which would change nothing.
+    said(&["--socket-group", "4294967295"]).names(78, &["(web)", "no group \"4294967295\""]);
     said(&["--socket-mode", "1777"]).names(64, &["--socket-mode", "octal digits"]);
     Refusal::to(&["--listen", "127.0.0.1:0", "--socket-mode", "0600"])
         .names(64, &["--socket-mode", "a path"]);

@@ -32,7 +32,7 @@ impl FileAccess {
     ///
     /// # Errors
     /// Fails if the system does not know a name, or if `access` is configured for an address that
-    /// is not a path.
+    /// is not a path. Also fails for the number 4294967295 (-1), which chown(2) would ignore.
     pub(crate) fn resolve(access: &SocketAccess, address: &Address) -> io::Result<Self> {
         if address.path().is_none() && !access.is_default() {
             return Err(io::Error::other(
@@ -40,12 +40,14 @@ impl FileAccess {
             ));
         }
         let user = access.user.as_deref().map(|user| match user.parse() {
+            Ok(u32::MAX) => Err(unknown("user", user)),
             Ok(number) => Ok(Uid::from_raw(number)),
             Err(_) => {
                 User::from_name(user)?.map(|found| found.uid).ok_or_else(|| unknown("user", user))
             }
         });
         let group = access.group.as_deref().map(|group| match group.parse() {
+            Ok(u32::MAX) => Err(unknown("group", group)),
             Ok(number) => Ok(Gid::from_raw(number)),
             Err(_) => Group::from_name(group)?
                 .map(|found| found.gid)

@@ -189,6 +189,10 @@ impl<'de> Visitor<'de> for VariableTable {
     fn visit_map<M: MapAccess<'de>>(self, mut variables: M) -> Result<Self::Value, M::Error> {
         let mut all = Vec::new();
         while let Some((name, value)) = variables.next_entry::<String, Given<ProgramArgument>>()? {
+            if name.is_empty() || name.contains(['=', '\0']) {
+                let what = format!("bad variable {name:?}: expected a name without \"=\"");
+                return Err(serde::de::Error::custom(what));
+            }
             all.push(Given { value: (name, value.value), offset: value.offset });
         }
         Ok(all)

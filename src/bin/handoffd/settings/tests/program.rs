@@ -132,6 +132,8 @@ fn a_wrong_program_is_refused_at_its_place() {
             "[program]\ncommand = ['a']\nready = 'soon'",
             "3:9: bad ready condition \"soon\": expected notify",
         ),
+        ("[program]\ncommand = ['a']\nenvironment = { '' = 'x' }", "bad variable \"\""),
+        ("[program]\ncommand = ['a']\nenvironment = { 'A=B' = 'x' }", "bad variable \"A=B\""),
         (
             "[program]\ncommand = ['a']\n[listener.web]\naddress = '@a'\nservice = 'echo'",
             "5:11: the program in [program] serves",
