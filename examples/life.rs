@@ -98,6 +98,16 @@ fn main() -> Result<(), Box<dyn Error>> {
         "long-bake" => {
             server.configure(|config| config.bake = Duration::from_secs(60)).serve_with(echo)?
         }
+        // The server does not return by itself, and may have a copy of its socket.
+        "long-bake-deaf" | "long-bake-copy" => {
+            let server = server.configure(|config| config.bake = Duration::from_secs(60));
+            server.serve_with(async |life| {
+                if mode == "long-bake-copy" {
+                    drop(life.tcp_listener("echo")?);
+                }
+                deaf(life).await
+            })?
+        }
         "in-runtime" => {
             let runtime = tokio::runtime::Runtime::new()?;
             let _inside = runtime.enter();

@@ -53,6 +53,13 @@ pub(crate) trait DataPlane: CarryPlane {
     /// accept on these listeners again. Must be called before [`DataPlane::drain`].
     fn accept_backlog(&mut self, listeners: &[Listener]);
 
+    /// Closes the copies of the listening sockets after a rollback. First accepts the clients that
+    /// wait in the backlogs, because no other process may be left. Called after
+    /// [`DataPlane::drain`].
+    fn leave_listeners(&mut self, listeners: &[Listener]) {
+        self.accept_backlog(listeners);
+    }
+
     /// Accepts the last clients of listeners that the successor has replaced with new sockets.
     /// Continues for as long as a TCP handshake may take, because clients may still be connecting
     /// to the old sockets.

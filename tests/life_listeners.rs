@@ -62,6 +62,29 @@ fn assert_closes(address: &str) {
     assert_becomes(&true, || Client::connect(address).is_err());
 }
 
+/// A rolled-back generation drains longer than the service lives. It must not keep the address.
+#[test]
+fn a_rolled_back_own_server_gives_the_address_free() {
+    for mode in ["long-bake-deaf", "long-bake-copy"] {
+        let line = start(mode);
+        let (address, _) = addresses(&line);
+        let next = bake(&line);
+        // Only the new generation can accept this client. It drains as long as the client stays.
+        freeze(line.first_pid());
+        let mut held = Client::connect(&address).unwrap();
+        held.echo(b"held").unwrap();
+        thaw(line.first_pid());
+        signal(next, Signal::SIGTERM);
+        line.wait("the rollback", |record| record.is_event(Event::HandoffFailed));
+        signal(line.first_pid(), Signal::SIGQUIT);
+        assert_eq!(exit_code(line.first_pid()), 0);
+        assert_closes(&address);
+        held.echo(b"still held").unwrap();
+        signal(next, Signal::SIGQUIT);
+        line.wait_for_end();
+    }
+}
+
 /// The old generation was told to stop in the bake, so it never resumes. It has stopped accepting
 /// when its successor dies.
 #[test]

@@ -7,7 +7,7 @@ use std::path::Path;
 use nix::sys::signal::Signal;
 
 use crate::signals::{BAKE, NO_BAKE, assert_finishes, assert_refuses, baking, draining, serve};
-use crate::support::{Event, Gate, Line, SLOW_DRAIN, exit_code, signal};
+use crate::support::{Event, Gate, Line, SLOW_DRAIN, exit_code, freeze, signal, thaw};
 
 #[test]
 fn a_terminate_while_a_successor_hangs_ends_both() {
@@ -128,4 +128,22 @@ fn a_terminate_to_both_generations_leaves_nothing_behind() {
             );
         }
     }
+}
+
+/// A rolled-back generation drains longer than the service lives. It must not keep the address.
+#[test]
+fn a_rolled_back_generation_gives_the_address_free() {
+    let (line, held) = baking();
+    // Only the second generation can accept this client. The drain waits for its first request.
+    freeze(line.pid_of(1));
+    let on_second = line.hold();
+    thaw(line.pid_of(1));
+    line.signal(2, Signal::SIGTERM);
+    line.wait_for(1, Event::HandoffFailed);
+    drop(held);
+    line.signal(1, Signal::SIGTERM);
+    assert_eq!(line.exit_code(1), 0);
+    assert_refuses(&line);
+    assert_finishes(on_second);
+    assert_eq!(line.exit_code(2), 0);
 }

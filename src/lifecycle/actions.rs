@@ -41,6 +41,7 @@ impl<P: DataPlane> Driver<P> {
             Action::StopSuccessor => self.stop_successor(),
             Action::StopAccepting => self.stop_accepting().await,
             Action::CloseListeners => self.close_listeners().await,
+            Action::ServeBacklogs => self.serve_backlogs(),
             Action::TellStopping => self.tell_stopping(),
             Action::Drain => self.begin_drain(),
             Action::DrainUncarried => self.drain_uncarried(),
@@ -64,8 +65,8 @@ impl<P: DataPlane> Driver<P> {
         self.predecessors.tell_predecessor(&Message::Rollback {
             reason: self.life.rollback.take().unwrap_or_default(),
         });
-        // Close only the listeners that this generation has bound itself, because the predecessor
-        // keeps serving on all others.
+        // First close only the listeners that this generation has bound itself. The others follow
+        // when the predecessor has reacted.
         self.listeners.given_up = self.listeners.set.bound_here().to_vec();
     }
 
@@ -180,6 +181,15 @@ impl<P: DataPlane> Driver<P> {
         }
         self.plane.accept_backlog(&given_up);
         self.plane.accept_late(replaced);
+    }
+
+    /// Serves the clients in the backlogs after a rollback, and closes the copies of the listening
+    /// sockets. They would otherwise stay open until this generation has drained, even if the
+    /// service ends before that. Keeps the paths of Unix sockets.
+    fn serve_backlogs(&mut self) {
+        let all = self.listeners.set.take();
+        drop(self.listeners.set.take_control());
+        self.plane.leave_listeners(&all);
     }
 
     /// Stops accepting for good: serves the clients in the backlogs, removes the paths of Unix

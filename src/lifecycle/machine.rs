@@ -64,8 +64,8 @@ pub(crate) enum State {
 
 use Action::{
     BecomeActive, CloseListeners, Cut, Drain, DrainUncarried, DropSuccessor, Exit, ForgetSuccessor,
-    NotifyReady, ReleaseOlder, Resign, Resume, StartBake, StartSuccessor, StopAccepting,
-    StopSuccessor, TellReady, TellRollback, TellStopping,
+    NotifyReady, ReleaseOlder, Resign, Resume, ServeBacklogs, StartBake, StartSuccessor,
+    StopAccepting, StopSuccessor, TellReady, TellRollback, TellStopping,
 };
 
 impl State {
@@ -152,7 +152,8 @@ fn probation(pending: PendingReload, event: Event) -> (State, Vec<Action>) {
         // Remember the reload request, and start a handoff only after the predecessor has retired.
         // Otherwise this generation could be rolled back while its own successor is on probation.
         Event::ReloadRequested => (State::Probation { pending: PendingReload::One }, vec![]),
-        // Keep the listening sockets open, because the predecessor still accepts on them.
+        // Keep the listening sockets open until the predecessor has reacted. If it has ended, this
+        // generation may hold the last copies, and must serve the clients in the backlogs.
         Event::Terminate => (State::Stopping, vec![TellRollback, StopAccepting, Drain]),
         // Read the predecessor's last messages before the exit. The predecessor may have been told
         // to stop too, and then this generation ends the whole service.
@@ -288,10 +289,13 @@ fn stopping(event: Event) -> (State, Vec<Action>) {
         Event::Committed(Commit { on_death: OnSuccessorDeath::Stay, .. }) => {
             (State::Stopping, vec![TellStopping, CloseListeners])
         }
-        // Release the older generations, because this generation has rolled back the handoff. The
-        // predecessor accepts again when it receives the rollback message. If the predecessor has
-        // ended, an older generation accepts again.
-        Event::Committed(_) | Event::PredecessorLost => (State::Stopping, vec![ReleaseOlder]),
+        // Close the listening sockets and release the older generations, because this generation
+        // has rolled back the handoff. The predecessor serves, or accepts again when it receives
+        // the rollback message. If it has ended, an older generation accepts again. If none is
+        // left, no other process holds the sockets, so serve the clients in the backlogs.
+        Event::Committed(_) | Event::PredecessorLost => {
+            (State::Stopping, vec![ServeBacklogs, ReleaseOlder])
+        }
         // Ignore these events. A successor that becomes ready now has already been told to stop.
         Event::SuccessorReady
         | Event::Live

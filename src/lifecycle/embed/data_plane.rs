@@ -114,6 +114,15 @@ impl DataPlane for Embedded {
         }
     }
 
+    fn leave_listeners(&mut self, listeners: &[Listener]) {
+        let term = self.life.term();
+        self.accept_backlog(listeners);
+        // If the server function is called again, it may need another copy of a socket.
+        if let Some(served) = self.life.state.served.get().filter(|_| term.is(&self.life.term())) {
+            served.close_copied();
+        }
+    }
+
     /// Does nothing, because [`DataPlane::accept_backlog`] has already told the acceptors that
     /// these listeners are replaced. They accept the late clients too.
     fn accept_late(&mut self, _replaced: Vec<Listener>) {}

@@ -136,6 +136,12 @@ impl ServedListeners {
         self.limits.values().for_each(|limit| limit.release_reserved());
     }
 
+    /// Closes the sockets of which the server has a copy, because it needs no other copy.
+    pub(in crate::lifecycle) fn close_copied(&self) {
+        let is_copied = |one: &&Arc<ServedListener>| one.is_copied.load(Ordering::Relaxed);
+        self.all.iter().filter(is_copied).for_each(|one| one.close_now());
+    }
+
     /// Closes all sockets, because the server has ended.
     pub(in crate::lifecycle) fn close_all(&self) {
         self.all.iter().for_each(|one| one.close_now());

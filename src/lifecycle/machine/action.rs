@@ -44,6 +44,9 @@ pub(crate) enum Action {
     /// Stop accepting for good: serve the clients in the backlogs, remove the paths of Unix
     /// sockets, and close the listening sockets.
     CloseListeners,
+    /// Serve the clients in the backlogs, and close this generation's copies of the listening
+    /// sockets. Keep the paths of Unix sockets, because another generation may still serve there.
+    ServeBacklogs,
     /// Tell the older generations and the service manager that the whole service stops.
     TellStopping,
     /// Ask every connection to end, except connections that can move to the successor. Set the

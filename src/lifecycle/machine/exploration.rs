@@ -27,6 +27,7 @@
 //! | HandingOff + SuccessorLost: does not drop the successor | I6 |
 //! | Baking + Terminate, Baking + BakeOver: no commit | I6 |
 //! | Stopping + ReloadRequested: hands off | I2 |
+//! | Stopping + PredecessorLost: does not close the sockets | a rolled-back generation |
 //! | a pending reload is never cleared | I7 |
 //! | Probation, Starting + PredecessorLost: ignored | probation and baking belong together |
 //! | a resumed generation, or an orphan, does not become active | the pid file |
@@ -44,7 +45,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use self::line::{
     Breach, Deadlines, Heard, Id, ModelLineage, ModelOutcome, ModelPaths, ModelProcess, Setting,
-    SignalBudget, Word,
+    SignalBudget, Sockets, Word,
 };
 use self::turn::Turn;
 use super::{OnSuccessorDeath, State};
@@ -120,6 +121,12 @@ const ALWAYS: &[Claim] = &[
     }),
     ("I8: a process told to stop does not accept, and has a drain deadline", |_, line| {
         line.living().filter(|(_, process)| process.told).all(|(_, process)| process.only_ends())
+    }),
+    ("a rolled-back generation soon holds no listening sockets", |_, line| {
+        let keeps = |process: &ModelProcess| {
+            process.state == State::Stopping && process.sockets == Sockets::Held
+        };
+        !line.is_quiet() || !line.living().any(|(_, process)| keeps(process))
     }),
     ("a stopping active generation ends last, unless its deadline passes", |_, line| {
         line.breach != Some(Breach::LeftBehind)
@@ -234,12 +241,12 @@ impl ModelLineage {
         self.living().any(|(_, process)| process.accepts)
     }
 
-    fn was_up(&self) -> bool {
+    pub(super) fn was_up(&self) -> bool {
         self.main.is_some()
     }
 
     /// Returns whether the test has killed a process, or has told a process to cut its connections.
-    fn is_hurt(&self, setting: &Setting) -> bool {
+    pub(super) fn is_hurt(&self, setting: &Setting) -> bool {
         self.left.crashes < setting.budget.crashes || self.left.cuts < setting.budget.cuts
     }
 

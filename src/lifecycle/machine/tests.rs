@@ -170,7 +170,8 @@ fn the_active_generation_reloads_and_ignores_late_messages() {
 fn while_handing_off_a_reload_waits_and_a_stop_is_passed_on() {
     let late = [
         &COMMITS[..],
-        &[Live, PredecessorLost, BakeOver, ServiceStopping, CarryEnded, Drained, DrainExpired],
+        &[Live, PredecessorLost, BakeOver, ServiceStopping],
+        &[CarryEnded, Drained, DrainExpired],
     ]
     .concat();
     for pending in [NONE, ONE] {
@@ -271,9 +272,9 @@ fn a_stopping_generation_only_drains_and_ends() {
             (CutNow, Stopping, &[Cut]),
             (SuccessorLost, Stopping, &[DropSuccessor]),
             (SuccessorRolledBack, Stopping, &[DropSuccessor]),
-            (Committed(PLAIN), Stopping, &[ReleaseOlder]),
-            (Committed(PENDING), Stopping, &[ReleaseOlder]),
-            (PredecessorLost, Stopping, &[ReleaseOlder]),
+            (Committed(PLAIN), Stopping, &[ServeBacklogs, ReleaseOlder]),
+            (Committed(PENDING), Stopping, &[ServeBacklogs, ReleaseOlder]),
+            (PredecessorLost, Stopping, &[ServeBacklogs, ReleaseOlder]),
             (Committed(FOR_GOOD), Stopping, &[TellStopping, CloseListeners]),
             (Committed(FOR_GOOD_PENDING), Stopping, &[TellStopping, CloseListeners]),
         ],

@@ -3,7 +3,7 @@
 
 use super::line::{
     Breach, Deadlines, Id, ModelFailure, ModelLineage, ModelOutcome, ModelPaths, ModelSuccessor,
-    Office, Setting, Word,
+    Office, Setting, Sockets, Word,
 };
 use crate::lifecycle::machine::{Action, State};
 
@@ -88,8 +88,10 @@ impl ModelLineage {
             Action::StopAccepting => process.accepts = false,
             // Do nothing: this action affects only connections, which the simulation leaves out.
             Action::DrainUncarried => {}
+            Action::ServeBacklogs => process.sockets = Sockets::Closed,
             Action::CloseListeners => {
                 process.accepts = false;
+                process.sockets = Sockets::Closed;
                 let successor = process.successor.map(|successor| successor.id);
                 self.pid_file.take_if(|named| *named == id || Some(*named) == successor);
                 self.paths = ModelPaths::Removed;
@@ -111,6 +113,16 @@ impl ModelLineage {
             }
             Action::Cut => {}
             Action::Exit => self.exit(id),
+        }
+    }
+
+    /// Closes the listening sockets of process `id` without serving the clients in the backlogs.
+    pub(super) fn leave_listeners(&mut self, setting: &Setting, id: Id) {
+        let held = std::mem::replace(&mut self.processes[id].sockets, Sockets::Closed);
+        let is_held = self.living().any(|(_, process)| process.sockets == Sockets::Held);
+        let is_last = held == Sockets::Held && !is_held;
+        if is_last && self.was_up() && !self.is_hurt(setting) {
+            self.breach = Some(Breach::BacklogLost);
         }
     }
 

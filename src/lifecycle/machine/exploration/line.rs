@@ -74,6 +74,7 @@ pub(super) struct ModelProcess {
     /// Whether the process accepts connections. The flag is not computed from `state`, so that the
     /// test can compare the two.
     pub(super) accepts: bool,
+    pub(super) sockets: Sockets,
     /// Whether a signal or a message has told this process to stop.
     pub(super) told: bool,
     pub(super) office: Office,
@@ -96,6 +97,13 @@ pub(super) struct ModelProcess {
     /// processes with a copy of the channel.
     pub(super) down: VecDeque<Word>,
     pub(super) up: VecDeque<Word>,
+}
+
+/// Whether a process holds the listening sockets. It may hold them without accepting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Sockets {
+    Held,
+    Closed,
 }
 
 /// Whether a process is the active generation. Only actions change this value.
@@ -176,6 +184,9 @@ pub(super) enum Breach {
     WordForTheWrongReader,
     /// A process started a second successor while its first successor still existed.
     TwoSuccessors,
+    /// The last process that held the listening sockets has closed them without serving the clients
+    /// in the backlogs.
+    BacklogLost,
     /// A process without a successor performed an action that needs a successor.
     NoSuccessor,
 }
@@ -256,6 +267,7 @@ impl ModelLineage {
         let state = State::Stopped;
         *process = ModelProcess {
             alive: false,
+            sockets: Sockets::Closed,
             state,
             outcome,
             up,
@@ -330,6 +342,7 @@ impl ModelProcess {
             state: State::born(birth),
             alive: true,
             accepts: false,
+            sockets: Sockets::Held,
             told: false,
             office: Office::None,
             deadlines: Deadlines::default(),

@@ -106,6 +106,16 @@ impl ModelLineage {
         if cause == Cause::Own(Event::Drained) && is_active && !line.open_channels(of).is_empty() {
             line.breach = Some(Breach::LeftBehind);
         }
+        // A rolled-back generation must not end with the last sockets. Leave out one case: a
+        // generation that is told to stop while its successor starts closes its sockets at once.
+        let parent = line.processes[of].parent.map(|parent| line.processes[parent].state);
+        let has_drained = cause == Cause::Own(Event::Drained);
+        if has_drained
+            && self.processes[of].state == State::Stopping
+            && parent != Some(State::Stopping)
+        {
+            line.leave_listeners(setting, of);
+        }
         for action in &actions[..dies_after.unwrap_or(actions.len())] {
             line.perform(setting, of, *action);
         }
@@ -139,6 +149,7 @@ impl ModelLineage {
             | Action::Commit(_)
             | Action::DropSuccessor
             | Action::ForgetSuccessor
+            | Action::ServeBacklogs
             | Action::ReleaseOlder
             | Action::Resign
             | Action::StopSuccessor
