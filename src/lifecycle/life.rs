@@ -186,7 +186,9 @@ impl Life {
                     std::future::pending().await
                 }
             };
-            let _ = tokio::time::timeout(state.limits().keep_alive, ended).await;
+            // A server that stops accepting now would lose late clients of a listener that moved.
+            let limit = state.limits().keep_alive.max(served.late_clients());
+            let _ = tokio::time::timeout(limit, ended).await;
         }
     }
 

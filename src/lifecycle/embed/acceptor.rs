@@ -107,7 +107,8 @@ impl Life {
                     one.ended().await;
                 }
             };
-            let _ = timeout(state.limits().keep_alive, ended).await;
+            let late = all.iter().filter_map(|one| one.late_clients()).max().unwrap_or_default();
+            let _ = timeout(state.limits().keep_alive.max(late), ended).await;
         })
     }
 }

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::num::NonZeroUsize;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -171,17 +172,23 @@ impl ServedListeners {
         });
     }
 
-    /// Waits until no connection is open, except on listeners that stop last. Cancel safe.
+    /// Returns how long clients may still arrive on the listeners that the successor has replaced.
+    pub(in crate::lifecycle) fn late_clients(&self) -> Duration {
+        self.all.iter().filter_map(|one| one.late_clients()).max().unwrap_or_default()
+    }
+
+    /// Waits until no late client can arrive and no connection is open, except on listeners that
+    /// stop last. Cancel safe.
     pub(in crate::lifecycle) async fn first_ended(&self) {
         for one in self.all.iter().filter(|one| one.order == StopOrder::First) {
-            one.open.wait().await;
+            one.ended().await;
         }
     }
 
-    /// Waits until no connection is open. Cancel safe.
+    /// Waits until no late client can arrive and no connection is open. Cancel safe.
     pub(in crate::lifecycle) async fn ended(&self) {
         for one in &self.all {
-            one.open.wait().await;
+            one.ended().await;
         }
     }
 
@@ -261,5 +268,34 @@ impl ServedListeners {
 
     fn ledgers(&self) -> impl Iterator<Item = &ListenerLedger> {
         self.all.iter().map(|one| &one.ledger)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::error::Elapsed;
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::config::Listeners;
+
+    async fn at_once(ended: impl Future<Output = ()>) -> Result<(), Elapsed> {
+        timeout(Duration::ZERO, ended).await
+    }
+
+    /// A server stops accepting when its listeners have ended. So a listener that moved to another
+    /// address has not ended while late clients may arrive.
+    #[tokio::test]
+    async fn a_replaced_listener_has_not_ended_at_once() {
+        let configured = Listeners::new(vec!["web=127.0.0.1:0".parse().unwrap()]).unwrap();
+        let set = ListenerSet::assemble(&configured, None, Vec::new()).unwrap();
+        let settings = ServedSettings::of(&Config::default());
+        let served = ServedListeners::new(&set, &HashSet::new(), &settings).unwrap();
+        assert!(at_once(served.first_ended()).await.is_ok());
+        set.mark_replaced(&[0]);
+        served.give_up(set.as_slice());
+        assert!(!served.late_clients().is_zero());
+        assert!(at_once(served.first_ended()).await.is_err());
+        assert!(at_once(served.ended()).await.is_err());
     }
 }

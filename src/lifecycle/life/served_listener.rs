@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
@@ -168,8 +168,12 @@ impl ServedListener {
         self.socket().is_some_and(|socket| socket.has_clients())
     }
 
-    /// Waits until no connection of this listener is open. Cancel safe.
+    /// Waits until no late client can arrive on this listener, and no connection of it is open.
+    /// Cancel safe.
     pub(in crate::lifecycle) async fn ended(&self) {
+        if let Some(left) = self.late_clients() {
+            sleep(left).await;
+        }
         self.open.wait().await;
     }
 
