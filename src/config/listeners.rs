@@ -115,7 +115,8 @@ pub struct ListenerConfig {
     pub address: Address,
     /// How many connections of this listener may be open at once. At the limit, the listener stops
     /// accepting, and new clients wait in the backlog. Default: no limit. In a server of your own,
-    /// the limit applies to [`Life::acceptor`](crate::embed::Life::acceptor) and
+    /// the limit applies to [`Life::acceptor`](crate::embed::Life::acceptor),
+    /// [`Life::blocking`](crate::embed::Life::blocking) and
     /// [`Life::private_listener`](crate::embed::Life::private_listener).
     pub max_connections: Option<NonZeroUsize>,
     /// What happens to connections of this listener when a successor takes over. If it is `None`,
