@@ -203,6 +203,11 @@ impl Listener {
         Ok((socket.into(), peer))
     }
 
+    /// Returns whether another clone of this listener exists, which keeps the socket open.
+    pub(crate) fn is_cloned(&self) -> bool {
+        Arc::strong_count(&self.socket) > 1
+    }
+
     fn set_back_nonblocking(&self) -> io::Result<()> {
         if !self.socket.nonblocking()? {
             self.socket.set_nonblocking(true)?;

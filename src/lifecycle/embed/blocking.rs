@@ -21,7 +21,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::error::Error;
 use crate::ledger::{HeldPermit, Source};
-use crate::lifecycle::life::{Life, OpenConnection, ServedListener, StopOrder, Term};
+use crate::lifecycle::life::{LastClient, Life, OpenConnection, ServedListener, StopOrder, Term};
 use crate::net::{Listener, Peer};
 
 /// The pause after an error of accept(2).
@@ -122,18 +122,12 @@ impl BlockingListener {
         loop {
             let open: Vec<_> =
                 self.all.iter().filter_map(|one| Some((one, one.socket()?))).collect();
-            let is_retired = self.wait(open.iter().map(|(_, socket)| socket));
-            if is_retired && open.iter().all(|(served, _)| !served.is_given_up()) {
-                return None;
+            if self.wait(open.iter().map(|(_, socket)| socket)) {
+                drop(open);
+                return self.last_client();
             }
             for (served, socket) in &open {
-                // After this generation has retired, another generation accepts the clients in the
-                // backlog. The exception is a listener on which no other generation accepts.
-                if is_retired && !served.is_given_up() {
-                    continue;
-                }
-                // The last clients are served even if the listener has reached its limit.
-                let permit = if is_retired || !served.is_limited() {
+                let permit = if !served.is_limited() {
                     None
                 } else if socket.has_clients() {
                     let Some(permit) = self.permit(served) else { continue };
@@ -146,15 +140,31 @@ impl BlockingListener {
                     Ok((socket, peer)) => {
                         return Some(BlockingClient { served, socket, peer, permit });
                     }
-                    Err(_) if is_retired => match served.late_clients() {
-                        Some(left) => wait_for_client(socket, left),
-                        None => served.close(),
-                    },
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                     Err(error) => pause_after(served, &error),
                 }
             }
         }
+    }
+
+    /// Accepts a client that is left after this generation has retired, even if the listener has
+    /// reached its limit. Another generation accepts the clients in most backlogs. The exception is
+    /// a listener on which no other generation accepts. Returns `None` when all are served.
+    fn last_client(&self) -> Option<BlockingClient<'_>> {
+        self.all.iter().filter(|served| served.is_given_up()).find_map(|served| {
+            loop {
+                match served.accept_last() {
+                    LastClient::Accepted(socket, peer) => {
+                        return Some(BlockingClient { served, socket, peer, permit: None });
+                    }
+                    LastClient::MayArrive(limit) => {
+                        wait_for_client(&served.socket()?, limit);
+                    }
+                    LastClient::SocketInUse => pause(),
+                    LastClient::None => return None,
+                }
+            }
+        })
     }
 
     /// Waits until the listener has fewer connections than its limit. Returns `None` if the
@@ -226,6 +236,12 @@ fn pause_after(served: &ServedListener, error: &io::Error) {
         served.name
     );
     thread::sleep(PAUSE);
+}
+
+/// Waits until another thread has probably done its part.
+#[expect(clippy::disallowed_methods, reason = "a thread of the server's own waits")]
+fn pause() {
+    thread::sleep(Duration::from_millis(1));
 }
 
 /// Waits until a client is in the backlog of `socket`, but at most for `limit`.

@@ -4,6 +4,7 @@
 //! websocket is drained, cut and reported like any other connection.
 
 use std::num::NonZeroUsize;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -19,6 +20,9 @@ use crate::ledger::{
 };
 use crate::lifecycle::embed::ArrivalQueue;
 use crate::net::{Listener, Peer, Stream, Traffic, pending};
+
+/// How long blocking listeners accept clients that are left when the service stops.
+const LAST_CLIENTS: Duration = Duration::from_secs(1);
 
 /// A listener and the connections that were accepted on it.
 #[derive(Debug)]
@@ -37,6 +41,8 @@ pub(in crate::lifecycle) struct ServedListener {
     /// The time until which late clients may arrive. The successor replaced this listener with a
     /// new socket during the TCP handshakes of these clients.
     pub(super) late_until: OnceLock<Instant>,
+    /// When to close the socket even if clients are left in the backlog.
+    last_until: OnceLock<Instant>,
     /// Whether the server has requested this listener.
     pub(super) is_used: AtomicBool,
     /// The limit on the connections of all sockets with this name, if there is one.
@@ -63,6 +69,19 @@ pub(in crate::lifecycle) struct OpenConnection {
     // This field is the last, so that it is dropped last: the process may exit when no token is
     // left.
     _open: TaskTrackerToken,
+}
+
+/// What is left on a listener on which no generation will accept again.
+#[derive(Debug)]
+pub(in crate::lifecycle) enum LastClient {
+    /// This client was left in the backlog.
+    Accepted(OwnedFd, Peer),
+    /// A late client may arrive within this time.
+    MayArrive(Duration),
+    /// Another thread holds the socket open, so clients can still connect. It is done in a moment.
+    SocketInUse,
+    /// No client is left, and the socket is closed.
+    None,
 }
 
 /// When a listener stops accepting while the service stops.
@@ -94,6 +113,7 @@ impl ServedListener {
             socket: Mutex::new(Some(listener.clone())),
             is_given_up: AtomicBool::new(false),
             late_until: OnceLock::new(),
+            last_until: OnceLock::new(),
             is_used: AtomicBool::new(false),
             limit,
             is_copied: AtomicBool::new(false),
@@ -161,6 +181,32 @@ impl ServedListener {
         let clients = self.socket().map_or_else(Vec::new, |socket| pending(&socket).collect());
         self.close();
         clients
+    }
+
+    /// Accepts a client that is left in the backlog. Closes the socket if there is none and no more
+    /// can arrive. Another thread that accepts at this moment may hold the socket open, so that
+    /// clients can still connect. The caller then tries again, but only for a limited time, because
+    /// a server may keep that thread waiting.
+    pub(in crate::lifecycle) fn accept_last(&self) -> LastClient {
+        let mut socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(listener) = &*socket else { return LastClient::None };
+        let late = self.late_clients();
+        let until = *self.last_until.get_or_init(|| Instant::now() + LAST_CLIENTS);
+        if late.is_some() || Instant::now() < until {
+            if let Ok((client, peer)) = listener.accept_blocking() {
+                return LastClient::Accepted(client, peer);
+            }
+            if let Some(left) = late {
+                return LastClient::MayArrive(left);
+            }
+            if listener.is_cloned() {
+                return LastClient::SocketInUse;
+            }
+        }
+        if !self.is_copied.load(Ordering::Relaxed) {
+            *socket = None;
+        }
+        LastClient::None
     }
 
     /// Returns whether clients wait in the backlog.
@@ -245,5 +291,32 @@ impl Drop for OpenConnection {
         if let Some(entry) = self.entry.take().filter(|_| is_draining) {
             entry.end(|events| events.counters.drained += 1);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpStream;
+
+    use super::*;
+    use crate::config::Listeners;
+    use crate::net::ListenerSet;
+
+    /// Another thread that is about to accept holds the socket, so clients can still connect.
+    #[test]
+    fn a_socket_that_is_in_use_is_not_closed() {
+        let configured = Listeners::new(vec!["web=127.0.0.1:0".parse().unwrap()]).unwrap();
+        let mut set = ListenerSet::assemble(&configured, None, Vec::new()).unwrap();
+        let listener = set.take().pop().unwrap();
+        let address = listener.address().to_owned();
+        let served = ServedListener::new(&listener, StopOrder::First, OnHandoff::Drain, None);
+        for _ in 0..2 {
+            assert!(matches!(served.accept_last(), LastClient::SocketInUse));
+            let _client = TcpStream::connect(&address).unwrap();
+            assert!(matches!(served.accept_last(), LastClient::Accepted(..)));
+        }
+        drop((listener, set));
+        assert!(matches!(served.accept_last(), LastClient::None));
+        assert!(TcpStream::connect(&address).is_err());
     }
 }
