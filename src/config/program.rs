@@ -177,7 +177,7 @@ pub enum Ready {
     /// The program accepts a connection on its private address.
     Connect,
     /// The program answers an HTTP request for this path, on its private address, with a status
-    /// below 400.
+    /// from 200 to 399.
     Http(String),
     /// The program is ready when it has run for this time.
     After(Duration),
@@ -243,7 +243,7 @@ impl FromStr for Umask {
         let digits =
             (3..=4).contains(&text.len()) && text.bytes().all(|digit| digit.is_ascii_digit());
         let mask = u32::from_str_radix(text, 8).ok().filter(|mask| digits && *mask <= 0o777);
-        let why = "expected three octal digits, as in 0027";
+        let why = "expected three or four octal digits, as in 0027";
         let refused = || Error::Setting { setting: "umask", value: format!("{text:?}"), why };
         mask.map(Self).ok_or_else(refused)
     }

@@ -248,8 +248,8 @@ impl Probe {
 /// The maximum length of the first line of a reply, in bytes. A longer line is cut.
 const LONGEST_LINE: u64 = 8 * 1024;
 
-/// Checks whether the program answers a request for `path` with a status below 400, and returns why
-/// it does not.
+/// Checks whether the program answers a request for `path` with a status from 200 to 399, and
+/// returns why it does not.
 async fn answers(address: &Address, path: &str) -> Result<(), String> {
     let asked = async {
         let mut stream = dial(address).await?;
@@ -261,10 +261,58 @@ async fn answers(address: &Address, path: &str) -> Result<(), String> {
         io::Result::Ok(line)
     };
     let line = asked.await.map_err(|error| format!("it does not answer GET {path}: {error}"))?;
-    let status = line.split(' ').nth(1).and_then(|status| status.parse::<u16>().ok());
+    let status = line.split_whitespace().nth(1).and_then(|status| status.parse::<u16>().ok());
     match status.filter(|_| line.starts_with("HTTP/")) {
-        Some(100..400) => Ok(()),
+        Some(200..400) => Ok(()),
         Some(status) => Err(format!("it answers GET {path} with status {status}")),
         None => Err(format!("it answers GET {path}, but not in HTTP")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[derive(Clone, Copy, PartialEq, Eq)]
+    enum End {
+        Close,
+        Stay,
+    }
+
+    /// Returns whether a program that answers with `reply` counts as ready. `end` is what it does
+    /// after that.
+    async fn is_ready(reply: &[u8], end: End) -> bool {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = Address::Tcp(listener.local_addr().unwrap());
+        let answering = async {
+            let (mut client, _) = listener.accept().await.unwrap();
+            // Ignore an error: a client that has read enough closes the connection.
+            let _ = client.write_all(reply).await;
+            if end == End::Close {
+                drop(client);
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            answer = answers(&address, "/up") => answer.is_ok(),
+            () = answering => false,
+        }
+    }
+
+    #[tokio::test]
+    async fn only_a_final_reply_of_success_counts() {
+        for reply in ["HTTP/1.1 200 OK\r\n\r\n", "HTTP/1.0 302 Found\r\n\r\n", "HTTP/1.1 204\n"] {
+            assert!(is_ready(reply.as_bytes(), End::Close).await, "{reply:?}");
+        }
+        for reply in ["HTTP/1.1 100 Continue\r\n\r\n", "HTTP/1.1 503 No\r\n\r\n", "up 200\n", ""] {
+            assert!(!is_ready(reply.as_bytes(), End::Close).await, "{reply:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_reply_without_end_is_not_read_to_its_end() {
+        assert!(!is_ready(&[b'x'; 100_000], End::Stay).await);
     }
 }
