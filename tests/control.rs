@@ -146,20 +146,6 @@ fn a_client_asks_again_when_its_generation_dies() {
     assert!(said.starts_with("generation 2 serves"), "{said}");
 }
 
-/// A reload that no process can answer any more fails at once, although the new process had an hour
-/// to become ready.
-#[test]
-fn a_reload_fails_at_once_when_nobody_is_left_to_answer() {
-    let line = Line::serve_controlled(&["--ready-timeout", "1h"]);
-    line.put_script("echo $$ >\"$FOLDER/pid\"; echo hanging >&2; exec sleep 1000");
-    let reload = line.ask(&["reload"]);
-    line.wait_for(0, "hanging");
-    let hanging = std::fs::read_to_string(line.folder().join("pid")).unwrap();
-    line.signal(1, Signal::SIGKILL);
-    signal(hanging.trim().parse().unwrap(), Signal::SIGKILL);
-    reload.wait().names(70, &["has died", "no daemon answers"]);
-}
-
 /// The test plays the daemon, so that it dies at exactly these points.
 #[test]
 fn a_reload_fails_when_all_generations_die() {

@@ -8,8 +8,11 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
+
 use crate::support::{
-    DEADLINE, Event, Gate, Line, Operator, REAL, SLOW_DRAIN, freeze, raise_descriptor_limit, thaw,
+    DEADLINE, Event, Gate, Line, Operator, REAL, SLOW_DRAIN, freeze, raise_descriptor_limit,
+    signal, thaw,
 };
 
 /// The error of a reload that was cancelled because its client's time had passed.
@@ -219,4 +222,18 @@ fn a_handoff_continues_when_its_client_disconnects() {
     line.wait_for(2, Event::GenerationServing);
     assert_eq!(line.exit_code(1), 0);
     line.assert_serves();
+}
+
+/// A reload that no process can answer any more fails at once, although the new process had an hour
+/// to become ready.
+#[test]
+fn a_reload_fails_at_once_when_nobody_is_left_to_answer() {
+    let line = Line::serve_controlled(&["--ready-timeout", "1h"]);
+    line.put_script("echo $$ >\"$FOLDER/pid\"; echo hanging >&2; exec sleep 1000");
+    let reload = line.ask(&["reload"]);
+    line.wait_for(0, "hanging");
+    let hanging = std::fs::read_to_string(line.folder().join("pid")).unwrap();
+    line.signal(1, Signal::SIGKILL);
+    signal(hanging.trim().parse().unwrap(), Signal::SIGKILL);
+    reload.wait().names(70, &["has died", "no daemon answers"]);
 }

@@ -82,19 +82,25 @@ fn a_draining_generation_resumes_without_a_supervisor() {
     line.wait_for(1, Event::GenerationEnded);
 }
 
-/// A supervisor restarts the daemon, so the draining generation does not accept again.
-#[test]
-fn a_draining_generation_leaves_the_restart_to_a_supervisor() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("notify");
-    let manager = UnixDatagram::bind(&path).unwrap();
-    let line = Line::start_with(|command, _| {
+/// Starts a daemon under a service manager, whose socket is returned.
+fn supervised() -> (Line, UnixDatagram) {
+    let mut manager = None;
+    let line = Line::start_with(|command, folder| {
+        let path = folder.join("notify");
+        manager = Some(UnixDatagram::bind(&path).unwrap());
         command
             .args(["--listen", "127.0.0.1:0", "--bake", "0"])
             .args(SLOW_DRAIN)
             .env("NOTIFY_SOCKET", &path);
     });
     line.wait_for(1, Event::GenerationServing);
+    (line, manager.unwrap())
+}
+
+/// A supervisor restarts the daemon, so the draining generation does not accept again.
+#[test]
+fn a_draining_generation_leaves_the_restart_to_a_supervisor() {
+    let (line, manager) = supervised();
     let mut held = line.hold();
     line.hand_over_from(1);
     line.wait_for(1, Event::DrainStarted);
@@ -115,16 +121,7 @@ fn a_draining_generation_leaves_the_restart_to_a_supervisor() {
 /// is such a successor.
 #[test]
 fn a_successor_told_to_stop_at_the_commit_has_not_died() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("notify");
-    let _manager = UnixDatagram::bind(&path).unwrap();
-    let line = Line::start_with(|command, _| {
-        command
-            .args(["--listen", "127.0.0.1:0", "--bake", "0"])
-            .args(SLOW_DRAIN)
-            .env("NOTIFY_SOCKET", &path);
-    });
-    line.wait_for(1, Event::GenerationServing);
+    let (line, _manager) = supervised();
     let mut held = line.hold();
     let mut gate = Gate::new(&line);
     let packet = |kind| format!(r"say 'VERSION=2\nKIND={kind}\n'");

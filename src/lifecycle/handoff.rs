@@ -5,6 +5,7 @@
 //! notifies the service manager, and writes a log record. At the commit, it writes the pid of the
 //! successor to the pid file.
 
+mod outcome;
 mod reload;
 
 use std::os::fd::OwnedFd;
@@ -21,7 +22,7 @@ use crate::carry::{self, CarriedState};
 use crate::control::{Answer, Refusal};
 use crate::data_plane::DataPlane;
 use crate::error::HandoffFailure;
-use crate::handoff::{Commit, LaunchSpec, OnSuccessorDeath, StopMode, Successor};
+use crate::handoff::{Commit, LaunchSpec, StopMode, Successor};
 use crate::report::{GenerationState, Outcome, Report};
 use reload::Reload;
 pub(super) use reload::milliseconds;
@@ -216,22 +217,6 @@ impl<P: DataPlane> Driver<P> {
         self.answer_reload(pid);
     }
 
-    /// Warns if this process was told to stop during the bake, because the service goes on in the
-    /// new process. A service manager or an init passes the stop on, so no warning is needed then.
-    fn hint_at_stop(&self, commit: Commit, successor_pid: Option<u32>) {
-        let is_alone = self.process.init.is_none() && !self.process.notifier.is_supervised();
-        if let (OnSuccessorDeath::Stay, true, Some(pid)) =
-            (commit.on_death, is_alone, successor_pid)
-        {
-            tracing::warn!(
-                event = "handoff.hastened",
-                successor_pid = pid,
-                "this process was told to stop during the bake, so the new process takes over \
-                now; to stop the service, send the signal to process {pid} too"
-            );
-        }
-    }
-
     /// Reports that the handoff has failed, and ends the successor unless it stops by itself.
     pub(super) async fn drop_successor(&mut self, failure: HandoffFailure) {
         self.listeners.given_up.clear();
@@ -239,21 +224,7 @@ impl<P: DataPlane> Driver<P> {
         self.release_waiting_event();
         let Some(mut handoff) = self.handoff.take() else { return };
         let successor = self.process.generation.next();
-        // If the successor has not taken over, this generation is still the active one.
-        let when = if self.active.is_some() {
-            "failed"
-        } else {
-            "failed after the new process had taken over"
-        };
-        let what = format!("the handoff to generation {successor} {when}: {failure}");
-        tracing::error!(
-            event = "handoff.failed", %successor, failure = failure.kind(), reason = %failure,
-            "{what}"
-        );
-        // If an operator has stopped the service, the handoff must fail, so report nothing.
-        if self.state != State::Stopping {
-            super::unlogged::report(&what);
-        }
+        self.report_failure(successor, &failure);
         let was_ready = handoff.successor.as_ref().is_some_and(Successor::is_ready);
         if let Some(successor) = handoff.successor.take() {
             self.release(successor, &failure).await;

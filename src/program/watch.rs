@@ -35,8 +35,7 @@ impl Instance {
         let mut ready_by = None;
         let mut ready = Box::pin(probe.ready(pipe));
         let mut failed_check = Box::pin(probe.failure());
-        // The deadline for the program's next answer to its watchdog. `None` until the first
-        // answer.
+        // When the next answer to the watchdog is due. `None` until the first answer.
         let mut silent_at = None;
         loop {
             tokio::select! {
@@ -68,15 +67,19 @@ impl Instance {
                     ready_by = Some(self.became_ready(probe, by).await);
                 }
                 why = &mut failed_check, if ready_by.is_some_and(|by| probe.can_repeat(by)) => {
-                    self.count_end(running.kill().await);
-                    let what = format!("failed its health check and was killed: {why}");
-                    return RunOutcome::failed(what);
+                    return self.fail_check(running, &why).await;
                 }
                 () = until(silent_at) => {
                     return self.abort(running).await;
                 }
             }
         }
+    }
+
+    /// Kills a program that fails its health check.
+    async fn fail_check(&self, running: &mut Running, why: &str) -> RunOutcome {
+        self.count_end(running.kill().await);
+        RunOutcome::failed(format!("failed its health check and was killed: {why}"))
     }
 
     /// Cleans up after the main process has ended by itself, and returns how it ended.

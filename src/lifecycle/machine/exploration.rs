@@ -38,15 +38,17 @@
 
 mod effect;
 mod line;
+mod setting;
 mod turn;
 
 use std::collections::{HashSet, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use self::line::{
-    Breach, Deadlines, Heard, Id, ModelLineage, ModelOutcome, ModelPaths, ModelProcess, Setting,
-    SignalBudget, Sockets, Word,
+    Breach, Deadlines, Heard, Id, ModelLineage, ModelOutcome, ModelPaths, ModelProcess, Sockets,
+    Word,
 };
+use self::setting::{Setting, SignalBudget};
 use self::turn::Turn;
 use super::{OnSuccessorDeath, State};
 
@@ -341,10 +343,8 @@ impl ModelProcess {
     }
 
     fn only_ends(&self) -> bool {
-        let ends = matches!(
-            self.state,
-            State::Stopping | State::Retiring { on_death: OnSuccessorDeath::Stay }
-        );
+        let stays_retired = State::Retiring { on_death: OnSuccessorDeath::Stay };
+        let ends = self.state == State::Stopping || self.state == stays_retired;
         ends && !self.accepts && self.deadlines.drain
     }
 }

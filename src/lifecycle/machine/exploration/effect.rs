@@ -3,8 +3,9 @@
 
 use super::line::{
     Breach, Deadlines, Id, ModelFailure, ModelLineage, ModelOutcome, ModelPaths, ModelSuccessor,
-    Office, Setting, Sockets, Word,
+    Office, Sockets, Word,
 };
+use super::setting::Setting;
 use crate::lifecycle::machine::{Action, State};
 
 impl ModelLineage {

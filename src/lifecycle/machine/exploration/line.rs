@@ -9,6 +9,7 @@
 
 use std::collections::VecDeque;
 
+use super::setting::{Setting, SignalBudget};
 use crate::lifecycle::machine::{Birth, Commit, State};
 
 /// The number of a process, in the order of creation. It differs from the generation number,
@@ -42,29 +43,6 @@ pub(super) enum ModelPaths {
     Exist,
     Removed,
     Left,
-}
-
-/// How many signals of each kind the test sends to the simulated processes. It tries every process
-/// and every point in time for each signal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct SignalBudget {
-    /// How many SIGHUPs to send. Each requests a reload.
-    pub(super) hangups: u8,
-    /// How many SIGTERMs to send. Each requests a stop.
-    pub(super) stops: u8,
-    /// How many SIGQUITs to send. Each requests a cut of all connections.
-    pub(super) cuts: u8,
-    /// How many SIGKILLs to send. Each kills a process at once.
-    pub(super) crashes: u8,
-}
-
-/// The settings of one simulation, which do not change while it runs.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Setting {
-    pub(super) supervised: bool,
-    /// The maximum number of generations that may live at once (`max_generations`).
-    pub(super) generations: usize,
-    pub(super) budget: SignalBudget,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -11,8 +11,9 @@
 use std::fmt;
 
 use super::line::{
-    Breach, Deadlines, Heard, Id, ModelFailure, ModelLineage, ModelSuccessor, Office, Setting, Word,
+    Breach, Deadlines, Heard, Id, ModelFailure, ModelLineage, ModelSuccessor, Office, Word,
 };
+use super::setting::Setting;
 use crate::lifecycle::machine::{Action, Event, State, step};
 
 /// The event that a simulated process handles in its turn.

@@ -1,0 +1,46 @@
+//! What the log says about the outcome of a handoff.
+
+use crate::data_plane::DataPlane;
+use crate::error::HandoffFailure;
+use crate::generation::Generation;
+use crate::handoff::{Commit, OnSuccessorDeath};
+use crate::lifecycle::driver::Driver;
+use crate::lifecycle::machine::State;
+use crate::lifecycle::unlogged;
+
+impl<P: DataPlane> Driver<P> {
+    /// Warns if this process was told to stop during the bake, because the service goes on in the
+    /// new process. A service manager or an init passes the stop on, so no warning is needed then.
+    pub(super) fn hint_at_stop(&self, commit: Commit, successor_pid: Option<u32>) {
+        let is_alone = self.process.init.is_none() && !self.process.notifier.is_supervised();
+        if let (OnSuccessorDeath::Stay, true, Some(pid)) =
+            (commit.on_death, is_alone, successor_pid)
+        {
+            tracing::warn!(
+                event = "handoff.hastened",
+                successor_pid = pid,
+                "this process was told to stop during the bake, so the new process takes over \
+                now; to stop the service, send the signal to process {pid} too"
+            );
+        }
+    }
+
+    /// Logs why a handoff has failed.
+    pub(super) fn report_failure(&self, successor: Generation, failure: &HandoffFailure) {
+        // If the successor has not taken over, this generation is still the active one.
+        let when = if self.active.is_some() {
+            "failed"
+        } else {
+            "failed after the new process had taken over"
+        };
+        let what = format!("the handoff to generation {successor} {when}: {failure}");
+        tracing::error!(
+            event = "handoff.failed", %successor, failure = failure.kind(), reason = %failure,
+            "{what}"
+        );
+        // If an operator has stopped the service, the handoff must fail, so report nothing.
+        if self.state != State::Stopping {
+            unlogged::report(&what);
+        }
+    }
+}
