@@ -1,5 +1,5 @@
-//! The settings of one simulation of the lifecycle test: which signals it sends, and what supervises
-//! the service.
+//! The settings of one simulation of the lifecycle test: which signals it sends, and what
+//! supervises the service.
 
 /// How many signals of each kind the test sends to the simulated processes. It tries every process
 /// and every point in time for each signal.
