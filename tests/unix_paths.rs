@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::signal::Signal;
 
 use crate::config_file::put;
-use crate::support::{Client, Event, Line, Parent, Refusal, signal};
+use crate::support::{Client, Event, Line, Parent, Refusal, freeze, signal, thaw};
 
 fn serve(arguments: &[&str]) -> (Line, PathBuf) {
     let line = Line::start_with(|command, folder| {
@@ -112,7 +112,10 @@ fn a_stop_of_both_generations_in_the_bake_leaves_no_file() {
         line.signal(1, Signal::SIGHUP);
         line.wait_for(1, Event::SuccessorReady);
         let pids = [line.pid_of(first), line.pid_of(3 - first)];
+        // Each process handles its signal before it can read what the other one says of it.
+        pids.into_iter().for_each(freeze);
         pids.into_iter().for_each(|pid| signal(pid, stop));
+        pids.into_iter().for_each(thaw);
         line.wait_for_end();
         assert_eq!(files(&line), ["handoffd"], "{}", line.text());
     }
