@@ -100,7 +100,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
         // The server does not return by itself, and may have a copy of its socket.
         "long-bake-deaf" | "long-bake-copy" => {
-            let server = server.configure(|config| config.bake = Duration::from_secs(60));
+            let server = server.configure(|config| {
+                config.bake = Duration::from_secs(60);
+                config.drain_timeout = Duration::from_secs(3600);
+            });
             server.serve_with(async |life| {
                 if mode == "long-bake-copy" {
                     drop(life.tcp_listener("echo")?);
