@@ -175,7 +175,6 @@ fn a_connection_that_the_successor_refuses_ends_in_order() {
     let pid = replace(&line, line.first_pid());
     client.expect_end();
     assert_eq!(exit_code(line.first_pid()), 0);
-    line.wait_for_count(1, Event::GenerationEnded);
     let declined = Event::CarryConnectionDeclined.containing("reason", "the file `refuse` exists");
     assert_eq!(line.count(declined), 1);
     assert_eq!(line.count(Event::GenerationEnded.with("ended", 1).with("carried", 0)), 1);
@@ -223,7 +222,6 @@ fn connections_resume_when_the_successor_dies_before_its_answer() {
     assert_eq!((line.counter("lines", "lost"), line.counter("lines", "carried")), (0, 0));
     let pid = replace(&line, first);
     assert_eq!(exit_code(first), 0);
-    line.wait_for_count(1, Event::GenerationEnded);
     clients.iter_mut().for_each(|client| assert_eq!(client.say("moved\n"), pid));
     assert_eq!(line.count(Event::GenerationEnded.with("carried", CONNECTIONS)), 1);
     stop(&line, pid);
@@ -258,7 +256,6 @@ fn a_connection_that_opts_out_ends_while_others_move() {
     let pid = replace(&line, line.first_pid());
     stays.expect_end();
     assert_eq!(exit_code(line.first_pid()), 0);
-    line.wait_for_count(1, Event::GenerationEnded);
     assert_eq!(moves.say("moved\n"), pid);
     assert_eq!(line.count(Event::GenerationEnded.with("ended", 1).with("carried", 1)), 1);
     stop(&line, pid);

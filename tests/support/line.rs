@@ -7,7 +7,6 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::fs::File;
-use std::io::BufReader;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -117,10 +116,10 @@ impl Line {
         prepare(&mut command, folder.path());
         let pid = command.spawn().unwrap().id();
         drop(command);
-        let log = Arc::new(Log::default());
+        let log = Arc::new(Log::new(File::from(read)));
         let reader = std::thread::spawn({
             let log = Arc::clone(&log);
-            move || log.follow(BufReader::new(File::from(read)))
+            move || log.follow()
         });
         Self { folder, pid, stderr, log, reader: Some(reader) }
     }
@@ -199,7 +198,7 @@ impl Line {
     /// Waits until every process of the lineage has ended, and returns the whole log.
     pub(crate) fn wait_for_end(&self) -> Vec<Record> {
         let until = Instant::now() + DEADLINE;
-        let mut lines = self.log.lines.lock().unwrap();
+        let mut lines = self.log.lines();
         while !lines.ended {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {

@@ -1,44 +1,86 @@
 //! The log of a lineage of generations, and how a test waits for its records.
+//!
+//! A thread wakes the tests that wait for a record. Every look at the log first reads what is in
+//! the pipe, so a test that has seen a process end also sees all that the process wrote.
 
-use std::io::BufRead;
-use std::sync::{Condvar, Mutex};
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::os::fd::AsFd;
+use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::Instant;
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{DEADLINE, Line, Pattern, Record};
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Log {
-    pub(super) lines: Mutex<Lines>,
+    pipe: File,
+    lines: Mutex<Lines>,
     pub(super) grown: Condvar,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Lines {
     pub(super) text: Vec<String>,
+    /// The start of a line whose end has not arrived.
+    rest: Vec<u8>,
     pub(super) ended: bool,
 }
 
 impl Log {
-    pub(super) fn follow(&self, mut pipe: impl BufRead) {
-        let mut line = Vec::new();
-        while pipe.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
-            self.lines
-                .lock()
-                .unwrap()
-                .text
-                .push(String::from_utf8_lossy(&line).trim_end().to_owned());
-            self.grown.notify_all();
-            line.clear();
+    /// Takes the reading end of the pipe. It does not block; the writers of the pipe still do.
+    pub(super) fn new(pipe: File) -> Self {
+        fcntl(&pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+        Self { pipe, lines: Mutex::default(), grown: Condvar::new() }
+    }
+
+    /// Reads the log until all writers have closed the pipe.
+    pub(super) fn follow(&self) {
+        while !self.lines().ended {
+            let mut wanted = [PollFd::new(self.pipe.as_fd(), PollFlags::POLLIN)];
+            let _ = poll(&mut wanted, PollTimeout::NONE);
         }
-        self.lines.lock().unwrap().ended = true;
+    }
+
+    /// Locks the lines, after all that is in the pipe has been added to them. Wakes the tests that
+    /// wait for a record.
+    pub(super) fn lines(&self) -> MutexGuard<'_, Lines> {
+        let mut lines = self.lines.lock().unwrap();
+        lines.read_all(&self.pipe);
         self.grown.notify_all();
+        lines
+    }
+}
+
+impl Lines {
+    fn read_all(&mut self, mut pipe: &File) {
+        let mut buffer = vec![0; 1 << 16];
+        while !self.ended {
+            match pipe.read(&mut buffer) {
+                Ok(0) => self.ended = true,
+                Ok(length) => self.rest.extend(&buffer[..length]),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) => panic!("cannot read the log: {error}"),
+            }
+        }
+        let whole = match self.rest.iter().rposition(|byte| *byte == b'\n') {
+            _ if self.ended => self.rest.len(),
+            Some(end) => end + 1,
+            None => return,
+        };
+        let lines = String::from_utf8_lossy(&self.rest[..whole]).into_owned();
+        self.text.extend(lines.lines().map(|line| line.trim_end().to_owned()));
+        self.rest.drain(..whole);
     }
 }
 
 impl Line {
     /// Returns all records so far.
     pub(crate) fn records(&self) -> Vec<Record> {
-        self.log.lines.lock().unwrap().text.iter().map(|line| Record::parse(line)).collect()
+        self.log.lines().text.iter().map(|line| Record::parse(line)).collect()
     }
 
     /// Returns how many records match.
@@ -93,7 +135,7 @@ impl Line {
         wanted: impl Fn(&Record) -> bool,
     ) -> Option<Record> {
         let until = Instant::now() + DEADLINE;
-        let mut lines = self.log.lines.lock().unwrap();
+        let mut lines = self.log.lines();
         loop {
             while let Some(line) = lines.text.get(*seen) {
                 *seen += 1;
@@ -117,12 +159,12 @@ impl Line {
 
     /// Returns the current end of the log.
     pub(crate) fn mark(&self) -> usize {
-        self.log.lines.lock().unwrap().text.len()
+        self.log.lines().text.len()
     }
 
     /// Returns the whole log, for the message of a failed test.
     pub(crate) fn text(&self) -> String {
-        self.log.lines.lock().unwrap().text.join("\n")
+        self.log.lines().text.join("\n")
     }
 
     /// Waits for a matching record of `generation`.
