@@ -53,9 +53,9 @@ pub(crate) trait DataPlane: CarryPlane {
     /// accept on these listeners again. Must be called before [`DataPlane::drain`].
     fn accept_backlog(&mut self, listeners: &[Listener]);
 
-    /// Closes the copies of the listening sockets after a rollback. First accepts the clients that
-    /// wait in the backlogs, because no other process may be left. Called after
-    /// [`DataPlane::drain`].
+    /// Closes this process's copies of the listening sockets after a rollback. First accepts the
+    /// clients that wait in the backlogs, in case no other process is left to accept them. Called
+    /// after [`DataPlane::drain`].
     fn leave_listeners(&mut self, listeners: &[Listener]) {
         self.accept_backlog(listeners);
     }

@@ -41,7 +41,7 @@ struct Records<C, N> {
     counters: C,
 }
 
-/// A listed connection. The ledger reads its bytes from `traffic`.
+/// An open connection in the list. Status reports read its bytes from `traffic`.
 #[derive(Debug)]
 struct OpenEntry<N> {
     traffic: Arc<Traffic>,
@@ -63,11 +63,11 @@ pub(crate) enum Source {
 pub(crate) struct LedgerEntry<C, N = ()> {
     /// `None` after the entry has been removed.
     ledger: Option<Ledger<C, N>>,
-    /// The row of the connection in the ledger, or `None` if it is not listed.
+    /// The position of the connection in the list of connections, or `None` if it is not listed.
     row: Option<RowIndex>,
 }
 
-/// The index of a row, plus one, so that an `Option` of it needs no more memory.
+/// A position in the list of connections, plus one, so that an `Option` needs no more memory.
 #[derive(Clone, Copy, Debug)]
 struct RowIndex(NonZeroUsize);
 
@@ -77,7 +77,7 @@ impl RowIndex {
     }
 }
 
-/// The totals over all connections in a ledger, open and ended, at one moment.
+/// The totals over all connections in a ledger (list), open and ended, at one moment.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LedgerSums<C, N> {
     pub(crate) opened: u64,
@@ -129,8 +129,8 @@ impl<C, N> Ledger<C, N> {
         LedgerEntry { ledger: Some(self.clone()), row }
     }
 
-    /// Adds a new open connection without a row in the list, which saves memory. The owner adds its
-    /// bytes with [`LedgerEntry::add`].
+    /// Counts a new open connection without listing it, which saves memory. The owner adds the
+    /// bytes of the connection with [`LedgerEntry::add`].
     #[cfg(feature = "proxy")]
     pub(crate) fn enter_unlisted(&self) -> LedgerEntry<C, N> {
         let mut records = self.lock();
@@ -139,7 +139,7 @@ impl<C, N> Ledger<C, N> {
         LedgerEntry { ledger: Some(self.clone()), row: None }
     }
 
-    /// Calls `change` with the additional counters in this ledger, and returns its result.
+    /// Calls `change` with the additional counters of the owner, and returns its result.
     pub(crate) fn count<T>(&self, change: impl FnOnce(&mut C) -> T) -> T {
         change(&mut self.lock().counters)
     }
@@ -182,7 +182,8 @@ impl<C, N> Records<C, N> {
         NonZeroUsize::new(index + 1).map(RowIndex)
     }
 
-    /// Removes a row, and adds its bytes to the totals. Without a row, the connection was unlisted.
+    /// Removes an open connection. If it is in the list, at the position `row`, adds its bytes to
+    /// the totals. The bytes of a connection that is not listed are already in the totals.
     fn remove(&mut self, row: Option<RowIndex>) {
         match row.and_then(|row| self.open.try_remove(row.get())) {
             Some(connection) => self.add(connection.traffic.counts()),
@@ -202,7 +203,7 @@ impl<C, N> Records<C, N> {
 }
 
 impl<C, N> LedgerEntry<C, N> {
-    /// Calls `change` with the additional counters in the ledger of this connection.
+    /// Calls `change` with the additional counters of the owner.
     pub(crate) fn count(&self, change: impl FnOnce(&mut C)) {
         if let Some(ledger) = &self.ledger {
             ledger.count(change);
@@ -218,8 +219,8 @@ impl<C, N> LedgerEntry<C, N> {
         }
     }
 
-    /// Lists the connection. From now on, the ledger reads its bytes from `traffic`. The bytes that
-    /// `traffic` has counted so far must be in the totals already.
+    /// Adds the connection to the list. From now on, status reports read its bytes from `traffic`.
+    /// The bytes that `traffic` has counted so far must be in the totals already.
     #[cfg(feature = "proxy")]
     pub(crate) fn list(&mut self, traffic: &Arc<Traffic>, note: N) {
         let Some(ledger) = &self.ledger else { return };
@@ -263,7 +264,8 @@ impl<C, N> Drop for LedgerEntry<C, N> {
 mod tests {
     use super::*;
 
-    /// The sums include open and ended connections. A new one reuses the entry of an ended one.
+    /// The sums include open and ended connections. A new connection reuses the entry of an old
+    /// one.
     #[test]
     fn open_and_ended_connections_are_summed() {
         let ledger = Ledger::<u64, u8>::default();

@@ -16,8 +16,8 @@ pub(crate) struct CarryRequest {
     /// [`CarryRequest::was_asked`].
     was_asked: AtomicBool,
     /// Whether the connection's task is in the middle of a message and does not look at this
-    /// request. Then the connection gets no permit to move. Always false in the built-in server,
-    /// whose busy connections give up their permits themselves.
+    /// request. If so, the connection gets no permit to move. Always false in the built-in server,
+    /// whose busy connections pass their permits on themselves.
     is_busy: AtomicBool,
     /// Whether the service has opted out, which means that this connection cannot move to the
     /// successor.
@@ -113,8 +113,8 @@ impl CarryRequest {
         matches!(self.state(), RequestState::AskedWithPermit | RequestState::Asked)
     }
 
-    /// Returns whether the connection has been asked to move since the last call to this function,
-    /// even if that request has been withdrawn.
+    /// Returns whether the scheduler has asked the connection to move since the last call to this
+    /// function. A request that was withdrawn in the meantime counts too.
     pub(crate) fn was_asked(&self) -> bool {
         self.was_asked.swap(false, Ordering::Relaxed)
     }

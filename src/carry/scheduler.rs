@@ -32,7 +32,8 @@ pub(crate) struct CarryScheduler {
     round: Mutex<CarryRound>,
     /// Notified when the scheduler has no connection left to wait for.
     all_went: Notify,
-    /// Notified when a permit may be free, or when the attempt to move connections has ended.
+    /// Notified when another connection may begin to move, or when the attempt to move all has
+    /// ended.
     #[cfg(feature = "proxy")]
     room: Notify,
 }
@@ -45,9 +46,9 @@ struct CarryRound {
     is_in_progress: bool,
     /// The index of the next connection to ask in this round.
     next: usize,
-    /// How many connections hold a permit.
+    /// How many connections hold a permit to move.
     permits: usize,
-    /// How many connections this round no longer waits for, because they were refused, have moved
+    /// How many connections this attempt no longer waits for, because they were refused, have moved
     /// or have opted out.
     refused: usize,
     /// The requests that have changed. The tasks of their connections must be woken.
@@ -84,8 +85,8 @@ impl CarryScheduler {
         }
     }
 
-    /// Waits until a permit is free for another connection, and returns `true`. Returns `false` if
-    /// no attempt to move connections is in progress. Cancel safe.
+    /// Waits until another connection may begin to move, because a permit is free, and returns
+    /// `true`. Returns `false` if no attempt to move connections is in progress. Cancel safe.
     #[cfg(feature = "proxy")]
     pub(crate) async fn has_room(&self) -> bool {
         loop {
@@ -132,8 +133,8 @@ impl CarryRound {
         self.is_in_progress && self.refused == self.requests.len()
     }
 
-    /// Asks connections to move as long as permits are free. Asks each connection at most once in a
-    /// round.
+    /// Asks more connections to move, as long as permits are free. Asks each connection at most
+    /// once in an attempt.
     fn ask_more(&mut self) {
         while self.is_in_progress && self.permits < AT_ONCE && self.next < self.requests.capacity()
         {
@@ -148,7 +149,7 @@ impl CarryRound {
     fn ask(&mut self, index: usize) {
         self.set(index, RequestState::AskedWithPermit);
         let Some(request) = self.requests.get(index).map(Arc::clone) else { return };
-        // Take the permit back from a busy task, because it does not pass the permit on by itself.
+        // Take the permit to move back from a busy task, because the task does not pass it on.
         if request.is_busy() {
             let opted_out = request.is_refused();
             let state = if opted_out { RequestState::Refused } else { RequestState::Asked };
@@ -193,8 +194,9 @@ pub(crate) struct CarrySlot {
 }
 
 impl CarrySlot {
-    /// Registers a new connection with `scheduler`. If connections are moving at the moment, the
-    /// new connection gets an extra permit at once, because its turn may already have passed.
+    /// Registers a new connection with `scheduler`. If connections are just moving to the
+    /// successor, asks the new one to move too, even if no permit is free, so that it is not left
+    /// out.
     pub(crate) fn new(scheduler: Arc<CarryScheduler>) -> Self {
         let request = Arc::<CarryRequest>::default();
         let index = scheduler.change(|round| {
@@ -228,9 +230,10 @@ impl CarrySlot {
         self.refused();
     }
 
-    /// Records that the connection's task looks at the request until the returned value is dropped.
-    /// At all other times, the connection may be in the middle of a message, so it gets no permit.
-    /// Only a server that does not call [`CarrySlot::watch`] before each poll needs this method.
+    /// Records that the task looks at the request to move until the returned value is dropped. At
+    /// all other times, the connection may be in the middle of a message, so it gets no permit to
+    /// move. Only a server that does not call [`CarrySlot::watch`] before each poll needs this
+    /// method.
     pub(crate) fn attend(&self) -> AttentionGuard<'_> {
         self.request.set_busy(false);
         AttentionGuard(self)
@@ -243,8 +246,8 @@ impl CarrySlot {
         self.request.wake();
     }
 
-    /// Records that the connection's task does not look at the request to move, and passes its
-    /// permit on to another connection.
+    /// Records that the connection's task does not look at the request to move. Passes its permit
+    /// to move on to another connection.
     pub(crate) fn ignore(&self) {
         self.request.set_busy(true);
         self.pass_on();
@@ -269,7 +272,7 @@ impl CarrySlot {
         self.request.is_asked()
     }
 
-    /// If this connection holds a permit, passes the permit on to another connection. If the
+    /// If this connection holds a permit to move, passes it on to another connection. If the
     /// service has opted out, the scheduler stops waiting for this connection.
     pub(crate) fn pass_on(&self) {
         let request = &self.request;
@@ -287,7 +290,7 @@ impl CarrySlot {
 }
 
 /// While this value exists, the connection's task looks at the request to move. Dropping it passes
-/// an unused permit on to another connection.
+/// an unused permit to move on to another connection.
 #[derive(Debug)]
 pub(crate) struct AttentionGuard<'a>(&'a CarrySlot);
 

@@ -44,7 +44,7 @@ pub enum ControlError {
         /// The reason for the refusal.
         reason: String,
     },
-    /// The process that listens on the control socket does not answer as a daemon does.
+    /// A process listens on the control socket, but does not answer as the daemon would.
     #[error("no daemon answers: {reason}")]
     InvalidAnswer {
         /// What is wrong with the answer.

@@ -47,8 +47,8 @@ pub(crate) enum Reply {
     Started {
         successor: Generation,
         within_ms: u64,
-        /// Whether a service manager restarts the whole service if the active generation dies. The
-        /// successor then cannot take over from a predecessor that has died.
+        /// Whether a service manager restarts the whole service if the active generation dies. If
+        /// so, the successor cannot take over after such a death.
         #[serde(default)]
         is_watched: bool,
     },

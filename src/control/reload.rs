@@ -18,9 +18,9 @@ use crate::generation::Generation;
 /// How long the client keeps waiting for an answer after the time limit that the daemon has
 /// announced.
 const GRACE: Duration = Duration::from_secs(5);
-/// How long the client waits for another generation to answer if the generation that received the
-/// request has died and a service manager restarts the service. A successor that has taken over
-/// answers at once.
+/// How long the client waits for another generation to answer, if the one that received the request
+/// has died. Applies only if a service manager restarts the service. A successor that has taken
+/// over answers at once.
 const LAST_ANSWER: Duration = Duration::from_secs(1);
 
 /// The progress of a reload.
@@ -81,16 +81,15 @@ impl fmt::Display for ReloadNews {
 }
 
 impl Control {
-    /// Asks the daemon for a reload, which starts a new generation. Returns when the new generation
-    /// serves. With `wait_drained`, returns only after the old generation's last connection has
-    /// ended. Calls `news` after each of these two steps. Returns an error if the new generation
-    /// does not serve within `timeout_ms`.
+    /// Asks the daemon for a reload, which replaces the running generation (process) with a new
+    /// one. Waits until the new generation serves. With `wait_drained`, also waits until the old
+    /// generation's last connection has ended. Calls `news` after each of these two steps.
     ///
     /// # Errors
     /// [`ControlError::NobodyAnswers`] if no daemon answers on the socket.
-    /// [`ControlError::HandoffFailed`] and [`ControlError::RolledBack`] if the old generation keeps
-    /// serving. [`ControlError::TryAgain`] if another handoff is under way or the time limit has
-    /// passed.
+    /// [`ControlError::HandoffFailed`] or [`ControlError::RolledBack`] if the new generation does
+    /// not take over. [`ControlError::TryAgain`] if another handoff is under way, or if the new
+    /// generation does not serve within `timeout_ms`.
     pub fn reload(
         &self,
         options: &ReloadOptions,
@@ -183,9 +182,9 @@ impl Control {
         }
     }
 
-    /// Asks the daemon which generation serves now. This is necessary when the generation that
-    /// received the reload request died before it answered. Returns at once if no process listens
-    /// on the control socket, because a successor inherits this socket.
+    /// Asks the daemon which generation serves now. This is necessary if the generation that
+    /// received the reload request died before it answered. Does not wait if no process listens on
+    /// the control socket, because a living successor would listen on it.
     fn find_out(
         &self,
         successor: Generation,

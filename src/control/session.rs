@@ -1,7 +1,9 @@
-//! One client of the control socket. The module reads its request and writes the replies.
+//! This module serves one client of the control socket: it reads the request and writes the
+//! replies.
 //!
-//! All waits are bounded, and all errors that pass by themselves are tried again: an operator whose
-//! connection breaks would conclude that the daemon has ended.
+//! Each read and each write has a time limit, so a client that hangs does not stay connected. If
+//! the kernel is out of memory, the module tries again. Otherwise the connection would break, and
+//! the operator would conclude that the daemon has ended.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -31,7 +33,7 @@ const REQUEST_MAX: u64 = 16 * 1024;
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// The time before a retry when the kernel is out of memory.
 pub(super) const PAUSE: Duration = Duration::from_millis(10);
-/// The maximum number of unwritten replies to one request. A reload has fewer replies than this.
+/// The maximum number of replies to one request that wait to be sent. A reload has fewer replies.
 const REPLIES_MAX: usize = 8;
 
 /// A handle for sending the replies to one request. Dropping it disconnects the client.
@@ -139,7 +141,7 @@ pub(super) async fn converse(
     write_replies(&mut stream, replies).await
 }
 
-/// Writes the replies to the client until no more follow, and then half-closes the connection.
+/// Writes the replies to the client until the last one, and then half-closes the connection.
 /// Returns earlier if the client has disconnected.
 async fn write_replies(
     stream: &mut BufReader<Stream>,
@@ -153,7 +155,7 @@ async fn write_replies(
                 timeout(REPLY_TIMEOUT, write(stream, &line)).await??;
             }
             Ok(None) => break,
-            // Return if the client has disconnected, which frees its place for another client.
+            // The client has disconnected. Return, so that another client can take its place.
             Err(_) if sys::socket::has_hung_up(stream.get_ref().as_fd()) => return Ok(()),
             Err(_) => {}
         }

@@ -1,4 +1,4 @@
-//! The parts of an error text that take more than the field itself.
+//! Helpers that format parts of error messages, such as a list of names or a duration.
 
 use std::ffi::OsString;
 use std::path::Path;

@@ -1,7 +1,7 @@
-//! The channel to the predecessor, as the environment announces it.
+//! This module finds the channel to the predecessor (the old process), as the environment names it.
 //!
-//! A predecessor cannot know the pid of its successor before the fork, so `LISTEN_PID` cannot name
-//! it. Instead a variable names the descriptor of the channel between the two processes.
+//! A predecessor cannot know the pid of its successor before the fork, so `LISTEN_PID` cannot
+//! contain it. Another variable contains the number of the channel's file descriptor instead.
 
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 
 use crate::error::Malformed;
 
-/// The text of a packet, to which the encoder adds one line after another.
+/// An encoder for a packet between generations, which adds one line after another to the text.
 pub(super) struct PacketWriter(pub(super) String);
 
 impl PacketWriter {
@@ -24,7 +24,7 @@ impl PacketWriter {
     }
 }
 
-/// The lines of a received packet that the decoder has not parsed yet.
+/// The `KEY=value` lines of a received packet that the decoder has not parsed yet.
 pub(super) struct Fields<'a>(VecDeque<(&'a str, &'a str)>);
 
 impl<'a> Fields<'a> {

@@ -47,13 +47,13 @@ pub struct Inheritance {
     pub(crate) sockets: Vec<Passed>,
     pub(crate) predecessors: Unconnected,
     pub(crate) program: Program,
-    /// The channel to the init process, which a container or a supervisor watches instead of this
-    /// process. `None` if no init process exists.
+    /// The channel to the init process, or `None` if no init process exists. An init process stays
+    /// while generations replace each other, so a container or a supervisor can watch it.
     pub(crate) init: Option<Init>,
     journal_stream: Option<String>,
     runtime_directory: Option<PathBuf>,
-    /// A low file descriptor number, reserved for the successor's end of the channel. It is
-    /// reserved at startup, because low numbers are still free then.
+    /// A low file descriptor number for the successor's end of the channel. It is reserved at
+    /// startup, because low numbers are still free then.
     pub(crate) slot: ReservedFd,
     /// How many connections the predecessor may move to this process, for each listener by name.
     pub(crate) forecast: CarryForecast,

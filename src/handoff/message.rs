@@ -84,8 +84,8 @@ pub(crate) enum Message {
     /// The newest generation tells all draining generations that the whole service stops. They must
     /// then not accept connections again, even if the newest generation dies.
     Stopping,
-    /// A retiring generation tells all older generations that the service no longer listens on
-    /// these sockets. Each number is the `SO_COOKIE` of a socket (see socket(7)).
+    /// A retiring generation tells all older generations which listening sockets the service no
+    /// longer uses. Each number identifies one socket by its `SO_COOKIE` (see socket(7)).
     GivenUp { sockets: Vec<u64> },
     /// The newest generation tells a draining generation to close its remaining connections early,
     /// because too many generations are alive.

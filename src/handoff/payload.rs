@@ -44,8 +44,8 @@ pub(crate) struct Commit {
 pub(crate) enum OnSuccessorDeath {
     /// The retired generation accepts connections again.
     Resume,
-    /// The retired generation does not accept connections again. Either this generation or the
-    /// whole service was told to stop, or the service manager restarts the service.
+    /// The retired generation does not accept connections again. Either it or the whole service was
+    /// told to stop, or the service manager restarts the service.
     Stay,
 }
 

@@ -1,4 +1,4 @@
-//! What can happen to a successor, how far it has come, and how this process can end it.
+//! What can happen to a successor (new process), how far it has come, and how to end it.
 
 use std::time::Duration;
 
@@ -18,8 +18,8 @@ pub(crate) enum SuccessorEvent {
     /// The successor reports that the whole service stops. It sends this only after it has taken
     /// over.
     Stopping,
-    /// A newer generation reports that the service no longer listens on these sockets. Each number
-    /// is the `SO_COOKIE` of a socket (see socket(7)).
+    /// A newer generation reports which listening sockets the service no longer uses. Each number
+    /// identifies one socket by its `SO_COOKIE` (see socket(7)).
     GivenUp(Vec<u64>),
     /// A newer generation tells this process to close its remaining connections early, because too
     /// many generations are alive.
@@ -33,7 +33,7 @@ pub(crate) enum SuccessorEvent {
     Ended,
 }
 
-/// How far a successor has come.
+/// How far the handoff to a successor has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SuccessorStage {
     Starting,

@@ -15,8 +15,8 @@ use crate::handoff::{Message, Successor};
 use crate::net::Listener;
 
 impl<P: DataPlane> Driver<P> {
-    /// Performs one action of the state machine. `failure` is the reason why the successor was
-    /// lost, if it was lost.
+    /// Performs one action that the state machine has returned. If the successor was lost,
+    /// `failure` is the reason.
     pub(super) async fn perform(
         &mut self,
         action: Action,
@@ -65,8 +65,8 @@ impl<P: DataPlane> Driver<P> {
         self.predecessors.tell_predecessor(&Message::Rollback {
             reason: self.life.rollback.take().unwrap_or_default(),
         });
-        // First close only the listeners that this generation has bound itself. The others follow
-        // when the predecessor has reacted.
+        // For now, close only the listeners that this generation has bound itself. The inherited
+        // ones are closed after the predecessor has reacted.
         self.listeners.given_up = self.listeners.set.bound_here().to_vec();
     }
 
@@ -90,8 +90,8 @@ impl<P: DataPlane> Driver<P> {
     fn become_active(&mut self) {
         let generation = self.process.generation;
         if let Some(pid_file) = &mut self.pid_file {
-            // Continue without the pid file, because clients may already be connected. The write is
-            // retried. A path where no pid file can be written has failed the start before.
+            // If the pid file cannot be written, continue, because clients may already be
+            // connected. The write is retried later. A wrong path has already failed the start.
             if let Err(error) = pid_file.name(std::process::id()) {
                 log_failure(&error);
             }
@@ -183,9 +183,9 @@ impl<P: DataPlane> Driver<P> {
         self.plane.accept_late(replaced);
     }
 
-    /// Serves the clients in the backlogs after a rollback, and closes the copies of the listening
-    /// sockets. They would otherwise stay open until this generation has drained, even if the
-    /// service ends before that. Keeps the paths of Unix sockets.
+    /// Accepts the clients in the backlogs after a rollback, and then closes this process's copies
+    /// of the listening sockets. Without this call, the sockets would stay open until this
+    /// generation has drained, even if the service ends earlier. Keeps the paths of Unix sockets.
     fn serve_backlogs(&mut self) {
         let all = self.listeners.set.take();
         drop(self.listeners.set.take_control());

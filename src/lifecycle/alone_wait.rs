@@ -43,7 +43,7 @@ impl<P: DataPlane> Driver<P> {
     pub(super) fn after_alone_tasks(&mut self, occurrence: Occurrence) -> Option<Occurrence> {
         let event = occurrence.event;
         let limit = match (self.state, event) {
-            // After a cut, the tasks get no more time (see `await_alone_tasks`).
+            // A cut gives the tasks no more time (see `await_alone_tasks`), so do not wait.
             (_, Event::Drained) if self.life.state.cut.is_cancelled() => return Some(occurrence),
             (State::Baking { .. }, Event::CutNow) => Duration::ZERO,
             (State::Baking { .. }, Event::Terminate)

@@ -2,8 +2,8 @@
 //! changes nothing.
 //!
 //! An operator runs this check before a start or a reload of the daemon. It checks the paths where
-//! the daemon would create files, and which files are there. It does not check whether an address
-//! is free: only a bind can tell, and before a reload the running daemon uses the addresses.
+//! the daemon would create files, and the files that already exist. It cannot check whether an
+//! address is free, because only a bind shows this, and the running daemon uses its addresses.
 
 use std::collections::HashMap;
 use std::fs;

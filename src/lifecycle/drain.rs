@@ -162,19 +162,20 @@ impl<P: DataPlane> Driver<P> {
                 the connections were cut"
             );
         }
-        // End the drain at its next deadline, which has now passed, even if a connection is left.
+        // Set the deadline of the drain to now. The drain then ends even if a connection is left.
         if let Some(drain) = &mut self.drain {
             drain.until = Some(Instant::now());
         }
     }
 
-    /// Reports how the drain ended. This is the last step of a generation. Also ends a successor
-    /// that is not ready yet, and removes the path of the control socket if no other generation
-    /// needs it.
+    /// Performs the last step of this generation: reports how its drain ended. Also ends a
+    /// successor that is not ready yet, and removes the path of the control socket if no other
+    /// generation needs it.
     pub(super) async fn exit(&mut self) {
         let successor = self.handoff.as_mut().and_then(|handoff| handoff.successor.as_mut());
         if let Some(successor) = successor.filter(|successor| !successor.is_ready()) {
-            // The successor was told to stop. Let it remove the paths that it has bound.
+            // The successor was told to stop. Wait, because it still removes the paths that it
+            // bound.
             successor.ended(STOP_TIMEOUT).await;
             successor.end(StopMode::Kill);
         }

@@ -47,8 +47,8 @@ pub(super) struct Driver<P> {
     pub(super) listeners: OwnListeners,
     pub(super) plane: P,
     pub(super) liveness: Liveness,
-    /// The connection to the [`Life`](super::life::Life) handles, through which the server learns
-    /// when to stop accepting, for example.
+    /// The channel to the server's [`Life`](super::life::Life) handles. For example, it tells the
+    /// server when to stop accepting.
     pub(super) life: ServerLink,
     /// The duties of the active generation. `None` if another generation is active.
     pub(super) active: Option<ActiveRole>,
@@ -162,8 +162,8 @@ impl<P: DataPlane> Driver<P> {
     }
 
     /// Tells the predecessor, if one exists, why this generation cannot start. Also removes the
-    /// paths of the listeners that this generation has bound itself. Call this function only before
-    /// this generation becomes active, because no other process holds these listeners until then.
+    /// paths of the Unix sockets that this generation has bound itself. Call this function only
+    /// before this generation becomes active. Until then, no other process holds these sockets.
     pub(super) fn refuse(&self, error: &Error) {
         self.listeners.set.unlink_bound_here();
         self.predecessors.tell_predecessor(&Message::Failed { reason: error.to_string() });

@@ -54,8 +54,8 @@ pub(super) use term::Term;
 #[derive(Clone, Debug)]
 pub struct Life {
     pub(super) state: Arc<LifeState>,
-    /// The term (period of accepting connections) to which this handle is bound. `None` if the
-    /// handle follows the current term.
+    /// The period of accepting connections (term) to which this handle is bound. `None` if the
+    /// handle always follows the current one.
     term: Option<Term>,
 }
 
@@ -66,13 +66,13 @@ impl Life {
         (Self { state, term: None }, line)
     }
 
-    /// Returns a handle that always follows the current term (period of accepting connections).
+    /// Returns a handle that always follows the current period of accepting connections (term).
     pub(super) const fn of(state: Arc<LifeState>) -> Self {
         Self { state, term: None }
     }
 
-    /// Returns a handle that stays bound to the current term (period of accepting connections),
-    /// even after a later term has begun.
+    /// Returns a handle that is bound to the current period of accepting connections (term). The
+    /// handle does not follow this generation into a later term.
     pub(super) fn of_this_term(&self) -> Self {
         Self { state: Arc::clone(&self.state), term: Some(self.term()) }
     }
@@ -81,8 +81,8 @@ impl Life {
         self.term.clone().unwrap_or_else(|| self.state.term.borrow().clone())
     }
 
-    /// Returns whether this handle belongs to the current term (period of accepting connections). A
-    /// handle that is bound to no term always does.
+    /// Returns whether this handle belongs to the current period of accepting connections (term).
+    /// This is always true for a handle that is bound to no period.
     pub(super) fn is_current(&self) -> bool {
         self.term.as_ref().is_none_or(|term| term.is(&self.state.term.borrow()))
     }
@@ -186,7 +186,8 @@ impl Life {
                     std::future::pending().await
                 }
             };
-            // A server that stops accepting now would lose late clients of a listener that moved.
+            // Wait at least as long as late clients may arrive on a listener that the successor has
+            // replaced. A server that stops accepting earlier would lose these clients.
             let limit = state.limits().keep_alive.max(served.late_clients());
             let _ = tokio::time::timeout(limit, ended).await;
         }

@@ -152,11 +152,12 @@ fn probation(pending: PendingReload, event: Event) -> (State, Vec<Action>) {
         // Remember the reload request, and start a handoff only after the predecessor has retired.
         // Otherwise this generation could be rolled back while its own successor is on probation.
         Event::ReloadRequested => (State::Probation { pending: PendingReload::One }, vec![]),
-        // Keep the listening sockets open until the predecessor has reacted. If it has ended, this
-        // generation may hold the last copies, and must serve the clients in the backlogs.
+        // Keep the listening sockets open until the predecessor has reacted to the rollback. If the
+        // predecessor has ended, this generation may hold the last copies. Then it must serve the
+        // clients in the backlogs.
         Event::Terminate => (State::Stopping, vec![TellRollback, StopAccepting, Drain]),
-        // Read the predecessor's last messages before the exit. The predecessor may have been told
-        // to stop too, and then this generation ends the whole service.
+        // Do not exit before the predecessor's last messages are read. If the predecessor was told
+        // to stop too, this generation ends the whole service.
         Event::CutNow => (State::Stopping, vec![TellRollback, StopAccepting, Drain, Cut]),
         Event::Live
         | Event::SuccessorReady
@@ -227,8 +228,8 @@ fn baking(pending: PendingReload, event: Event) -> (State, Vec<Action>) {
         Event::SuccessorLost | Event::SuccessorRolledBack => active(pending, vec![DropSuccessor]),
         Event::ReloadRequested => (State::Baking { pending: PendingReload::One }, vec![]),
         Event::Terminate => (State::Retiring { on_death: OnSuccessorDeath::Stay }, stop),
-        // Read the successor's last messages before the exit. The successor may have been told to
-        // stop too, and then this generation ends the whole service.
+        // Do not exit before the successor's last messages are read. If the successor was told to
+        // stop too, this generation ends the whole service.
         Event::CutNow => {
             (State::Retiring { on_death: OnSuccessorDeath::Stay }, [stop, vec![Cut]].concat())
         }
@@ -289,10 +290,10 @@ fn stopping(event: Event) -> (State, Vec<Action>) {
         Event::Committed(Commit { on_death: OnSuccessorDeath::Stay, .. }) => {
             (State::Stopping, vec![TellStopping, CloseListeners])
         }
-        // Close the listening sockets and release the older generations, because this generation
-        // has rolled back the handoff. The predecessor serves, or accepts again when it receives
-        // the rollback message. If it has ended, an older generation accepts again. If none is
-        // left, no other process holds the sockets, so serve the clients in the backlogs.
+        // This generation has rolled back the handoff, so the predecessor serves. If the
+        // predecessor has ended, `ReleaseOlder` lets an older generation accept connections again.
+        // If none is left, no other process holds the listening sockets, so serve the clients in
+        // the backlogs first.
         Event::Committed(_) | Event::PredecessorLost => {
             (State::Stopping, vec![ServeBacklogs, ReleaseOlder])
         }

@@ -201,10 +201,10 @@ impl<P: DataPlane> Driver<P> {
         self.listeners.given_up = given_up;
     }
 
-    /// Reports the end of a successor that had taken over. This generation then stops too, because
-    /// the service manager stops the whole service when its main process, the successor, ends. It
-    /// may start the service again. That depends on the unit, and on whether an operator has
-    /// stopped it.
+    /// Logs the end of a successor that had taken over, and why this generation stops too. The
+    /// successor was the main process, so the service manager stops the whole service when it ends.
+    /// Whether the service starts again depends on the unit, and on whether an operator has stopped
+    /// it.
     async fn stop_with_successor(&mut self, failure: HandoffFailure) {
         if failure.is_rollback() {
             tracing::warn!(

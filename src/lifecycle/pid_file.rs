@@ -51,8 +51,8 @@ struct FailedWrite {
 
 impl PidFile {
     /// Checks that the pid file can be written, without changing it. A full disk is no error,
-    /// because a failed write is retried. Also removes the temporary files that dead processes have
-    /// left next to it. Returns `None` if no pid file is configured.
+    /// because the daemon retries a failed write. Also removes the temporary files that dead
+    /// processes have left beside the pid file. Returns `None` if no pid file is configured.
     pub(super) fn new(config: &Config) -> Result<Option<Self>, Error> {
         let Some(path) = &config.pid_file else { return Ok(None) };
         check(config)?;

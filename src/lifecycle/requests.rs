@@ -1,5 +1,5 @@
-//! The part of the event loop ([`Driver`]) that handles requests which the server makes through its
-//! [`Life`], for example to stop.
+//! This part of the event loop ([`Driver`]) handles requests from the server, for example to stop
+//! the service. The server makes these requests through its [`Life`] handle.
 
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -68,8 +68,8 @@ impl<P: DataPlane> Driver<P> {
         })
     }
 
-    /// Gives the server more time to become ready, and tells the predecessor or the service
-    /// manager, which waits for it.
+    /// Gives the server more time to become ready. Also tells the process that waits for this
+    /// server, which is the predecessor or the service manager.
     fn extend_own_start(&mut self, time: Duration) {
         self.liveness.extend(time);
         if !matches!(self.state, State::Starting { .. }) {
@@ -81,7 +81,7 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Gives the handoff back to the predecessor.
+    /// Rolls the handoff back, so that the predecessor keeps serving.
     ///
     /// # Errors
     /// Returns the reason as an error if no predecessor serves and this generation is not ready.

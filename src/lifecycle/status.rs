@@ -132,8 +132,8 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Answers the operators who wait for a status, unless a report is still missing. Call this
-    /// after another generation has sent a report or has ended.
+    /// Answers the waiting status requests if the reports of all other generations have arrived.
+    /// Call this after another generation has sent a report or has ended.
     pub(super) fn reported(&mut self) {
         let is_due = self.predecessors.reports().any(|(_, poll)| poll.is_due())
             || self.successor().is_some_and(|successor| successor.poll().is_due());
@@ -143,7 +143,7 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Answers the operators who wait for a status, with the reports that have arrived.
+    /// Answers the waiting status requests with the reports that have arrived so far.
     pub(super) fn answer_status(&mut self) {
         self.operators.status.until = None;
         let waiting = std::mem::take(&mut self.operators.status.waiting);
@@ -201,9 +201,8 @@ impl<P: DataPlane> Driver<P> {
         live
     }
 
-    /// Returns the status of all generations, as far as this process knows it. Also folds the
-    /// counters of upstreams that no generation uses any more, so that this stays so in all later
-    /// reports.
+    /// Returns the status of all generations, as far as this process knows it. For this and all
+    /// later reports, adds the counters of unused upstream addresses to those of their host names.
     pub(super) fn status(&mut self) -> Status {
         let after = self.successor().map(|successor| {
             let state = if successor.is_ready() {

@@ -63,8 +63,8 @@ fn binding(socket: &Passed) -> Option<&Binding> {
 /// The passed sockets that no listener has claimed yet, in the order in which they were passed.
 struct UnclaimedSockets(Vec<Option<Passed>>);
 
-/// The indices of the sockets in an [`UnclaimedSockets`], grouped by the value that a matching rule
-/// compares.
+/// The sockets that no listener has claimed yet, grouped by a key such as the name or the address.
+/// A socket is given by its index in [`UnclaimedSockets`].
 type Sorted<K> = HashMap<K, VecDeque<usize>>;
 
 impl UnclaimedSockets {

@@ -203,7 +203,8 @@ impl Listener {
         Ok((socket.into(), peer))
     }
 
-    /// Returns whether another clone of this listener exists, which keeps the socket open.
+    /// Returns whether this process has another clone of this listener, which keeps the socket
+    /// open.
     pub(crate) fn is_cloned(&self) -> bool {
         Arc::strong_count(&self.socket) > 1
     }

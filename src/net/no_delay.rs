@@ -1,4 +1,4 @@
-//! When a connection gets `TCP_NODELAY`, which turns off Nagle's algorithm (see tcp(7)).
+//! This module decides when to set `TCP_NODELAY`, which turns off Nagle's algorithm (see tcp(7)).
 
 /// How many writes are left until `TCP_NODELAY` is set. The option is set just before the second
 /// write. Many connections write only once, so they save the system call for the option.

@@ -33,8 +33,8 @@ pub struct Binding {
     /// The address as it was configured. Port 0 stays 0 here and is not replaced by the port that
     /// the kernel chose.
     pub(crate) address: Address,
-    /// For a Unix socket path, the file that the bind created. The service later unlinks only this
-    /// file.
+    /// If the address is a Unix socket path, the socket file that the bind created. The service
+    /// later removes only this file, and no other file at the same path.
     pub(crate) file: Option<FileId>,
 }
 

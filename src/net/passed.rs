@@ -90,8 +90,8 @@ impl Passed {
         }
     }
 
-    /// Returns the path of this socket and a description of the file there, if another file has
-    /// taken the place of the socket's own file. Clients then do not reach this socket.
+    /// If another file has taken the place of this socket's file, returns the path and a
+    /// description of that file. Clients cannot reach this socket then.
     pub(super) fn obstacle(&self) -> Option<(&Path, &'static str)> {
         let Origin::Bound(Binding { address, file: Some(file) }) = &self.origin else {
             return None;

@@ -88,10 +88,10 @@ impl PreparedCommand {
     }
 }
 
-/// Checks that a program may have this working directory.
+/// Checks that a program can start in this working directory.
 ///
 /// # Errors
-/// Returns [`Error::ProgramNotStarted`], which names the directory.
+/// Returns [`Error::ProgramNotStarted`] if it cannot. The error names the directory.
 pub(super) fn check_directory(directory: &Path) -> Result<(), Error> {
     let what = || format!("the program in the directory {}", directory.display());
     let entered = eaccess(directory, AccessFlags::X_OK).map_err(io::Error::from);

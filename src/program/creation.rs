@@ -1,4 +1,5 @@
-//! How the data plane of a program is created, and its instances prepared.
+//! This module creates the data plane (the part that serves clients) of a generation that runs an
+//! external program, and prepares the instances of the program.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -20,12 +21,12 @@ use crate::server::{Server, Workers};
 use crate::service::Service;
 use crate::sys::temporary_folder::TemporaryFolder;
 
-/// What a [`ProgramPlane`] needs to know about the process that runs it.
+/// The facts about this process that a [`ProgramPlane`] needs.
 #[derive(Debug)]
 pub(crate) struct ProgramHost {
     pub(crate) generation: Generation,
-    /// The folder in which the generation creates its own folder. `None` means the folder for
-    /// temporary files.
+    /// The parent of the folder in which this process creates its sockets. `None` means the
+    /// system's folder for temporary files.
     pub(crate) runtime_directory: Option<PathBuf>,
     /// The timeout of the service manager's watchdog.
     pub(crate) watchdog: Option<Duration>,
@@ -76,7 +77,7 @@ impl<S: Service> ProgramPlane<S> {
         })
     }
 
-    /// Starts the task of each instance. The tasks then wait for orders.
+    /// Starts one task for each instance (process) of the program. The tasks then wait for orders.
     pub(super) fn prepare(&mut self) -> Result<(), Error> {
         for (number, private) in self.private.iter().enumerate() {
             let path = self.folder.path().join(format!("notify-{number}"));

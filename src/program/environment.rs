@@ -12,8 +12,8 @@ use std::path::Path;
 
 use crate::sys;
 
-/// The variables that the service manager or a parent sets for this process, and that the program
-/// must not inherit. The program gets its own values for some of them.
+/// Environment variables that are meant only for this process, so that the program must not inherit
+/// them. The program gets its own values for some of them.
 const OURS: [&str; 12] = [
     "LISTEN_FDS",
     "LISTEN_FDNAMES",

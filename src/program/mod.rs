@@ -13,8 +13,7 @@
 //! prepares a start, with the help of `command`, `environment` and `placeholder`. `ready` and
 //! `notify` find out when the program is ready, and `output` keeps its last lines of output.
 //! `watch` follows one process of the program until it has ended, and `creation` creates the data
-//! plane.
-//! `service` serves the connections that this process accepts.
+//! plane. `service` serves the connections that this process accepts.
 
 mod command;
 mod creation;

@@ -87,9 +87,9 @@ impl LastOutput {
     }
 }
 
-/// Writes a chunk to `output`. If possible, uses a single call, so that lines of several programs
-/// rarely mix. Waits for room if the output is non-blocking, because the program may share the
-/// output with this process and make it so.
+/// Writes a chunk to `output`, if possible in a single call, so that lines of several programs
+/// rarely mix. A program that shares the output may make it non-blocking. The function then waits
+/// until the output has room.
 fn write_all(mut output: impl Write + AsFd, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         match output.write(bytes) {
@@ -169,8 +169,7 @@ mod tests {
         assert!(!newline(read).await);
     }
 
-    /// The standard output of a program may be the same pipe, and the program may make it
-    /// non-blocking.
+    /// A program may use the same pipe as its standard output, and may make it non-blocking.
     #[test]
     fn a_full_pipe_that_is_non_blocking_loses_nothing() {
         const LONG: usize = 300_000;

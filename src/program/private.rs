@@ -17,8 +17,8 @@ const PORTS: std::ops::Range<u16> = 20_000..32_000;
 /// How many ports of the range `PORTS` to try before falling back to any free port.
 const TRIES: u16 = 64;
 
-/// Returns the private address of each instance, or `None` for each if the program inherits the
-/// listeners.
+/// Returns the private address of each instance of the program. All are `None` if the program
+/// inherits the listeners.
 pub(super) fn addresses(
     attach: Attach,
     folder: &TemporaryFolder,
@@ -27,7 +27,7 @@ pub(super) fn addresses(
     Ok(match attach {
         Attach::Inherit => vec![None; instances],
         Attach::Detect | Attach::PrivatePort => {
-            // Keep each port until all are found, so that no two instances get the same one.
+            // Keep each port bound until all are found, so that no two instances get the same one.
             let kept: Vec<_> = (0..instances).map(|_| free_port()).collect::<Result<_, _>>()?;
             let ports = kept.iter().map(TcpListener::local_addr);
             ports.map(|port| Ok(Some(Address::Tcp(port?)))).collect::<io::Result<_>>()?
@@ -39,7 +39,7 @@ pub(super) fn addresses(
     })
 }
 
-/// Returns a listener on a port of 127.0.0.1 that is free until the listener is dropped.
+/// Returns a listener on a free port of 127.0.0.1. Drop the listener to make the port free again.
 fn free_port() -> io::Result<TcpListener> {
     let is_free = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port));
     let span = PORTS.end - PORTS.start;

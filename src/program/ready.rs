@@ -245,11 +245,11 @@ impl Probe {
     }
 }
 
-/// The maximum length of the first line of a reply, in bytes. A longer line is cut.
+/// The maximum length of the first line of an HTTP reply, in bytes. A longer line is cut off.
 const LONGEST_LINE: u64 = 8 * 1024;
 
-/// Checks whether the program answers a request for `path` with a status from 200 to 399, and
-/// returns why it does not.
+/// Checks that the program answers an HTTP request for `path` with a status from 200 to 399. If it
+/// does not, returns the reason as text.
 async fn answers(address: &Address, path: &str) -> Result<(), String> {
     let asked = async {
         let mut stream = dial(address).await?;
@@ -281,8 +281,8 @@ mod tests {
         Stay,
     }
 
-    /// Returns whether a program that answers with `reply` counts as ready. `end` is what it does
-    /// after that.
+    /// Returns whether a program that answers with `reply` counts as ready. `end` says what the
+    /// program does with the connection after the reply.
     async fn is_ready(reply: &[u8], end: End) -> bool {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = Address::Tcp(listener.local_addr().unwrap());

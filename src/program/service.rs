@@ -1,5 +1,5 @@
-//! Serves the connections that this process accepts itself. Forwards them to a program with a
-//! private address, and serves the listeners that do not belong to the program.
+//! This module serves the connections that this process accepts itself. It forwards them to a
+//! program with a private address, and serves the listeners that do not belong to the program.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -10,15 +10,14 @@ use crate::error::Error;
 use crate::report::UpstreamCounters;
 use crate::service::{Connection, Proxy, Service};
 
-/// A service that forwards connections to the private address of a program, and passes connections
-/// of other listeners to another service.
+/// A service that forwards connections to a program, which listens on a private address. Another
+/// service serves the listeners that do not belong to the program.
 ///
-/// A forwarded connection never moves to a successor, because only the program knows the state of
-/// the connection.
+/// A forwarded connection never moves to a new process, because only the program knows its state.
 #[derive(Debug)]
 pub(crate) struct ProgramService<S> {
-    /// The proxy to the private address of a program. `None` if the program can only inherit the
-    /// listeners.
+    /// The proxy that forwards connections to the program. `None` if the program only inherits the
+    /// listeners and accepts connections itself.
     proxy: Option<Proxy>,
     others: S,
     other_listeners: Vec<ListenerName>,

@@ -1,6 +1,6 @@
-//! How one process of a program is watched from its start to its end.
+//! This module watches one process of a program from its start to its end.
 //!
-//! While the process runs, this module follows the orders for it, reads its notifications, repeats
+//! While the process runs, the module follows the orders for it, reads its notifications, repeats
 //! its health check, and ends it when it must. The module `instance` starts the process, and starts
 //! it again after a failure.
 
@@ -117,7 +117,7 @@ impl Instance {
         RunOutcome::failed("stopped answering its watchdog".to_owned())
     }
 
-    /// Records that the program is ready, and returns what has shown this.
+    /// Records that the program is ready. Returns what has shown this, which may differ from `by`.
     async fn became_ready(&self, probe: &Probe, by: ReadyBy) -> ReadyBy {
         let by = probe.refined(by).await;
         let pid = self.facts().pid;
@@ -218,8 +218,8 @@ impl Instance {
         }
     }
 
-    /// Returns the deadline for the program's next answer to its watchdog, after the message
-    /// `said`.
+    /// Returns the deadline for the program's next answer to its watchdog. `said` is the latest
+    /// notification from the program, and `before` is the previous deadline.
     fn silent_at(&self, said: &Notification, pid: u32, before: Option<Instant>) -> Option<Instant> {
         let watchdog = self.watchdog.filter(|_| said.alive);
         if watchdog.is_some() && before.is_none() {

@@ -44,7 +44,7 @@ pub(super) struct ConnectionContext<S> {
     limits: HashMap<String, NonZeroUsize>,
     /// The scheduler and the channel that move connections to the successor.
     pub(super) departures: Arc<Departures>,
-    /// The relay planes, which relay the connections of a proxy.
+    /// The tasks that forward the bytes of proxied connections, one for each worker.
     #[cfg(feature = "proxy")]
     pub(super) relays: Relays,
 }
@@ -75,8 +75,8 @@ pub(super) struct ConnectionTask<S> {
     context: Arc<ConnectionContext<S>>,
     connection: Connection,
     slot: ConnectionSlot,
-    /// The registration of a connection that may move to the successor. It is boxed to save memory,
-    /// because not every connection may move.
+    /// The registration of a connection that may move to the successor. Boxed to save memory,
+    /// because not every connection has one.
     registration: Option<Box<CarrySlot>>,
     /// The index of the worker that runs this task.
     #[cfg_attr(not(feature = "proxy"), expect(dead_code, reason = "a proxy needs its plane"))]
@@ -105,7 +105,8 @@ impl<S: Service> ConnectionTask<S> {
         Self { context, connection, slot, registration, worker, stays: false }
     }
 
-    /// Serves the connection until it ends, moves to the successor, or enters a relay plane.
+    /// Serves the connection until it ends, moves to the successor, or passes to a relay plane,
+    /// which is one task for many connections.
     #[expect(clippy::manual_async_fn, reason = "an `async fn` reserves memory for `self` twice")]
     pub(super) fn run(mut self) -> impl Future<Output = ()> + Send {
         async move {
@@ -159,8 +160,8 @@ impl<S: Service> ConnectionTask<S> {
     /// connections, relays the connection.
     #[cfg(feature = "proxy")]
     fn relay(self, established: Established) {
-        // Keep the connection registered for a move until it is in the relay plane. Otherwise the
-        // scheduler of the moves could miss it, and conclude too early that all connections have
+        // Keep the connection registered for a move until it is in the relay plane. Otherwise, the
+        // scheduler could miss the connection, and conclude too early that all connections have
         // moved.
         let Self { context, connection, mut slot, registration, worker, stays } = self;
         let Established { upstream, relay, limits, count } = established;

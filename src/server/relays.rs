@@ -1,10 +1,10 @@
-//! How the server relays the connections of a proxy. Each worker has a relay plane, which is one
-//! task for many connections. When a client is connected to an upstream, the connection's own task
-//! ends, and the plane relays its bytes.
+//! This module relays the connections of a proxy. Each worker has a relay plane, which is one task
+//! for many connections. When a client is connected to an upstream, the connection's own task ends,
+//! and the relay plane forwards its bytes.
 //!
-//! A connection leaves its plane when it ends, or when it is to move to the successor. It then gets
-//! its own task again for work that takes time: an orderly close, the last bytes after a failure,
-//! or the move.
+//! A connection leaves its relay plane when it ends, or when it is to move to the successor. It
+//! then gets its own task again for work that takes time: an orderly close, the last bytes after a
+//! failure, or the move.
 
 mod ending;
 mod leave;
@@ -28,15 +28,15 @@ use crate::net::{ByteCounts, Listener, Peer};
 use crate::plane::{Expired, Limits, Plane, Rejected, RelayEnd, RelayEntry, RelayOwner, Side};
 use crate::service::{Connecting, Service, UpstreamCount, client_disconnected};
 
-/// The relay planes of a server: one for each worker, in the same order. A plane is created when it
-/// is first needed.
+/// The relay planes (tasks that forward connections) of a server, one for each worker, in the order
+/// of the workers. A relay plane is created when it is first needed.
 #[derive(Debug)]
 pub(super) struct Relays {
     planes: Box<[OnceLock<RunningPlane>]>,
     deaths: Deaths,
 }
 
-/// A relay plane and the task that runs it. Dropping this value resets the plane's connections.
+/// A relay plane and the task that runs it. Dropping this value resets the forwarded connections.
 #[derive(Debug)]
 struct RunningPlane {
     plane: Arc<Plane<RelayedConnection>>,
@@ -50,7 +50,7 @@ impl Drop for RunningPlane {
     }
 }
 
-/// The data that the server stores with each connection in a relay plane.
+/// The data that the server stores with each connection that a relay plane forwards.
 #[derive(Debug)]
 pub(super) struct RelayedConnection {
     slot: ConnectionSlot,
@@ -67,7 +67,7 @@ pub(super) enum UpstreamLink {
     Established(UpstreamCount),
 }
 
-/// Whether a connection in a relay plane may move to the successor.
+/// Whether a relayed connection may move to the successor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Carrying {
     /// A drain asks the connection to end.
@@ -79,8 +79,8 @@ pub(super) enum Carrying {
 }
 
 impl Relays {
-    /// Creates an empty list of relay planes for `workers` workers. If a plane fails later,
-    /// `deaths` records the failure.
+    /// Creates an empty list of relay planes (forwarding tasks) for `workers` workers. If such a
+    /// task fails later, `deaths` records the failure.
     pub(super) fn new(workers: usize, deaths: Deaths) -> Self {
         Self { planes: (0..workers).map(|_| OnceLock::new()).collect(), deaths }
     }
@@ -104,7 +104,7 @@ impl Relays {
         }
     }
 
-    /// Returns when the oldest connection in the planes began.
+    /// Returns when the oldest relayed connection began.
     pub(super) fn oldest(&self) -> Option<Instant> {
         let mut oldest = None;
         for running in self.running() {
@@ -122,9 +122,9 @@ impl Relays {
 }
 
 impl<S: Service> ConnectionContext<S> {
-    /// Starts the relay plane of a worker, if a proxy serves one of the listeners. Because of this
-    /// early start, a lack of file descriptors shows before the first client arrives. Must be
-    /// called within the worker's runtime.
+    /// Starts the worker's relay plane, the task that forwards proxied connections, if a proxy
+    /// serves one of the listeners. An early start reveals a lack of file descriptors before the
+    /// first client arrives. Must be called within the worker's runtime.
     pub(super) fn prepare_to_relay(
         self: &Arc<Self>,
         listeners: &[Listener],
@@ -136,8 +136,8 @@ impl<S: Service> ConnectionContext<S> {
         Ok(())
     }
 
-    /// Adds a connection to the relay plane of `worker`, which relays its bytes. Must be called
-    /// within the worker's runtime.
+    /// Adds a connection to the relay plane of `worker`, the task that forwards its bytes from now
+    /// on. Must be called within the worker's runtime.
     pub(super) fn relay(self: &Arc<Self>, entry: RelayEntry<RelayedConnection>, worker: usize) {
         let rejected = match self.plane(worker) {
             Ok(plane) => plane.admit(entry).map_err(|rejected| *rejected),
@@ -160,7 +160,8 @@ impl<S: Service> ConnectionContext<S> {
         finish(entry, end);
     }
 
-    /// Returns the relay plane of a worker. The first call creates the plane and starts its task.
+    /// Returns the worker's relay plane, which forwards its connections. The first call creates the
+    /// relay plane and starts its task.
     fn plane(self: &Arc<Self>, worker: usize) -> io::Result<&Plane<RelayedConnection>> {
         let Relays { planes, deaths } = &self.relays;
         if let Some(running) = planes[worker].get() {
@@ -189,7 +190,7 @@ impl<S: Service> ConnectionContext<S> {
         Ok(&planes[worker].get_or_init(start).plane)
     }
 
-    /// Ends a connection that its plane no longer relays, or connects its client to another
+    /// Ends a connection that the relay plane no longer forwards, or connects its client to another
     /// upstream.
     fn ended(self: &Arc<Self>, entry: RelayEntry<RelayedConnection>, end: RelayEnd, worker: usize) {
         match end {
@@ -265,7 +266,7 @@ impl RelayOwner for RelayedConnection {
     }
 }
 
-/// A guard that resets the connections of a relay plane when the plane's task ends. The task ends
+/// Resets the connections of a relay plane when the task that forwards them ends. The task ends
 /// when its worker has died or the server no longer exists.
 struct ResetOnDrop(Arc<Plane<RelayedConnection>>);
 
@@ -275,7 +276,7 @@ impl Drop for ResetOnDrop {
     }
 }
 
-/// Runs a relay plane as long as the server exists.
+/// Runs a relay plane, which forwards connections, as long as the server exists.
 async fn run<S: Service>(
     plane: Arc<Plane<RelayedConnection>>,
     context: Weak<ConnectionContext<S>>,

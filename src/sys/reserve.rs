@@ -141,12 +141,13 @@ fn note(opened: impl AsFd) {
     }
 }
 
-/// Returns the lowest descriptor number that a caller with this share of the reserve may not use.
+/// Returns the lowest file descriptor number that a caller may not use. `share` says how much of
+/// the reserve of descriptors the caller may use.
 fn first_kept_from(share: Share) -> RawFd {
     first_kept_below(descriptor_limit(), share)
 }
 
-/// Returns how many descriptors this process may have.
+/// Returns how many file descriptors this process may have open.
 #[cfg(feature = "proxy")]
 pub(crate) fn descriptors() -> usize {
     usize::try_from(descriptor_limit()).unwrap_or(0)
@@ -172,7 +173,7 @@ fn read_limit() -> RawFd {
         .map_or(RawFd::MAX, |(soft, _)| RawFd::try_from(soft).unwrap_or(RawFd::MAX))
 }
 
-/// The descriptor limit that a thread has read last.
+/// A thread's copy of the descriptor limit, so that the thread does not ask the kernel each time.
 #[derive(Clone, Copy, Debug)]
 struct LastLimit {
     limit: RawFd,
@@ -181,7 +182,7 @@ struct LastLimit {
 }
 
 impl LastLimit {
-    /// Uses the limit once, and reads it again if it has been used often enough.
+    /// Uses the copy once. First reads the limit again if the copy has been used often enough.
     fn used(self, read: impl FnOnce() -> RawFd) -> Self {
         match self.uses_left.checked_sub(1) {
             Some(uses_left) => Self { uses_left, ..self },

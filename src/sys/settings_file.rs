@@ -1,7 +1,7 @@
-//! Files with settings, which each reload reads again.
+//! This module reads files with settings. Each reload of the daemon reads them again.
 //!
-//! A device, a pipe or a file of the kernel would block the reader, or has no end. Such a file is
-//! an error, and so is a file that is too large to contain settings.
+//! A device, a pipe or a file of the kernel could block the reader or never end. The module refuses
+//! such a file, and also a file that is too large to contain settings.
 
 use std::fs::{self, File};
 use std::io::{self, Read};

@@ -214,12 +214,13 @@ pub(crate) enum OutputFormat {
     Programs,
 }
 
-/// The control socket at which the doctor looks for the daemon.
+/// The path of the control socket at which the command `doctor` looks for the daemon.
 #[derive(Debug)]
 pub(crate) enum ControlPath {
-    /// The path that the operator has given. The doctor asks only there.
+    /// The path that the operator has given. The command looks at no other path.
     Given(PathBuf),
-    /// The default path. For a named unit, the doctor also asks in the unit's runtime directory.
+    /// The default path. If a unit is named, the command also looks in the unit's runtime
+    /// directory.
     Default(PathBuf),
 }
 

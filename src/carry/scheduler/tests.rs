@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use super::*;
 
-/// Returns whether the connection holds a permit.
+/// Returns whether the connection holds a permit to move.
 fn has_permit(slot: &CarrySlot) -> bool {
     slot.request().state() == RequestState::AskedWithPermit
 }
@@ -35,8 +35,8 @@ async fn asked(idle: JoinHandle<CarrySlot>) -> CarrySlot {
     timeout(Duration::from_secs(30), idle).await.expect("the connection is not asked").unwrap()
 }
 
-/// At most 64 connections hold a permit. A permit that is passed on or dropped goes to another
-/// connection.
+/// At most 64 connections hold a permit to move to the successor. A permit that is passed on or
+/// dropped goes to another connection.
 #[test]
 fn at_most_64_connections_hold_permits_at_once() {
     let scheduler = Arc::default();
@@ -55,7 +55,8 @@ fn at_most_64_connections_hold_permits_at_once() {
     assert!(all.iter().all(|one| one.request().carry_requested()));
 }
 
-/// Whether a connection is busy, refused, kept or moved, its permit goes to another connection.
+/// A limited number of connections hold a permit to move to the successor. Whatever happens to such
+/// a connection, its permit goes to another one.
 #[test]
 fn a_permit_is_passed_on_whatever_becomes_of_its_connection() {
     let scheduler: Arc<CarryScheduler> = Arc::default();
@@ -98,8 +99,8 @@ fn a_connection_that_arrives_in_a_round_is_asked_once() {
     assert!(one.request().is_refused() && one.request().was_asked() && !one.request().was_asked());
 }
 
-/// A connection whose service has opted out counts as refused in every attempt to move all
-/// connections.
+/// The service of a connection may declare that the connection cannot move to the successor (opt
+/// out). No attempt to move all connections waits for such a connection.
 #[tokio::test]
 async fn a_round_does_not_wait_for_a_connection_that_opts_out() {
     let scheduler: Arc<CarryScheduler> = Arc::default();
@@ -139,8 +140,8 @@ async fn a_round_waits_until_every_connection_went() {
     timeout(Duration::from_secs(30), all_went).await.expect("the round is not over").unwrap();
 }
 
-/// A round is one attempt to move all connections. Every connection is asked again in the next
-/// round, even if it passes on its permit only after the first round has ended.
+/// A round is one attempt to move all connections. A connection may pass on its permit to move only
+/// after the round has ended. It is still asked again in the next round.
 #[tokio::test]
 async fn a_leftover_permit_does_not_disturb_the_next_round() {
     let scheduler: Arc<CarryScheduler> = Arc::default();
@@ -184,8 +185,8 @@ async fn the_end_of_a_round_withdraws_its_requests() {
     assert!(!request.is_refused());
 }
 
-/// Each change to a request wakes the connection's task, even if the task has a new waker. Passing
-/// a permit on wakes no task, because the connection is still asked to move.
+/// Each change to a request to move wakes the connection's task, even if the task has a new waker.
+/// A connection that only passes its permit on is not woken, because it is still asked to move.
 #[test]
 fn the_task_of_a_connection_is_woken_when_its_request_changes() {
     #[derive(Default)]
@@ -212,7 +213,7 @@ fn the_task_of_a_connection_is_woken_when_its_request_changes() {
     }
 }
 
-/// A connection whose task is busy gets no permit, but it moves when the task looks at the request.
+/// A connection with a busy task gets no permit to move. It moves when the task sees the request.
 #[tokio::test]
 async fn a_busy_connection_is_asked_without_a_permit() {
     let scheduler: Arc<CarryScheduler> = Arc::default();
@@ -227,7 +228,7 @@ async fn a_busy_connection_is_asked_without_a_permit() {
 }
 
 /// A task that was asked to move while it waited for a message may still begin that message. Its
-/// permit then goes to another connection.
+/// permit to move then goes to another connection.
 #[test]
 fn a_permit_that_is_dropped_goes_to_another_connection() {
     let scheduler: Arc<CarryScheduler> = Arc::default();
@@ -240,8 +241,8 @@ fn a_permit_that_is_dropped_goes_to_another_connection() {
     assert!(all[0].request().carry_requested());
 }
 
-/// A busy connection that opts out counts as refused, in the current round and in later rounds, and
-/// its task is woken.
+/// A busy connection may declare that it cannot move (opt out). Neither this attempt to move all
+/// connections nor a later one waits for it, and its task is woken.
 #[tokio::test]
 async fn a_round_does_not_wait_for_a_busy_connection_that_opts_out() {
     let scheduler: Arc<CarryScheduler> = Arc::default();

@@ -147,9 +147,9 @@ impl BlockingListener {
         }
     }
 
-    /// Accepts a client that is left after this generation has retired, even if the listener has
-    /// reached its limit. Another generation accepts the clients in most backlogs. The exception is
-    /// a listener on which no other generation accepts. Returns `None` when all are served.
+    /// Accepts a client that was left in a backlog when this generation stopped accepting. Only
+    /// looks at listeners on which no other generation accepts, and ignores their connection
+    /// limits. Returns `None` when no client is left.
     fn last_client(&self) -> Option<BlockingClient<'_>> {
         self.all.iter().filter(|served| served.is_given_up()).find_map(|served| {
             loop {
@@ -238,7 +238,7 @@ fn pause_after(served: &ServedListener, error: &io::Error) {
     thread::sleep(PAUSE);
 }
 
-/// Waits until another thread has probably done its part.
+/// Sleeps for a moment, so that another thread can drop its clone of the listening socket.
 #[expect(clippy::disallowed_methods, reason = "a thread of the server's own waits")]
 fn pause() {
     thread::sleep(Duration::from_millis(1));

@@ -37,8 +37,8 @@ pub(super) struct Embedded {
 pub(super) enum ServerState {
     /// A call has not returned yet.
     Running,
-    /// All calls have returned, or were dropped. The last call belonged to this term (period of
-    /// accepting connections).
+    /// All calls have returned, or were dropped. The value is the period of accepting connections
+    /// (term) to which the last call belonged.
     Ended(Term),
 }
 
@@ -117,7 +117,7 @@ impl DataPlane for Embedded {
     fn leave_listeners(&mut self, listeners: &[Listener]) {
         let term = self.life.term();
         self.accept_backlog(listeners);
-        // If the server function is called again, it may need another copy of a socket.
+        // If the server function is called again, it may need another copy, so keep the sockets.
         if let Some(served) = self.life.state.served.get().filter(|_| term.is(&self.life.term())) {
             served.close_copied();
         }
@@ -182,8 +182,8 @@ impl CarryPlane for Embedded {
         served.carries().then(|| served.forecast())
     }
 
-    /// Stores the forecast until the listeners are known. Before the server accepts, their
-    /// connection limits then reserve permits for the predecessor's connections.
+    /// Remembers how many connections the predecessor may move to this process. Before the server
+    /// accepts clients, the connection limits of its listeners reserve room for them.
     fn expect(&mut self, forecast: CarryForecast) {
         let _ = self.life.state.expected.set(forecast);
     }

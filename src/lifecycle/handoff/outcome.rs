@@ -1,4 +1,4 @@
-//! What the log says about the outcome of a handoff.
+//! The log records about the outcome of a handoff.
 
 use crate::data_plane::DataPlane;
 use crate::error::HandoffFailure;
@@ -9,8 +9,9 @@ use crate::lifecycle::machine::State;
 use crate::lifecycle::unlogged;
 
 impl<P: DataPlane> Driver<P> {
-    /// Warns if this process was told to stop during the bake, because the service goes on in the
-    /// new process. A service manager or an init passes the stop on, so no warning is needed then.
+    /// Warns if this process was told to stop during the bake (test of the new process), because
+    /// the service continues in the new process. No warning is needed if a service manager or an
+    /// init stops both.
     pub(super) fn hint_at_stop(&self, commit: Commit, successor_pid: Option<u32>) {
         let is_alone = self.process.init.is_none() && !self.process.notifier.is_supervised();
         if let (OnSuccessorDeath::Stay, true, Some(pid)) =
@@ -38,7 +39,8 @@ impl<P: DataPlane> Driver<P> {
             event = "handoff.failed", %successor, failure = failure.kind(), reason = %failure,
             "{what}"
         );
-        // If an operator has stopped the service, the handoff must fail, so report nothing.
+        // If the program keeps no log, write the failure to standard error. But do not report a
+        // handoff that fails because an operator has stopped the service.
         if self.state != State::Stopping {
             unlogged::report(&what);
         }

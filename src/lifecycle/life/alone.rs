@@ -91,10 +91,10 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     let state = Arc::clone(&life.state);
-    // Let the task end with the term (period of accepting connections) of this handle. In the next
-    // term, the server is called again and starts its tasks again.
+    // Let the task end when this generation stops accepting connections. If it accepts again later,
+    // the server function is called again and starts the task again.
     let term = life.term.clone();
-    // Do not keep a handle to this task: it ends with the term, or with the runtime.
+    // Keep no handle to this task: it ends when this generation retires, or with the runtime.
     drop(tokio::spawn(async move {
         let mut standing = state.standing.subscribe();
         while becomes_active(&mut standing, term.as_ref()).await {
@@ -117,7 +117,7 @@ where
 }
 
 /// Waits until this generation is the active one, and returns `true`. Returns `false` if the
-/// generation ends before that, or if `term` is over: the server must stop accepting.
+/// generation ends earlier, or if `term`, its period of accepting connections, has ended.
 async fn becomes_active(standing: &mut watch::Receiver<AloneState>, term: Option<&Term>) -> bool {
     let term_over = async {
         match term {
@@ -141,8 +141,8 @@ enum RunEnd {
     ForGood,
 }
 
-/// Waits until a run of a task has ended. When this generation hands over, tells the task to stop.
-/// The request to stop remains even if the handoff fails before the task has ended.
+/// Waits until a run of a task has ended. Tells the task to stop when this generation hands over to
+/// its successor. The request to stop remains even if the handoff fails before the task has ended.
 async fn run_once(
     mut work: JoinHandle<()>,
     stop: Stop,

@@ -124,20 +124,20 @@ impl ServedListeners {
         carried.filter_map(|one| Some((one.name.to_string(), one.limit.as_ref()?.used()))).collect()
     }
 
-    /// Reserves permits for the connections that may move here from the predecessor.
+    /// Reserves room in the connection limits for connections that may move from the predecessor.
     pub(in crate::lifecycle) fn expect(&self, forecast: &CarryForecast) {
         for (name, count) in forecast.iter() {
             self.limits.get(name).into_iter().for_each(|limit| limit.reserve(count));
         }
     }
 
-    /// Makes the permits that are still reserved available to new clients, because no more
-    /// connections move here.
+    /// Makes the reserved room in the connection limits available to new clients, because no more
+    /// connections move from the predecessor.
     pub(in crate::lifecycle) fn release_reserved(&self) {
         self.limits.values().for_each(|limit| limit.release_reserved());
     }
 
-    /// Closes the sockets of which the server has a copy, because it needs no other copy.
+    /// Closes the library's handle of each socket that the server has copied.
     pub(in crate::lifecycle) fn close_copied(&self) {
         let is_copied = |one: &&Arc<ServedListener>| one.is_copied.load(Ordering::Relaxed);
         self.all.iter().filter(is_copied).for_each(|one| one.close_now());
@@ -177,15 +177,16 @@ impl ServedListeners {
         self.all.iter().filter_map(|one| one.late_clients()).max().unwrap_or_default()
     }
 
-    /// Waits until no late client can arrive and no connection is open, except on listeners that
-    /// stop last. Cancel safe.
+    /// Waits until all connections have ended and no late client of a replaced listener can arrive.
+    /// Leaves out the listeners that stop last. Cancel safe.
     pub(in crate::lifecycle) async fn first_ended(&self) {
         for one in self.all.iter().filter(|one| one.order == StopOrder::First) {
             one.ended().await;
         }
     }
 
-    /// Waits until no late client can arrive and no connection is open. Cancel safe.
+    /// Waits until all connections have ended and no late client of a replaced listener can arrive.
+    /// Cancel safe.
     pub(in crate::lifecycle) async fn ended(&self) {
         for one in &self.all {
             one.ended().await;
@@ -235,7 +236,7 @@ impl ServedListeners {
         self.all.iter().for_each(|one| one.is_draining.store(false, Ordering::Relaxed));
     }
 
-    /// Counts all open connections as cut, because the server must now drop them.
+    /// Counts every open connection as cut (closed early), because the server must now drop it.
     pub(in crate::lifecycle) fn cut(&self) {
         for one in &self.all {
             one.is_draining.store(false, Ordering::Relaxed);
@@ -283,8 +284,8 @@ mod tests {
         timeout(Duration::ZERO, ended).await
     }
 
-    /// A server stops accepting when its listeners have ended. So a listener that moved to another
-    /// address has not ended while late clients may arrive.
+    /// A server stops accepting when all its listeners have ended. So a listener that the successor
+    /// has replaced must not count as ended while late clients may still arrive on it.
     #[tokio::test]
     async fn a_replaced_listener_has_not_ended_at_once() {
         let configured = Listeners::new(vec!["web=127.0.0.1:0".parse().unwrap()]).unwrap();

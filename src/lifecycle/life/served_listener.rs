@@ -21,7 +21,7 @@ use crate::ledger::{
 use crate::lifecycle::embed::ArrivalQueue;
 use crate::net::{Listener, Peer, Stream, Traffic, pending};
 
-/// How long blocking listeners accept clients that are left when the service stops.
+/// How long a blocking listener accepts the clients that are left in its backlog.
 const LAST_CLIENTS: Duration = Duration::from_secs(1);
 
 /// A listener and the connections that were accepted on it.
@@ -41,7 +41,7 @@ pub(in crate::lifecycle) struct ServedListener {
     /// The time until which late clients may arrive. The successor replaced this listener with a
     /// new socket during the TCP handshakes of these clients.
     pub(super) late_until: OnceLock<Instant>,
-    /// When to close the socket even if clients are left in the backlog.
+    /// When to close the socket, even if more clients wait in the backlog.
     last_until: OnceLock<Instant>,
     /// Whether the server has requested this listener.
     pub(super) is_used: AtomicBool,
@@ -71,14 +71,14 @@ pub(in crate::lifecycle) struct OpenConnection {
     _open: TaskTrackerToken,
 }
 
-/// What is left on a listener on which no generation will accept again.
+/// The next client that is left on a listener on which no generation will accept again.
 #[derive(Debug)]
 pub(in crate::lifecycle) enum LastClient {
-    /// This client was left in the backlog.
+    /// This client was left in the backlog, and is now accepted.
     Accepted(OwnedFd, Peer),
-    /// A late client may arrive within this time.
+    /// No client waits now, but a late client may still arrive within this time.
     MayArrive(Duration),
-    /// Another thread holds the socket open, so clients can still connect. It is done in a moment.
+    /// Another thread still holds the socket for a moment, so clients can still connect.
     SocketInUse,
     /// No client is left, and the socket is closed.
     None,
@@ -183,10 +183,10 @@ impl ServedListener {
         clients
     }
 
-    /// Accepts a client that is left in the backlog. Closes the socket if there is none and no more
-    /// can arrive. Another thread that accepts at this moment may hold the socket open, so that
-    /// clients can still connect. The caller then tries again, but only for a limited time, because
-    /// a server may keep that thread waiting.
+    /// Accepts a client that is left in the backlog. Closes the socket if no client is left and no
+    /// more can arrive. While another thread still holds the socket, clients can connect. The
+    /// caller then tries again, but only for a limited time, because a server may keep that thread
+    /// waiting.
     pub(in crate::lifecycle) fn accept_last(&self) -> LastClient {
         let mut socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(listener) = &*socket else { return LastClient::None };
@@ -214,8 +214,8 @@ impl ServedListener {
         self.socket().is_some_and(|socket| socket.has_clients())
     }
 
-    /// Waits until no late client can arrive on this listener, and no connection of it is open.
-    /// Cancel safe.
+    /// Waits until all connections of this listener have ended. If the successor has replaced the
+    /// listener, also waits until no late client can arrive. Cancel safe.
     pub(in crate::lifecycle) async fn ended(&self) {
         if let Some(left) = self.late_clients() {
             sleep(left).await;
@@ -302,7 +302,7 @@ mod tests {
     use crate::config::Listeners;
     use crate::net::ListenerSet;
 
-    /// Another thread that is about to accept holds the socket, so clients can still connect.
+    /// While another thread holds the socket, clients can connect, and must still be accepted.
     #[test]
     fn a_socket_that_is_in_use_is_not_closed() {
         let configured = Listeners::new(vec!["web=127.0.0.1:0".parse().unwrap()]).unwrap();

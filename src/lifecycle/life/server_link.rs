@@ -18,8 +18,8 @@ use crate::lifecycle::alone_wait::AloneWait;
 pub(in crate::lifecycle) struct ServerLink {
     pub(in crate::lifecycle) state: Arc<LifeState>,
     requests: mpsc::UnboundedReceiver<LifeRequest>,
-    /// The reason why the server has given the handoff back to the predecessor. `None` if it has
-    /// not.
+    /// The reason why the server has rolled the handoff back, so that the predecessor keeps
+    /// serving. `None` if it has not.
     pub(in crate::lifecycle) rollback: Option<String>,
     /// The event that is delayed until the tasks that run in only one generation have ended. `None`
     /// if no event is delayed.
@@ -29,14 +29,14 @@ pub(in crate::lifecycle) struct ServerLink {
 /// A request of the server to the event loop.
 #[derive(Debug)]
 pub(in crate::lifecycle) enum LifeRequest {
-    /// Give the server at least this much time, from now on, until it is ready.
+    /// Give the server more time to become ready: at least this much from now on.
     ExtendStart(Duration),
-    /// Give the handoff back to the predecessor, for this reason.
+    /// Roll the handoff back for this reason, so that the predecessor keeps serving.
     RollBack(String),
-    /// The server has failed in this term (period of accepting connections), for this reason.
+    /// The server has failed. The values are its period of accepting connections, and the reason.
     Failed(Term, String),
-    /// The server has returned in this term (period of accepting connections), although nothing has
-    /// told it to stop.
+    /// The server has returned, although nothing has told it to stop. The value is its period of
+    /// accepting connections.
     Returned(Term),
     /// Start a handoff.
     Reload,

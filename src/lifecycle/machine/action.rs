@@ -56,8 +56,7 @@ pub(crate) enum Action {
     DrainUncarried,
     /// Accept connections again, because the successor has died.
     Resume,
-    /// Close the open connections at once, without waiting until they end. A drain in progress
-    /// ends.
+    /// Close the open connections at once, without waiting until they end. This also ends a drain.
     Cut,
     /// Report how the drain ended, and exit.
     Exit,

@@ -1,4 +1,4 @@
-//! The events in the life of a generation, from its birth on.
+//! The events in the life of a generation (one process of the service), from its start on.
 
 use crate::handoff::Commit;
 
@@ -28,13 +28,13 @@ pub(crate) enum Event {
     /// This generation must stop, because it received SIGTERM, the first SIGINT, or a stop request
     /// from the predecessor.
     Terminate,
-    /// This generation must cut its connections now. It received SIGQUIT or a second SIGINT, or a
-    /// newer generation sent a request to cut. A newer generation sends this request if too many
-    /// generations are alive, or if it has to cut its own connections.
+    /// This generation must cut its connections now. It received SIGQUIT, a second SIGINT, or a
+    /// request from a newer generation. A newer generation sends this request if too many
+    /// generations are alive, or if it cuts its own connections.
     CutNow,
     /// The successor has reported that it accepts connections.
     SuccessorReady,
-    /// The probation of the successor has ended without a failure.
+    /// The test period of the successor (probation) has ended without a failure.
     BakeOver,
     /// The successor has died, has reported a failure, or does not respond.
     SuccessorLost,

@@ -271,7 +271,7 @@ impl ModelLineage {
         self.living().filter(move |(_, process)| is_active(process.state)).map(|(id, _)| id)
     }
 
-    /// Returns whether all processes have ended, and the test has killed none of them.
+    /// Returns whether all processes have ended without being killed by the test.
     fn has_ended_by_itself(&self, setting: &Setting) -> bool {
         self.living().next().is_none() && self.left.crashes == setting.budget.crashes
     }

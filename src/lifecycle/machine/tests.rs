@@ -18,6 +18,7 @@ use Event::{
 use OnSuccessorDeath::Stay;
 use State::{Serving, Stopped, Stopping};
 
+/// One cell of the test table: an event, the next state and the actions.
 type TableCell<'a> = (Event, State, &'a [Action]);
 
 /// Checks one row of the table. For each event in `moves`, `step` must return the listed state and

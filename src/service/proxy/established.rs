@@ -20,7 +20,7 @@ pub(crate) struct Established {
     pub(crate) count: UpstreamCount,
 }
 
-/// A guard that counts one connection to an upstream as open until it is dropped.
+/// Counts one connection to an upstream as open until this value is dropped.
 #[derive(Debug)]
 pub(crate) struct UpstreamCount {
     // Fields are dropped in declaration order. The entry must be dropped first, so that its bytes
@@ -35,7 +35,7 @@ impl UpstreamCount {
         self.entry.add(bytes);
     }
 
-    /// Counts the bytes of the upstream's connection as `traffic` does from now on.
+    /// Makes status reports read the bytes of the upstream connection from `traffic` from now on.
     pub(crate) fn list(&mut self, traffic: &Arc<Traffic>) {
         self.entry.list(traffic, ());
     }
@@ -43,9 +43,9 @@ impl UpstreamCount {
 
 impl Established {
     /// Returns the state that the successor needs to continue the connection. `with_client` is the
-    /// number of bytes that the client's socket has transferred. `client_age` is how long ago the
-    /// client's connection began. It counts as the age of the connection if no time limit is set
-    /// here, because the age of the upstream's connection is then not known.
+    /// number of bytes that the client's socket has transferred. `client_age` is the age of the
+    /// client's connection. It replaces the age of the upstream's connection, which is not known if
+    /// no time limit is set.
     pub(crate) fn into_state(self, with_client: u64, client_age: Duration) -> CarriedState {
         let Self { upstream, relay, limits, count } = self;
         let used =

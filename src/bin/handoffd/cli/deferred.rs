@@ -1,10 +1,10 @@
-//! The flags of a command, built only when they are needed.
+//! A wrapper for the flags of a command, which makes every start of the program faster.
 
 use clap::builder::Resettable;
 use clap::{ArgMatches, Args, FromArgMatches};
 
-/// The flags of a command. clap builds them only when the command is given. This saves time in a
-/// handoff, because the old process waits until the new one has started.
+/// The flags of one command. clap builds them only if the user gives this command, because a
+/// handoff must wait until the new process has started.
 #[derive(Debug)]
 pub(super) struct Deferred<T>(pub(super) T);
 

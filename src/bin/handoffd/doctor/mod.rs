@@ -65,8 +65,8 @@ pub(crate) fn run(control: ControlPath, unit: Option<String>, scope: Scope) -> R
     report(&examine(&unit, &daemon), note, place, unit.systemd)
 }
 
-/// Returns the unit that is called `name`. If the daemon that has answered runs in a unit of this
-/// name, it is that unit, which may belong to a user.
+/// Returns the unit called `name`. If the daemon that answered runs in a unit of this name, returns
+/// that unit, which may belong to a user. Otherwise the unit belongs to the system.
 fn named(name: &str, status: Option<&Status>) -> Place {
     let of_the_daemon = status.and_then(|status| Place::of_the_daemon(status).ok());
     of_the_daemon
@@ -74,8 +74,8 @@ fn named(name: &str, status: Option<&Status>) -> Place {
         .unwrap_or_else(|| Place { unit: name.to_owned(), manager: Manager::System })
 }
 
-/// Prints the problems found in the unit at `place`, and then the note. Returns an error if a
-/// problem breaks a handoff.
+/// Prints `findings`, the problems in the unit at `place`, and then `note`. Returns an error if one
+/// of the problems breaks a handoff.
 fn report(findings: &[Finding], note: String, place: Place, systemd: u32) -> Result<(), Failure> {
     let mut text = String::new();
     for finding in findings {

@@ -53,7 +53,8 @@ fn capabilities(unit: &Unit) -> Option<Finding> {
     })
 }
 
-/// Returns whether the reload command runs the program by its process, with the rights of the unit.
+/// Returns whether the reload command starts the daemon's program through `/proc/PID/exe`, with
+/// only the rights of the unit's user.
 pub(super) fn reloads_by_proc(unit: &Unit) -> bool {
     let reload = unit.get("ExecReload");
     let is_privileged = unit.get("ExecReloadEx").contains("privileged");

@@ -30,7 +30,7 @@ pub(super) struct Daemon {
 }
 
 impl Daemon {
-    /// Returns the facts about a daemon with the default settings, to be used if no daemon answers.
+    /// Returns the facts about a daemon with the default settings. Used when no daemon answers.
     pub(super) fn assumed() -> Self {
         let settings = Settings::from(&Config::default());
         Self { settings, bound: 0, paths: Vec::new(), programs: 0 }

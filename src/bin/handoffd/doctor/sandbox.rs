@@ -1,5 +1,5 @@
-//! Rules about the sandbox of a unit: it must let a generation start its successor, communicate
-//! with systemd, and answer operators.
+//! Rules about the sandbox of a systemd unit. The sandbox must let the daemon start its successor,
+//! communicate with systemd, and answer operators.
 
 use super::program;
 use super::rules::{Finding, Severity::Breaks};
@@ -18,7 +18,7 @@ const NEEDED_CALLS: [&str; 9] = [
     "socketpair",
 ];
 
-/// The variables by which systemd tells the daemon what it needs to know.
+/// The environment variables through which systemd passes sockets and settings to the daemon.
 const NEEDED_VARIABLES: [&str; 6] = [
     "LISTEN_FDNAMES",
     "LISTEN_FDS",
@@ -28,7 +28,7 @@ const NEEDED_VARIABLES: [&str; 6] = [
     "WATCHDOG_USEC",
 ];
 
-/// Applies the rules about the sandbox, and adds the problems to `findings`.
+/// Applies the rules about the sandbox of a unit, and adds the problems to `findings`.
 pub(super) fn examine(unit: &Unit, findings: &mut Vec<Finding>) {
     namespaces(unit, findings);
     control_socket(unit, findings);
@@ -37,7 +37,8 @@ pub(super) fn examine(unit: &Unit, findings: &mut Vec<Finding>) {
     system_calls(unit, findings);
 }
 
-/// Checks that processes of the unit see each other.
+/// Checks that the reload command can find the daemon, and that a new process can outlive the first
+/// process of the unit.
 fn namespaces(unit: &Unit, findings: &mut Vec<Finding>) {
     let mut add =
         |severity, property, why: &str| findings.push(unit.finding(severity, property, why));
@@ -59,7 +60,7 @@ fn namespaces(unit: &Unit, findings: &mut Vec<Finding>) {
         );
     }
     let hidden = unit.get("InaccessiblePaths").split_whitespace();
-    // A prefix `-` or `+` is not a part of the path.
+    // A path may have the prefix `-` or `+`, which is not a part of the path.
     if hidden.map(|path| path.trim_start_matches(['-', '+'])).any(|path| path == "/proc") {
         add(
             Breaks,
@@ -70,7 +71,8 @@ fn namespaces(unit: &Unit, findings: &mut Vec<Finding>) {
     }
 }
 
-/// Checks that the daemon's user may write to the control socket, which connecting requires.
+/// Checks that the daemon's user may write to the control socket, so that clients can connect to
+/// it.
 fn control_socket(unit: &Unit, findings: &mut Vec<Finding>) {
     let umask = u32::from_str_radix(unit.get("UMask"), 8);
     if umask.is_ok_and(|umask| umask & 0o200 != 0) {
@@ -80,7 +82,7 @@ fn control_socket(unit: &Unit, findings: &mut Vec<Finding>) {
     }
 }
 
-/// Checks that the daemon gets the environment variables of systemd.
+/// Checks that the unit removes no environment variable that systemd sets for the daemon.
 fn variables(unit: &Unit, findings: &mut Vec<Finding>) {
     let has_control = unit.get("ExecStart").contains("--control");
     let needed = |name: &&str| {

@@ -3,8 +3,8 @@
 use super::rules::{Finding, Severity};
 use super::unit::Unit;
 
-/// Finds limits at which systemd closes the socket, because a client waits while the service fails
-/// to start again and again.
+/// Finds the limits on failed starts at which systemd closes the service's socket, even though
+/// clients wait for the service.
 pub(super) fn limits_of_sockets(unit: &Unit, findings: &mut Vec<Finding>) {
     let mut add = |setting: String, value: &str, instead: &str| {
         let setting = format!("{setting}={value}");

@@ -33,7 +33,7 @@ pub(super) struct Scrapes {
 }
 
 impl Scrapes {
-    /// Creates a service that requests the counters over the control socket at the path `control`.
+    /// Creates a value that reads the counters through the daemon's control socket at `control`.
     pub(super) const fn of(control: PathBuf) -> Self {
         Self { control, thread: Mutex::new(None) }
     }

@@ -128,8 +128,8 @@ fn parse(text: &str) -> Result<FileSettings, Mistake> {
     Ok(FileSettings { daemon, listeners, services, program: checked.transpose()? })
 }
 
-/// Removes the table `[program]` from a file. Returns its settings, and its place for error
-/// messages.
+/// Removes the table `[program]` from the parsed file. Returns its settings, and its position in
+/// the file for error messages.
 fn take_program(
     file: &mut DeTable<'_>,
     text: &str,

@@ -58,7 +58,7 @@ impl Mistake {
         Self { offset: offset.into(), what: what.into() }
     }
 
-    /// Adds the place of the mistake, if it is not known yet.
+    /// Sets the position of the mistake in the file, unless the position is already known.
     pub(super) fn or_at(self, place: usize) -> Self {
         Self { offset: self.offset.or(Some(place)), ..self }
     }
@@ -156,7 +156,7 @@ fn trimmed(text: &str, start: usize, end: usize) -> (usize, &str) {
     (start + value.len() - trimmed.len(), trimmed)
 }
 
-/// Returns the line and the column of an offset. Both begin with 1, and a column is one character.
+/// Converts a byte offset into a line and a column. Both count from 1. A column is one character.
 fn line_and_column(text: &str, offset: usize) -> (usize, usize) {
     let before = text.get(..offset).unwrap_or(text);
     // Do not count a byte order mark as a character, because editors do not display it.

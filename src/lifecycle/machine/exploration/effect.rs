@@ -1,5 +1,4 @@
-//! The effects of the actions in the lifecycle test: what each action of the state machine does to
-//! the simulated processes.
+//! What each action of the state machine does to the simulated processes of the lifecycle test.
 
 use super::line::{
     Breach, Deadlines, Id, ModelFailure, ModelLineage, ModelOutcome, ModelPaths, ModelSuccessor,

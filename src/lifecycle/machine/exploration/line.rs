@@ -23,7 +23,7 @@ pub(super) struct ModelLineage {
     pub(super) processes: Vec<ModelProcess>,
     /// The process whose pid is in the pid file.
     pub(super) pid_file: Option<Id>,
-    /// The paths of the listeners that the lineage has bound.
+    /// Whether the Unix socket paths of the listeners exist.
     pub(super) paths: ModelPaths,
     /// The process that the service manager considers the main process.
     pub(super) main: Option<Id>,
@@ -33,11 +33,11 @@ pub(super) struct ModelLineage {
     pub(super) breach: Option<Breach>,
 }
 
-/// Whether the paths of the listeners exist. The last process that ends must remove them.
+/// Whether the Unix socket paths exist. The last process that ends must remove them.
 ///
-/// `Left` is the exception: a successor was told to stop, and its predecessor committed and ended
-/// before it could read the rollback. The successor does not know whether the predecessor has ended
-/// or accepts again, so it must not remove the paths.
+/// The paths are `Left` in one case: a successor was told to stop, and its predecessor committed
+/// the handoff and ended before it could read the rollback. The successor does not know whether the
+/// predecessor has ended or accepts again, so it must not remove the paths.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum ModelPaths {
     Exist,
@@ -77,7 +77,7 @@ pub(super) struct ModelProcess {
     pub(super) up: VecDeque<Word>,
 }
 
-/// Whether a process holds the listening sockets. It may hold them without accepting.
+/// Whether a process holds the listening sockets. It may hold them without accepting connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Sockets {
     Held,

@@ -107,8 +107,9 @@ impl ModelLineage {
         if cause == Cause::Own(Event::Drained) && is_active && !line.open_channels(of).is_empty() {
             line.breach = Some(Breach::LeftBehind);
         }
-        // A rolled-back generation must not end with the last sockets. Leave out one case: a
-        // generation that is told to stop while its successor starts closes its sockets at once.
+        // A generation that rolled back a handoff must not end with the last sockets. Leave out one
+        // case: if its predecessor stops while the successor starts, the predecessor closes its
+        // sockets.
         let parent = line.processes[of].parent.map(|parent| line.processes[parent].state);
         let has_drained = cause == Cause::Own(Event::Drained);
         if has_drained

@@ -1,4 +1,5 @@
-//! The states and events that the table of the state machine covers, and short names for them.
+//! Lists of all states and events of the state machine, with short names for them. The test that
+//! compares the state machine with a table uses these lists.
 
 use crate::lifecycle::machine::Birth::{self, First, Orphan, Successor};
 use crate::lifecycle::machine::Event::{
@@ -53,7 +54,7 @@ pub(super) const TOO_EARLY: [Event; 12] = [
     DrainExpired,
 ];
 
-/// All variants of the event `Committed`. The table uses this list for states that ignore it.
+/// All variants of the event `Committed`. Most states ignore all of them.
 pub(super) const COMMITS: [Event; 4] =
     [Committed(PLAIN), Committed(PENDING), Committed(FOR_GOOD), Committed(FOR_GOOD_PENDING)];
 
@@ -98,11 +99,10 @@ pub(super) const fn retiring(on_death: OnSuccessorDeath) -> State {
     State::Retiring { on_death }
 }
 
-/// One cell of the table: an event, the next state and the actions.
-
+/// The list of events is complete, so that the test table cannot miss one.
 #[test]
 fn the_table_has_every_event() {
-    // This match has no wildcard, so a new event does not compile until it has an index here.
+    // The match has no wildcard. So a new event does not compile until it has a number here.
     let place = |event| match event {
         Live => 0,
         Committed(PLAIN) => 1,

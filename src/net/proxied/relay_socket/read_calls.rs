@@ -1,5 +1,5 @@
-//! The system calls that read from a socket outside of the tokio runtime, and what their results
-//! say about its readiness.
+//! The system calls that read from a socket without the tokio runtime. Their results also say
+//! whether more bytes can be read.
 
 use std::io::{self, IoSliceMut};
 use std::os::fd::OwnedFd;
@@ -11,12 +11,12 @@ use rustix::net::{RecvAncillaryBuffer, RecvFlags, ReturnFlags};
 pub(super) enum Emptied {
     /// The read has emptied the socket if it returned fewer bytes than requested.
     IfShort,
-    /// More bytes may be in the socket.
+    /// The socket may contain more bytes.
     Unknown,
 }
 
-/// Reads bytes from a Unix socket. A message with file descriptors ends a read early, although more
-/// bytes may follow (see unix(7)). Closes these descriptors.
+/// Reads bytes from a Unix socket, and closes the file descriptors that come with them. A message
+/// with descriptors ends a read early, although more bytes may follow (see unix(7)).
 pub(super) fn receive_from_unix(
     socket: &OwnedFd,
     buffer: &mut [u8],
@@ -24,12 +24,12 @@ pub(super) fn receive_from_unix(
     let mut no_room = RecvAncillaryBuffer::default();
     let parts = &mut [IoSliceMut::new(buffer)];
     let received = rustix::net::recvmsg(socket, parts, &mut no_room, RecvFlags::empty())?;
-    // The kernel sets this flag when it drops descriptors because there is no space.
+    // The kernel sets this flag when it drops descriptors, because the call has no room for any.
     let has_dropped = received.flags.contains(ReturnFlags::CTRUNC);
     Ok((received.bytes, if has_dropped { Emptied::Unknown } else { Emptied::IfShort }))
 }
 
-/// Checks the result of a splice(2) from a socket. `peek` peeks at the next byte of the socket.
+/// Checks the result of a splice(2) from a socket. `peek` reads the next byte without removing it.
 ///
 /// # Errors
 /// `InvalidInput` if urgent data has arrived. splice(2) stops at such data, and reports end of file
@@ -44,8 +44,8 @@ pub(super) fn check_filled(
     };
     match is_empty.then(peek) {
         Some(Ok(1..)) => Err(io::ErrorKind::InvalidInput.into()),
-        // The connection has broken since the splice. The kernel reports this error only once, and
-        // after that an orderly end.
+        // The connection has broken since the splice. Return the error, because the kernel reports
+        // it only once.
         Some(Err(error)) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
         Some(_) | None => filled,
     }

@@ -114,8 +114,9 @@ fn a_peer_that_closes_its_unix_socket_is_gone() {
     assert!(matches!(watched.gone(), PeerLoss::Closed));
 }
 
-/// A short read has emptied the socket, so the next read normally waits for an event. If the end of
-/// the stream has arrived with the last bytes, no other event comes. The end must still be read.
+/// A read that does not fill its buffer has emptied the socket, so the next read waits for an
+/// event. No event follows if the stream has ended right after these bytes, but the end must be
+/// read.
 #[test]
 fn the_end_behind_the_last_bytes_is_read() {
     let mut watched = tcp();
@@ -185,7 +186,8 @@ async fn no_acknowledgement_of_a_reset_connection_is_awaited() {
     assert!(!acknowledged.await.unwrap());
 }
 
-/// The kernel reports the error of a broken connection only once, so the peek must pass it on.
+/// After a splice(2), the code peeks at the socket. The kernel reports the error of a broken
+/// connection only once, so an error of the peek must be returned.
 #[test]
 fn an_error_between_a_splice_and_the_peek_is_not_lost() {
     let error = |kind: ErrorKind| Err::<usize, _>(io::Error::from(kind));
@@ -206,7 +208,7 @@ fn an_error_between_a_splice_and_the_peek_is_not_lost() {
     assert_eq!(broken.unwrap_err().kind(), ErrorKind::ConnectionReset);
 }
 
-/// An upstream that has answered and then closed its socket had accepted the connection.
+/// An upstream that answers and then closes its socket must count as connected.
 #[test]
 fn a_closed_unix_peer_was_connected_and_stays_closed() {
     let (socket, mut peer) = UnixStream::pair().unwrap();

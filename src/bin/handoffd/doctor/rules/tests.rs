@@ -34,8 +34,8 @@ const SHIPPED: [(&str, &str); 20] = [
     ),
 ];
 
-/// Applies the properties in `changed` to handoffd's own unit file, and returns the problems that
-/// the rules find.
+/// Replaces the settings in `changed` in handoffd's own unit file, and returns the problems that
+/// the rules then find.
 fn found(systemd: u32, changed: &[(&str, &str)]) -> Vec<(Severity, String)> {
     let properties =
         SHIPPED.iter().chain(changed).map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
@@ -198,7 +198,7 @@ fn the_variant_is_good_from_259_on() {
     assert_eq!(found(262, &variant), [(Risks, setting())]);
 }
 
-/// Each of these was served and reloaded under systemd.
+/// A daemon with each of these settings was started and reloaded under a real systemd.
 #[test]
 fn a_sandbox_that_lets_reloads_through_is_accepted() {
     let by_path = ("ExecReload", "{ path=/usr/bin/h ; argv[]=/usr/bin/h reload ; }");
@@ -211,7 +211,8 @@ fn a_sandbox_that_lets_reloads_through_is_accepted() {
     assert_eq!(found(257, &[("UnsetEnvironment", "RUNTIME_DIRECTORY"), control]), []);
 }
 
-/// systemd closes the socket at either limit, although clients wait.
+/// Two settings limit the number of starts in a period. At either limit, systemd closes the socket,
+/// although clients wait.
 #[test]
 fn limits_at_which_systemd_closes_the_socket_are_found() {
     let start_limit = [("StartLimitIntervalUSec", "10s"), ("StartLimitBurst", "5")];
@@ -232,7 +233,7 @@ fn limits_at_which_systemd_closes_the_socket_are_found() {
         assert_eq!(findings.len(), count, "{interval} {burst}: {findings:?}");
         let setting = "a.socket: TriggerLimitIntervalSec=2s";
         assert!(findings.iter().all(|finding| finding.setting == setting), "{findings:?}");
-        // Without a socket unit, no client starts the service.
+        // Without a socket unit, systemd closes no socket, so the rule finds no problem.
         unit.sockets.clear();
         limits_of_sockets(&unit, &mut findings);
         assert_eq!(findings.len(), count);
