@@ -53,12 +53,17 @@ pub(crate) trait DataPlane: CarryPlane {
     /// accept on these listeners again. Must be called before [`DataPlane::drain`].
     fn accept_backlog(&mut self, listeners: &[Listener]);
 
-    /// Closes this process's copies of the listening sockets after a rollback. First accepts the
-    /// clients that wait in the backlogs, in case no other process is left to accept them. Called
+    /// Accepts the clients that wait in the backlogs after a rollback, in case no other process is
+    /// left to accept them. Then closes this process's copies of the listening sockets. Called
     /// after [`DataPlane::drain`].
-    fn leave_listeners(&mut self, listeners: &[Listener]) {
+    fn serve_backlogs(&mut self, listeners: &[Listener]) {
         self.accept_backlog(listeners);
     }
+
+    /// Closes the copies of the listening sockets that the data plane holds. The predecessor serves
+    /// the clients that wait, because this generation has rolled back the handoff. Called after
+    /// [`DataPlane::drain`].
+    fn leave_listeners(&mut self) {}
 
     /// Accepts the last clients of listeners that the successor has replaced with new sockets.
     /// Continues for as long as a TCP handshake may take, because clients may still be connecting

@@ -1,13 +1,14 @@
 //! Tests of SIGTERM while two generations run: to the old one, to the new one and to both.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use nix::sys::signal::Signal;
 
 use crate::signals::{BAKE, NO_BAKE, assert_finishes, assert_refuses, baking, draining, serve};
-use crate::support::{Event, Gate, Line, SLOW_DRAIN, exit_code, freeze, signal, thaw};
+use crate::support::{Client, Event, Gate, Line, SLOW_DRAIN, exit_code, freeze, signal, thaw};
 
 #[test]
 fn a_terminate_while_a_successor_hangs_ends_both() {
@@ -146,4 +147,25 @@ fn a_rolled_back_generation_gives_the_address_free() {
     assert_refuses(&line);
     assert_finishes(on_second);
     assert_eq!(line.exit_code(2), 0);
+}
+
+/// The clients that wait for a permit still wait after a rollback. The generation that was rolled
+/// back must not accept them, because its limit does not count the connections of the other one.
+#[test]
+fn a_rolled_back_generation_leaves_the_waiting_clients() {
+    let line = Line::serve(&[&BAKE[..], &["--max-connections", "1"]].concat());
+    let mut first = Client::connect(&line.address()).unwrap();
+    first.echo(b"first").unwrap();
+    line.signal(1, Signal::SIGHUP);
+    let next = line.wait_for(1, Event::SuccessorReady).field("successor_pid").unwrap().to_owned();
+    let mut second = Client::connect(&line.address()).unwrap();
+    second.echo(b"second").unwrap();
+    let mut waiting = Client::connect(&line.address()).unwrap();
+    waiting.write_all(b"waiting").unwrap();
+    signal(next.parse().unwrap(), Signal::SIGTERM);
+    line.wait_for(1, Event::HandoffFailed);
+    assert_eq!(exit_code(next.parse().unwrap()), 0);
+    assert_eq!(line.count(Event::GenerationEnded.with("ended", 1)), 1, "{}", line.text());
+    drop(first);
+    waiting.expect(b"waiting").unwrap();
 }

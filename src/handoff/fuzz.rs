@@ -169,6 +169,7 @@ mod seeds {
             Message::Ready { closed: vec![3, 5], replaced: vec![5] },
             Message::Failed { reason: "a=b is wrong".into() },
             Message::Rollback { reason: String::new() },
+            Message::RolledBack,
             Message::Rollback { reason: "the cache is broken".to_owned() },
             Message::Extend { milliseconds: 1500 },
             Message::Offer { format: "sessions/1".to_owned() },

@@ -76,6 +76,9 @@ pub(crate) enum Message {
     /// to stop, or finds a fault of its own, before the handoff is committed. `reason` is empty if
     /// the successor was told to stop.
     Rollback { reason: String },
+    /// The predecessor has received the rollback, and serves on. The successor must close its
+    /// copies of the listening sockets, and then its channels to all older generations.
+    RolledBack,
     /// The successor needs at least this much more time until it is ready, counted from now.
     Extend { milliseconds: u64 },
     /// The predecessor passes the state of its server to the successor, just before it commits the
@@ -140,6 +143,7 @@ impl Message {
             }
             Self::Unknown { kind } => packet.line("UNKNOWN", kind),
             Self::Stop
+            | Self::RolledBack
             | Self::Stopping
             | Self::Cut
             | Self::Born
@@ -164,6 +168,7 @@ impl Message {
             Self::Ready { .. } => "ready",
             Self::Failed { .. } => "failed",
             Self::Rollback { .. } => "rollback",
+            Self::RolledBack => "rolled-back",
             Self::Extend { .. } => "extend",
             Self::Offer { .. } => "offer",
             Self::Stopping => "stopping",
@@ -208,6 +213,7 @@ impl Message {
             "rollback" => {
                 Self::Rollback { reason: fields.take("REASON").unwrap_or_default().to_owned() }
             }
+            "rolled-back" => Self::RolledBack,
             "extend" => Self::Extend { milliseconds: fields.number("MILLISECONDS")? },
             "offer" => Self::Offer { format: fields.text("FORMAT")?.to_owned() },
             "stopping" => Self::Stopping,

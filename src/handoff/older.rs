@@ -71,6 +71,8 @@ impl Older {
             Received::Message(Message::Stop) if self.role == Role::Predecessor => {
                 Taken::Event(PredecessorEvent::Stop)
             }
+            // The message may follow `committed`, if the rollback crossed it.
+            Received::Message(Message::RolledBack) => Taken::Event(PredecessorEvent::RolledBack),
             Received::Message(Message::Ask) if self.role == Role::Predecessor => {
                 Taken::Event(PredecessorEvent::Asked)
             }

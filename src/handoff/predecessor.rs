@@ -62,6 +62,8 @@ pub(crate) enum PredecessorEvent {
     Lost,
     /// The predecessor wants this process to stop.
     Stop,
+    /// The predecessor has received the rollback of this process, and serves on.
+    RolledBack,
     /// The predecessor asks for the status of this process.
     Asked,
     /// The predecessor has sent the counters of the older generations that have ended.

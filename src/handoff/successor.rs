@@ -6,9 +6,11 @@
 //! first message has arrived, this process holds a pidfd of the successor. So a signal cannot reach
 //! another process that has reused the pid.
 
+mod messages;
+
 use std::future::poll_fn;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -25,9 +27,7 @@ use super::successor_event::{StopMode, SuccessorEvent, SuccessorStage};
 use crate::error::{EndStatus, HandoffFailure};
 use crate::report::{Counters, Report};
 use crate::sys;
-use crate::sys::fd::FIRST_PASSED;
 use crate::sys::socket::{channel_pair, retry};
-use crate::text::one_line;
 
 /// How long to wait for the exit status of a successor that has closed its end of the channel.
 const DYING: Duration = Duration::from_millis(100);
@@ -235,13 +235,26 @@ impl Successor {
         tokio::time::timeout(within, said).await.unwrap_or(false)
     }
 
-    /// Waits until the process of the successor has ended, but at most for the given time.
-    pub(crate) async fn ended(&mut self, within: Duration) {
-        let until = Instant::now() + within;
+    /// Confirms the rollback to a successor that drains its connections. Waits until the successor
+    /// has closed its copies of the listening sockets, but at most for the given time. So if this
+    /// process stops next, its own copies are the last ones, and it can serve the last clients.
+    pub(crate) async fn confirm_rollback(&mut self, within: Duration) {
+        self.tell(&Message::RolledBack);
+        self.closed(Instant::now() + within).await;
+    }
+
+    /// Waits until the successor has closed the channel, but at most until the given time.
+    async fn closed(&mut self, until: Instant) {
         let closed = async {
             while !matches!(poll_fn(|cx| self.channel.poll_receive(cx)).await, Received::End) {}
         };
         let _ = tokio::time::timeout_at(until, closed).await;
+    }
+
+    /// Waits until the process of the successor has ended, but at most for the given time.
+    pub(crate) async fn ended(&mut self, within: Duration) {
+        let until = Instant::now() + within;
+        self.closed(until).await;
         // Also wait for the process itself, because a server that embeds this library closes the
         // channel before its `main` returns.
         self.channel.exit_status(until).await;
@@ -253,97 +266,6 @@ impl Successor {
                 event = "successor.unreachable", ?message, %error,
                 "cannot send a message to the new process: {error}"
             );
-        }
-    }
-
-    fn take(&mut self, received: Received) -> Option<SuccessorEvent> {
-        if self.stage == SuccessorStage::Released {
-            return Self::take_after_release(received);
-        }
-        let lost = |failure| Some(SuccessorEvent::Lost(failure));
-        let exec = |source| HandoffFailure::Exec { program: self.program.clone(), source };
-        match received {
-            Received::Message(Message::Born) => {
-                self.channel.follow_sender();
-                None
-            }
-            Received::Message(Message::Ready { closed, replaced }) => {
-                Some(self.become_ready(&closed, &replaced))
-            }
-            Received::Message(Message::ForkFailed { errno }) => {
-                lost(HandoffFailure::Fork { source: io::Error::from_raw_os_error(errno) })
-            }
-            Received::Message(Message::ExecFailed { errno }) => {
-                lost(exec(io::Error::from_raw_os_error(errno)))
-            }
-            Received::Message(Message::Failed { reason }) => {
-                lost(HandoffFailure::Refused { reason: one_line(&reason) })
-            }
-            Received::Message(Message::Rollback { reason }) if reason.is_empty() => {
-                lost(HandoffFailure::ToldToStop)
-            }
-            Received::Message(Message::Rollback { reason }) => {
-                lost(HandoffFailure::GivenBack { reason: one_line(&reason) })
-            }
-            Received::Message(Message::Extend { milliseconds }) => {
-                Some(SuccessorEvent::NeedsTime(Duration::from_millis(milliseconds)))
-            }
-            Received::Message(Message::Stopping) => Some(SuccessorEvent::Stopping),
-            Received::Message(Message::Cut) => Some(SuccessorEvent::Cut),
-            Received::Message(Message::GivenUp { sockets }) => {
-                Some(SuccessorEvent::GivenUp(sockets))
-            }
-            Received::Message(Message::Ask) => Some(SuccessorEvent::Asked),
-            // Ignore a file descriptor that the successor attached by mistake. Dropping the
-            // descriptor closes it.
-            Received::Message(message) | Received::Passed(message, _) => self.take_report(message),
-            Received::Garbage(why) => lost(HandoffFailure::Garbage { why: one_line(&why) }),
-            // Ignore the end of the channel here, because [`Successor::next`] reports the end of
-            // the successor.
-            Received::End => None,
-        }
-    }
-
-    /// Handles a packet from a successor that has taken over, while the whole service stops.
-    /// Ignores messages that say the successor is ready or has failed.
-    fn take_after_release(received: Received) -> Option<SuccessorEvent> {
-        match received {
-            Received::Message(Message::Ask) => Some(SuccessorEvent::Asked),
-            Received::Message(Message::Cut) => Some(SuccessorEvent::Cut),
-            Received::Message(Message::GivenUp { sockets }) => {
-                Some(SuccessorEvent::GivenUp(sockets))
-            }
-            Received::Message(_) | Received::Passed(..) => None,
-            Received::Garbage(_) | Received::End => Some(SuccessorEvent::Ended),
-        }
-    }
-
-    /// Marks the successor as ready. `closed` and `replaced` contain the file descriptor numbers of
-    /// the sockets in the successor.
-    fn become_ready(&mut self, closed: &[RawFd], replaced: &[RawFd]) -> SuccessorEvent {
-        // Treat the sender of the ready message as the successor. It may not be the process that
-        // was started, because a wrapper script may have forked it.
-        self.channel.follow_sender();
-        self.stage = SuccessorStage::Ready;
-        let place =
-            |descriptor: &RawFd| usize::try_from(descriptor.checked_sub(FIRST_PASSED)?).ok();
-        let given_up = closed.iter().filter_map(place).collect();
-        let replaced = replaced.iter().filter_map(place).collect();
-        SuccessorEvent::Ready { pid: self.pid(), given_up, replaced }
-    }
-
-    /// Takes a status report of the successor, and ignores any other message.
-    fn take_report(&mut self, message: Message) -> Option<SuccessorEvent> {
-        match self.poll.hear(message) {
-            Ok(()) => Some(SuccessorEvent::Reported),
-            Err(message) => {
-                tracing::debug!(
-                    event = "message.unexpected",
-                    ?message,
-                    "ignored an unexpected message from the new process"
-                );
-                None
-            }
         }
     }
 }

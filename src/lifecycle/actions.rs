@@ -42,6 +42,7 @@ impl<P: DataPlane> Driver<P> {
             Action::StopAccepting => self.stop_accepting().await,
             Action::CloseListeners => self.close_listeners().await,
             Action::ServeBacklogs => self.serve_backlogs(),
+            Action::LeaveListeners => self.leave_listeners(),
             Action::TellStopping => self.tell_stopping(),
             Action::Drain => self.begin_drain(),
             Action::DrainUncarried => self.drain_uncarried(),
@@ -184,12 +185,19 @@ impl<P: DataPlane> Driver<P> {
     }
 
     /// Accepts the clients in the backlogs after a rollback, and then closes this process's copies
-    /// of the listening sockets. Without this call, the sockets would stay open until this
-    /// generation has drained, even if the service ends earlier. Keeps the paths of Unix sockets.
+    /// of the listening sockets. Keeps the paths of Unix sockets.
     fn serve_backlogs(&mut self) {
         let all = self.listeners.set.take();
         drop(self.listeners.set.take_control());
-        self.plane.leave_listeners(&all);
+        self.plane.serve_backlogs(&all);
+    }
+
+    /// Closes this process's copies of the listening sockets after a rollback. Otherwise the
+    /// sockets would stay open until this generation has drained, even if the service ends earlier.
+    fn leave_listeners(&mut self) {
+        drop(self.listeners.set.take());
+        drop(self.listeners.set.take_control());
+        self.plane.leave_listeners();
     }
 
     /// Stops accepting for good: serves the clients in the backlogs, removes the paths of Unix

@@ -272,6 +272,9 @@ impl<P: DataPlane> Driver<P> {
             let (last, live) = (last.counters.clone(), self.live_counters());
             self.history.add(last, &live);
         }
+        if is_well && self.state.accepts() {
+            successor.confirm_rollback(SETTLE_TIMEOUT).await;
+        }
         if !is_well {
             if matches!(failure, HandoffFailure::Refused { .. }) {
                 // Wait until the successor has ended. It ends by itself, and first removes its

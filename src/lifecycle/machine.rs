@@ -64,8 +64,8 @@ pub(crate) enum State {
 
 use Action::{
     BecomeActive, CloseListeners, Cut, Drain, DrainUncarried, DropSuccessor, Exit, ForgetSuccessor,
-    NotifyReady, ReleaseOlder, Resign, Resume, ServeBacklogs, StartBake, StartSuccessor,
-    StopAccepting, StopSuccessor, TellReady, TellRollback, TellStopping,
+    LeaveListeners, NotifyReady, ReleaseOlder, Resign, Resume, ServeBacklogs, StartBake,
+    StartSuccessor, StopAccepting, StopSuccessor, TellReady, TellRollback, TellStopping,
 };
 
 impl State {
@@ -76,7 +76,7 @@ impl State {
     }
 
     /// Returns whether a generation in this state accepts connections.
-    #[cfg(test)]
+    #[must_use]
     pub(crate) const fn accepts(self) -> bool {
         matches!(
             self,
@@ -132,6 +132,7 @@ fn starting(birth: Birth, pending: PendingReload, event: Event) -> (State, Vec<A
             Birth::First | Birth::Orphan => serving(event),
         },
         Event::Committed(_)
+        | Event::RollbackConfirmed
         | Event::SuccessorReady
         | Event::BakeOver
         | Event::SuccessorLost
@@ -160,6 +161,7 @@ fn probation(pending: PendingReload, event: Event) -> (State, Vec<Action>) {
         // to stop too, this generation ends the whole service.
         Event::CutNow => (State::Stopping, vec![TellRollback, StopAccepting, Drain, Cut]),
         Event::Live
+        | Event::RollbackConfirmed
         | Event::SuccessorReady
         | Event::BakeOver
         | Event::SuccessorLost
@@ -183,6 +185,7 @@ fn serving(event: Event) -> (State, Vec<Action>) {
         Event::Live
         | Event::Committed(_)
         | Event::PredecessorLost
+        | Event::RollbackConfirmed
         | Event::SuccessorReady
         | Event::BakeOver
         | Event::SuccessorLost
@@ -208,6 +211,7 @@ fn handing_off(pending: PendingReload, event: Event) -> (State, Vec<Action>) {
         Event::Live
         | Event::Committed(_)
         | Event::PredecessorLost
+        | Event::RollbackConfirmed
         | Event::BakeOver
         | Event::ServiceStopping
         | Event::CarryEnded
@@ -236,6 +240,7 @@ fn baking(pending: PendingReload, event: Event) -> (State, Vec<Action>) {
         Event::Live
         | Event::Committed(_)
         | Event::PredecessorLost
+        | Event::RollbackConfirmed
         | Event::SuccessorReady
         // Ignore `ServiceStopping`: only an active generation sends it, and the successor is not
         // active yet.
@@ -274,6 +279,7 @@ fn retiring(on_death: OnSuccessorDeath, event: Event) -> (State, Vec<Action>) {
         | Event::Live
         | Event::Committed(_)
         | Event::PredecessorLost
+        | Event::RollbackConfirmed
         | Event::SuccessorReady
         | Event::BakeOver => (State::Retiring { on_death }, vec![]),
     }
@@ -290,10 +296,13 @@ fn stopping(event: Event) -> (State, Vec<Action>) {
         Event::Committed(Commit { on_death: OnSuccessorDeath::Stay, .. }) => {
             (State::Stopping, vec![TellStopping, CloseListeners])
         }
-        // This generation has rolled back the handoff, so the predecessor serves. If the
-        // predecessor has ended, `ReleaseOlder` lets an older generation accept connections again.
-        // If none is left, no other process holds the listening sockets, so serve the clients in
-        // the backlogs first.
+        // This generation has rolled back the handoff, and the predecessor serves all clients that
+        // wait. It may have a connection limit, so do not accept them here.
+        Event::RollbackConfirmed => (State::Stopping, vec![LeaveListeners, ReleaseOlder]),
+        // This generation has rolled back the handoff, but the predecessor has not confirmed it. If
+        // the predecessor has ended, `ReleaseOlder` lets an older generation accept connections
+        // again. If none is left, no other process holds the listening sockets, so serve the
+        // clients in the backlogs first.
         Event::Committed(_) | Event::PredecessorLost => {
             (State::Stopping, vec![ServeBacklogs, ReleaseOlder])
         }

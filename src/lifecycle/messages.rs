@@ -88,6 +88,7 @@ impl<P: DataPlane> Driver<P> {
             PredecessorEvent::Committed(commit) => Some(Event::Committed(commit).into()),
             PredecessorEvent::Lost => Some(Event::PredecessorLost.into()),
             PredecessorEvent::Stop => Some(Event::Terminate.into()),
+            PredecessorEvent::RolledBack => Some(Event::RollbackConfirmed.into()),
             PredecessorEvent::Asked => {
                 self.predecessors.tell_predecessor(&Message::Report(Box::new(self.report())));
                 None

@@ -114,12 +114,22 @@ impl DataPlane for Embedded {
         }
     }
 
-    fn leave_listeners(&mut self, listeners: &[Listener]) {
+    fn serve_backlogs(&mut self, listeners: &[Listener]) {
+        // After a cut, a connection would be dropped as soon as it is accepted.
+        if self.life.state.cut.is_cancelled() {
+            return self.leave_listeners();
+        }
         let term = self.life.term();
         self.accept_backlog(listeners);
         // If the server function is called again, it may need another copy, so keep the sockets.
         if let Some(served) = self.life.state.served.get().filter(|_| term.is(&self.life.term())) {
             served.close_copied();
+        }
+    }
+
+    fn leave_listeners(&mut self) {
+        if let Some(served) = self.life.state.served.get() {
+            served.close_all();
         }
     }
 

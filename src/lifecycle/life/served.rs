@@ -143,7 +143,7 @@ impl ServedListeners {
         self.all.iter().filter(is_copied).for_each(|one| one.close_now());
     }
 
-    /// Closes all sockets, because the server has ended.
+    /// Closes all sockets, because the server has ended or the predecessor serves the clients.
     pub(in crate::lifecycle) fn close_all(&self) {
         self.all.iter().for_each(|one| one.close_now());
     }

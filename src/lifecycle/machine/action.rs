@@ -47,6 +47,9 @@ pub(crate) enum Action {
     /// Serve the clients in the backlogs, and close this generation's copies of the listening
     /// sockets. Keep the paths of Unix sockets, because another generation may still serve there.
     ServeBacklogs,
+    /// Close this generation's copies of the listening sockets, because the predecessor serves the
+    /// clients. Keep the paths of Unix sockets.
+    LeaveListeners,
     /// Tell the older generations and the service manager that the whole service stops.
     TellStopping,
     /// Ask every connection to end, except connections that can move to the successor. Set the

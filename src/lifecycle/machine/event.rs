@@ -23,6 +23,8 @@ pub(crate) enum Event {
     Committed(Commit),
     /// The predecessor died before it committed the handoff.
     PredecessorLost,
+    /// The predecessor has received the rollback of this generation, and serves on.
+    RollbackConfirmed,
     /// A signal, or an operator over the control socket, has requested a reload.
     ReloadRequested,
     /// This generation must stop, because it received SIGTERM, the first SIGINT, or a stop request

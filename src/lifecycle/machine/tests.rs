@@ -13,7 +13,8 @@ use Action::*;
 use Birth::{First, Orphan, Successor};
 use Event::{
     BakeOver, CarryEnded, Committed, CutNow, DrainExpired, Drained, Live, PredecessorLost,
-    ServiceStopping, SuccessorLost, SuccessorReady, SuccessorRolledBack, Terminate,
+    RollbackConfirmed, ServiceStopping, SuccessorLost, SuccessorReady, SuccessorRolledBack,
+    Terminate,
 };
 use OnSuccessorDeath::Stay;
 use State::{Serving, Stopped, Stopping};
@@ -97,6 +98,7 @@ fn an_orphan_becomes_active_without_notifying_ready() {
 fn on_probation_a_reload_waits_and_a_stop_rolls_back() {
     let late = [
         Live,
+        RollbackConfirmed,
         SuccessorReady,
         BakeOver,
         SuccessorLost,
@@ -153,6 +155,7 @@ fn the_active_generation_reloads_and_ignores_late_messages() {
             &[
                 Live,
                 PredecessorLost,
+                RollbackConfirmed,
                 SuccessorReady,
                 BakeOver,
                 SuccessorLost,
@@ -171,7 +174,7 @@ fn the_active_generation_reloads_and_ignores_late_messages() {
 fn while_handing_off_a_reload_waits_and_a_stop_is_passed_on() {
     let late = [
         &COMMITS[..],
-        &[Live, PredecessorLost, BakeOver, ServiceStopping],
+        &[Live, PredecessorLost, RollbackConfirmed, BakeOver, ServiceStopping],
         &[CarryEnded, Drained, DrainExpired],
     ]
     .concat();
@@ -204,6 +207,7 @@ fn while_baking_a_stop_commits_and_a_lost_successor_is_dropped() {
         &[
             Live,
             PredecessorLost,
+            RollbackConfirmed,
             SuccessorReady,
             ServiceStopping,
             CarryEnded,
@@ -236,7 +240,11 @@ fn while_baking_a_stop_commits_and_a_lost_successor_is_dropped() {
 /// generation was told to stop.
 #[test]
 fn a_retired_generation_told_to_stop_never_accepts_again() {
-    let late = [&COMMITS[..], &[HANGUP, Live, PredecessorLost, SuccessorReady, BakeOver]].concat();
+    let late = [
+        &COMMITS[..],
+        &[HANGUP, Live, PredecessorLost, RollbackConfirmed, SuccessorReady, BakeOver],
+    ]
+    .concat();
     let ends = |on_death| -> [TableCell<'_>; 6] {
         [
             (CarryEnded, retiring(on_death), &[DrainUncarried]),
@@ -276,6 +284,7 @@ fn a_stopping_generation_only_drains_and_ends() {
             (Committed(PLAIN), Stopping, &[ServeBacklogs, ReleaseOlder]),
             (Committed(PENDING), Stopping, &[ServeBacklogs, ReleaseOlder]),
             (PredecessorLost, Stopping, &[ServeBacklogs, ReleaseOlder]),
+            (RollbackConfirmed, Stopping, &[LeaveListeners, ReleaseOlder]),
             (Committed(FOR_GOOD), Stopping, &[TellStopping, CloseListeners]),
             (Committed(FOR_GOOD_PENDING), Stopping, &[TellStopping, CloseListeners]),
         ],

@@ -72,7 +72,13 @@ impl ModelLineage {
                 };
                 self.settle(successor, ModelOutcome::Dropped);
                 match failure {
-                    ModelFailure::ToldToStop => self.forget_the_unheard(),
+                    ModelFailure::ToldToStop => {
+                        let listens = self.processes[successor].predecessor.is_some();
+                        if listens && self.processes[id].state.accepts() {
+                            self.tell_successor(successor, Word::RolledBack);
+                        }
+                        self.forget_the_unheard();
+                    }
                     ModelFailure::Other => self.die(successor),
                 }
             }
@@ -89,6 +95,7 @@ impl ModelLineage {
             // Do nothing: this action affects only connections, which the simulation leaves out.
             Action::DrainUncarried => {}
             Action::ServeBacklogs => process.sockets = Sockets::Closed,
+            Action::LeaveListeners => self.leave_listeners(setting, id),
             Action::CloseListeners => {
                 process.accepts = false;
                 process.sockets = Sockets::Closed;

@@ -130,6 +130,7 @@ pub(super) enum Word {
     Ready,
     Failed,
     Rollback,
+    RolledBack,
     Stopping,
     Cut,
     End,
@@ -277,6 +278,14 @@ impl ModelLineage {
                 return;
             }
         };
+    }
+
+    /// Returns whether process `id` waits until its former successor has read the confirmation of
+    /// the rollback, and has closed its listening sockets.
+    pub(super) fn awaits_former_successor(&self, id: Id) -> bool {
+        self.living().any(|(_, process)| {
+            process.parent == Some(id) && process.down.contains(&Word::RolledBack)
+        })
     }
 
     pub(super) fn open_channels(&self, id: Id) -> Vec<Id> {

@@ -76,6 +76,10 @@ impl ModelLineage {
         if self.left.crashes > 0 {
             causes.push(Cause::Crash);
         }
+        if self.awaits_former_successor(id) {
+            causes.retain(|cause| *cause == Cause::Crash);
+            return causes;
+        }
         let word = self.next_word(id);
         causes.extend(word.map(Cause::Hears));
         let Deadlines { ready, bake, drain } = process.deadlines;
@@ -152,6 +156,7 @@ impl ModelLineage {
             | Action::DropSuccessor
             | Action::ForgetSuccessor
             | Action::ServeBacklogs
+            | Action::LeaveListeners
             | Action::ReleaseOlder
             | Action::Resign
             | Action::StopSuccessor
@@ -222,6 +227,7 @@ impl ModelLineage {
                 process.older.retain(|channel| *channel != id);
                 Some(Event::PredecessorLost)
             }
+            Word::RolledBack => Some(Event::RollbackConfirmed),
             Word::Ready | Word::Failed | Word::Rollback | Word::Stopping | Word::Cut => None,
         }
     }
@@ -245,7 +251,7 @@ impl ModelLineage {
             Word::Cut => return Some(Event::CutNow),
             Word::Rollback => ModelFailure::ToldToStop,
             Word::Failed | Word::End => ModelFailure::Other,
-            Word::Committed(_) | Word::Stop => return None,
+            Word::Committed(_) | Word::RolledBack | Word::Stop => return None,
         };
         let process = &mut self.processes[id];
         if matches!(process.state, State::Retiring { .. }) && setting.supervised {

@@ -4,7 +4,8 @@
 use crate::lifecycle::machine::Birth::{self, First, Orphan, Successor};
 use crate::lifecycle::machine::Event::{
     BakeOver, CarryEnded, Committed, CutNow, DrainExpired, Drained, Live, PredecessorLost,
-    ServiceStopping, SuccessorLost, SuccessorReady, SuccessorRolledBack, Terminate,
+    RollbackConfirmed, ServiceStopping, SuccessorLost, SuccessorReady, SuccessorRolledBack,
+    Terminate,
 };
 use crate::lifecycle::machine::OnSuccessorDeath::{self, Stay};
 use crate::lifecycle::machine::State::{self, Serving, Stopped, Stopping};
@@ -18,13 +19,14 @@ pub(super) const FOR_GOOD: Commit = Commit { pending: NONE, on_death: Stay };
 pub(super) const FOR_GOOD_PENDING: Commit = Commit { pending: ONE, on_death: Stay };
 pub(super) const HANGUP: Event = Event::ReloadRequested;
 
-pub(super) const EVENTS: [Event; 17] = [
+pub(super) const EVENTS: [Event; 18] = [
     Live,
     Committed(PLAIN),
     Committed(PENDING),
     Committed(FOR_GOOD),
     Committed(FOR_GOOD_PENDING),
     PredecessorLost,
+    RollbackConfirmed,
     HANGUP,
     Terminate,
     CutNow,
@@ -39,11 +41,12 @@ pub(super) const EVENTS: [Event; 17] = [
 ];
 
 /// Events that cannot happen to a generation before it accepts connections.
-pub(super) const TOO_EARLY: [Event; 12] = [
+pub(super) const TOO_EARLY: [Event; 13] = [
     Committed(PLAIN),
     Committed(PENDING),
     Committed(FOR_GOOD),
     Committed(FOR_GOOD_PENDING),
+    RollbackConfirmed,
     SuccessorReady,
     BakeOver,
     SuccessorLost,
@@ -110,17 +113,18 @@ fn the_table_has_every_event() {
         Committed(FOR_GOOD) => 3,
         Committed(FOR_GOOD_PENDING) => 4,
         PredecessorLost => 5,
-        HANGUP => 6,
-        Terminate => 7,
-        CutNow => 8,
-        SuccessorReady => 9,
-        BakeOver => 10,
-        SuccessorLost => 11,
-        SuccessorRolledBack => 12,
-        ServiceStopping => 13,
-        CarryEnded => 14,
-        Drained => 15,
-        DrainExpired => 16,
+        RollbackConfirmed => 6,
+        HANGUP => 7,
+        Terminate => 8,
+        CutNow => 9,
+        SuccessorReady => 10,
+        BakeOver => 11,
+        SuccessorLost => 12,
+        SuccessorRolledBack => 13,
+        ServiceStopping => 14,
+        CarryEnded => 15,
+        Drained => 16,
+        DrainExpired => 17,
     };
     assert!(EVENTS.into_iter().map(place).eq(0..EVENTS.len()));
 }
