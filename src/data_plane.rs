@@ -163,7 +163,7 @@ pub(crate) trait CarryPlane: Send + Sync + Sized + 'static {
 
     /// Reserves room under the listeners' connection limits for the connections that may move here
     /// from the predecessor. Must be called before the first [`DataPlane::start`].
-    fn expect(&mut self, _forecast: CarryForecast) {}
+    fn expect_carried(&mut self, _forecast: CarryForecast) {}
 
     /// Releases the reserved room, because no more connections move here from the predecessor.
     fn expect_no_more(&mut self) {}

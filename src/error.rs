@@ -16,7 +16,7 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use self::phrases::{Seconds, others, preloaded_by};
+use self::phrases::{Seconds, existing_names, preloaded_by};
 use crate::text::{escaped, one_line};
 
 pub use exit::ExitStatus;
@@ -87,7 +87,7 @@ pub enum Error {
         why: &'static str,
     },
     /// A server has requested a listener by name, but no listener has that name.
-    #[error("there is no listener named {name:?}{}", others(existing))]
+    #[error("there is no listener named {name:?}{}", existing_names(existing))]
     NoSuchListener {
         /// The requested name.
         name: String,

@@ -234,7 +234,7 @@ impl CarrySlot {
     /// all other times, the connection may be in the middle of a message, so it gets no permit to
     /// move. Only a server that does not call [`CarrySlot::watch`] before each poll needs this
     /// method.
-    pub(crate) fn attend(&self) -> AttentionGuard<'_> {
+    pub(crate) fn begin_watching(&self) -> AttentionGuard<'_> {
         self.request.set_busy(false);
         AttentionGuard(self)
     }
@@ -242,13 +242,13 @@ impl CarrySlot {
     /// Excludes the connection from this attempt and all later attempts to move connections.
     pub(crate) fn opt_out(&self) {
         self.request.opt_out();
-        self.ignore();
+        self.stop_watching();
         self.request.wake();
     }
 
     /// Records that the connection's task does not look at the request to move. Passes its permit
     /// to move on to another connection.
-    pub(crate) fn ignore(&self) {
+    pub(crate) fn stop_watching(&self) {
         self.request.set_busy(true);
         self.pass_on();
     }
@@ -296,7 +296,7 @@ pub(crate) struct AttentionGuard<'a>(&'a CarrySlot);
 
 impl Drop for AttentionGuard<'_> {
     fn drop(&mut self) {
-        self.0.ignore();
+        self.0.stop_watching();
     }
 }
 

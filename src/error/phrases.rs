@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::text::printable;
 
 /// Formats the names of the existing listeners for the end of an error message.
-pub(super) fn others(existing: &[String]) -> String {
+pub(super) fn existing_names(existing: &[String]) -> String {
     let names: Vec<_> = existing.iter().map(|name| format!("{name:?}")).collect();
     if names.is_empty() { String::new() } else { format!(", only {}", names.join(", ")) }
 }

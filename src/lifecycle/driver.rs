@@ -111,7 +111,7 @@ impl<P: DataPlane> Driver<P> {
         let Inheritance {
             generation, sockets, predecessors, program, slot, init, forecast, ..
         } = inheritance;
-        plane.expect(forecast);
+        plane.expect_carried(forecast);
         let predecessors = Predecessors::connect(predecessors, generation)
             .map_err(Error::system("watch the old process"))?;
         let main_process = match program.manager_numbers() {

@@ -136,7 +136,7 @@ impl Builder {
         let served = ServedListeners::new(driver.listeners(), &last, &settings)
             .inspect_err(|error| driver.refuse(error))?;
         if let Some(forecast) = life.state.expected.get() {
-            served.expect(forecast);
+            served.expect_carried(forecast);
         }
         let _ = life.state.served.set(served);
         let (_returned, returns) = sync_channel::<()>(0);

@@ -212,7 +212,7 @@ impl<P: DataPlane> Driver<P> {
             event = "handoff.committed", successor = %next, successor_pid = pid,
             "handed over to the new process: generation {next}"
         );
-        self.hint_at_stop(commit, pid);
+        self.warn_of_stop_in_bake(commit, pid);
         self.answer_status();
         self.answer_reload(pid);
     }

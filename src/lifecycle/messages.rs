@@ -94,7 +94,7 @@ impl<P: DataPlane> Driver<P> {
                 None
             }
             PredecessorEvent::Reported => {
-                self.reported();
+                self.answer_complete_status();
                 None
             }
             PredecessorEvent::Carrying(version, channel) => {
@@ -119,7 +119,7 @@ impl<P: DataPlane> Driver<P> {
                     let live = self.live_counters();
                     self.history.add(last.counters, &live);
                 }
-                self.reported();
+                self.answer_complete_status();
                 None
             }
         }
@@ -183,7 +183,7 @@ impl<P: DataPlane> Driver<P> {
                 None
             }
             SuccessorEvent::Reported => {
-                self.reported();
+                self.answer_complete_status();
                 None
             }
             SuccessorEvent::Ended => {

@@ -90,7 +90,7 @@ impl<P: DataPlane> Driver<P> {
                 self.operators.status.waiting.push(answer);
                 self.operators.status.until.get_or_insert(Instant::now() + ANSWER_TIMEOUT);
                 self.ask_the_others();
-                self.reported();
+                self.answer_complete_status();
             }
         }
         None
@@ -134,7 +134,7 @@ impl<P: DataPlane> Driver<P> {
 
     /// Answers the waiting status requests if the reports of all other generations have arrived.
     /// Call this after another generation has sent a report or has ended.
-    pub(super) fn reported(&mut self) {
+    pub(super) fn answer_complete_status(&mut self) {
         let is_due = self.predecessors.reports().any(|(_, poll)| poll.is_due())
             || self.successor().is_some_and(|successor| successor.poll().is_due());
         if !is_due {

@@ -22,7 +22,7 @@ use super::peer::Peer;
 use super::stream::Stream;
 use crate::config::{CONTROL, METRICS_LISTENER};
 use crate::sys;
-use crate::sys::reserve::Share;
+use crate::sys::reserve::ReserveAccess;
 
 /// The delay before the first retry when descriptors or memory have run out. The delay doubles with
 /// each retry, as in Go's net/http. The loop has to retry on a timer, because the kernel does not
@@ -46,19 +46,19 @@ pub(crate) struct WatchedListener {
     /// because the connection may have taken the only free descriptor.
     shortage: Option<Duration>,
     /// How many of the reserved file descriptors this listener may use.
-    share: Share,
+    access: ReserveAccess,
 }
 
 impl WatchedListener {
     /// Creates an accept loop and registers the listener with the tokio runtime. Must be called
     /// within a tokio runtime.
     pub(crate) fn new(listener: Listener) -> io::Result<Self> {
-        let share = match &**listener.name() {
-            CONTROL => Share::All,
-            METRICS_LISTENER => Share::Half,
-            _ => Share::Nothing,
+        let access = match &**listener.name() {
+            CONTROL => ReserveAccess::All,
+            METRICS_LISTENER => ReserveAccess::Half,
+            _ => ReserveAccess::Nothing,
         };
-        Ok(Self { watch: listener.watch()?, listener, shortage: None, share })
+        Ok(Self { watch: listener.watch()?, listener, shortage: None, access })
     }
 
     /// Returns the listener whose connections this loop accepts.
@@ -143,7 +143,8 @@ impl WatchedListener {
     /// the backlog turns out to be empty. Cancel safe.
     async fn look(&self) -> io::Result<Option<Accepted>> {
         let mut ready = self.watch.readable().await?;
-        let accept = || sys::reserve::accept(self.share, &self.listener, || self.listener.accept());
+        let accept =
+            || sys::reserve::accept(self.access, &self.listener, || self.listener.accept());
         let accepted =
             ready.try_io(|_| accept()).map_or(Ok(None), |accepted| accepted.map(Some))?;
         Ok(accepted.map(|(accepted, descriptor_claim)| Accepted {

@@ -21,7 +21,7 @@ pub(super) fn claim(wanted: &mut [WantedListener], passed: &mut Vec<Passed>) {
     let mut pool = UnclaimedSockets(passed.drain(..).map(Some).collect());
     // Give each listener all sockets that a parent passed under the listener's name. A systemd unit
     // with two `ListenStream=` lines passes two sockets under one name.
-    let mut by_name = pool.sorted(|socket| inherited(socket)?.name.clone());
+    let mut by_name = pool.by_key(|socket| inherited(socket)?.name.clone());
     for want in &mut *wanted {
         while let Some(socket) = pool.first(&mut by_name, &want.name) {
             want.found.push(socket);
@@ -65,22 +65,22 @@ struct UnclaimedSockets(Vec<Option<Passed>>);
 
 /// The sockets that no listener has claimed yet, grouped by a key such as the name or the address.
 /// A socket is given by its index in [`UnclaimedSockets`].
-type Sorted<K> = HashMap<K, VecDeque<usize>>;
+type SocketsByKey<K> = HashMap<K, VecDeque<usize>>;
 
 impl UnclaimedSockets {
-    fn sorted<K: Eq + Hash>(&self, key: impl Fn(&Passed) -> Option<K>) -> Sorted<K> {
-        let mut sorted = Sorted::new();
+    fn by_key<K: Eq + Hash>(&self, key: impl Fn(&Passed) -> Option<K>) -> SocketsByKey<K> {
+        let mut by_key = SocketsByKey::new();
         for (place, socket) in self.0.iter().enumerate() {
             if let Some(key) = socket.as_ref().and_then(&key) {
-                sorted.entry(key).or_insert_with(VecDeque::new).push_back(place);
+                by_key.entry(key).or_insert_with(VecDeque::new).push_back(place);
             }
         }
-        sorted
+        by_key
     }
 
     /// Takes the first socket with the given key that no listener has claimed yet.
-    fn first<K: Eq + Hash>(&mut self, sorted: &mut Sorted<K>, key: &K) -> Option<Passed> {
-        self.0[sorted.get_mut(key)?.pop_front()?].take()
+    fn first<K: Eq + Hash>(&mut self, by_key: &mut SocketsByKey<K>, key: &K) -> Option<Passed> {
+        self.0[by_key.get_mut(key)?.pop_front()?].take()
     }
 
     /// For each listener without a socket, takes the first unclaimed socket with the same key.
@@ -94,9 +94,9 @@ impl UnclaimedSockets {
         if wanted.peek().is_none() {
             return;
         }
-        let mut sorted = self.sorted(key);
+        let mut by_key = self.by_key(key);
         for want in wanted {
-            let found = wanted_key(want).and_then(|key| self.first(&mut sorted, &key));
+            let found = wanted_key(want).and_then(|key| self.first(&mut by_key, &key));
             want.found.extend(found);
         }
     }

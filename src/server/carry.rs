@@ -33,7 +33,7 @@ impl<S: Service> CarryPlane for Server<S> {
         Some(limited.map(|name| (name.to_string(), open(name))).collect())
     }
 
-    fn expect(&mut self, forecast: CarryForecast) {
+    fn expect_carried(&mut self, forecast: CarryForecast) {
         for (listener, count) in forecast.iter() {
             if let Some(limit) =
                 self.limit.get(listener).filter(|_| self.on_drain(listener) == OnDrain::Carry)

@@ -38,7 +38,7 @@ pub(crate) struct DescriptorClaim(());
 
 /// How much of the reserve of descriptors a caller may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Share {
+pub(crate) enum ReserveAccess {
     /// The caller may use no part of the reserve. This is for client connections, upstream
     /// connections, and the pipes between them.
     Nothing,
@@ -53,23 +53,23 @@ pub(crate) enum Share {
 /// `listener` may be any descriptor, because this function only duplicates it to find free numbers.
 ///
 /// # Errors
-/// `EMFILE` when the only free descriptors are in a part of the reserve that `share` excludes.
+/// `EMFILE` when the only free descriptors are in a part of the reserve that `access` excludes.
 pub(crate) fn accept<T: AsFd>(
-    share: Share,
+    access: ReserveAccess,
     listener: impl AsFd,
     accept: impl FnOnce() -> io::Result<T>,
 ) -> io::Result<(T, DescriptorClaim)> {
-    let opening = (share != Share::All).then(lock_near).flatten();
+    let opening = (access != ReserveAccess::All).then(lock_near).flatten();
     if opening.is_some() {
         // Check for free descriptors before accepting, because an accepted connection cannot go
         // back to the backlog.
-        let count = match share {
+        let count = match access {
             // Require one descriptor for the connection and one for its upstream connection, in
             // addition to the descriptors that other clients have claimed.
-            Share::Nothing => EARMARKED.load(Ordering::Relaxed).saturating_add(2),
-            Share::Half | Share::All => 1,
+            ReserveAccess::Nothing => EARMARKED.load(Ordering::Relaxed).saturating_add(2),
+            ReserveAccess::Half | ReserveAccess::All => 1,
         };
-        require_free(listener, first_kept_from(share), count)?;
+        require_free(listener, first_refused_to(access), count)?;
     }
     let accepted = accept()?;
     note(&accepted);
@@ -122,7 +122,7 @@ impl Drop for DescriptorClaim {
 
 /// Returns whether a descriptor is part of the reserve, according to its number.
 pub(crate) fn is_reserved(descriptor: impl AsFd) -> bool {
-    descriptor.as_fd().as_raw_fd() >= first_kept_from(Share::Nothing)
+    descriptor.as_fd().as_raw_fd() >= first_refused_to(ReserveAccess::Nothing)
 }
 
 /// Takes the lock for opening descriptors if connections have come close to the reserve. While this
@@ -136,15 +136,15 @@ fn lock_near() -> Option<MutexGuard<'static, ()>> {
 fn note(opened: impl AsFd) {
     // Set the flag when half of the usable numbers are taken, because each accepted client may need
     // a second descriptor for its upstream connection.
-    if opened.as_fd().as_raw_fd() >= first_kept_from(Share::Nothing) / 2 {
+    if opened.as_fd().as_raw_fd() >= first_refused_to(ReserveAccess::Nothing) / 2 {
         IS_NEAR.store(true, Ordering::Relaxed);
     }
 }
 
-/// Returns the lowest file descriptor number that a caller may not use. `share` says how much of
+/// Returns the lowest file descriptor number that a caller may not use. `access` says how much of
 /// the reserve of descriptors the caller may use.
-fn first_kept_from(share: Share) -> RawFd {
-    first_kept_below(descriptor_limit(), share)
+fn first_refused_to(access: ReserveAccess) -> RawFd {
+    first_refused_below(descriptor_limit(), access)
 }
 
 /// Returns how many file descriptors this process may have open.
@@ -191,13 +191,13 @@ impl LastLimit {
     }
 }
 
-fn first_kept_below(limit: RawFd, share: Share) -> RawFd {
+fn first_refused_below(limit: RawFd, access: ReserveAccess) -> RawFd {
     let reserve = RESERVE.min(limit / 4);
     limit
-        - match share {
-            Share::Nothing => reserve,
-            Share::Half => reserve / 2,
-            Share::All => 0,
+        - match access {
+            ReserveAccess::Nothing => reserve,
+            ReserveAccess::Half => reserve / 2,
+            ReserveAccess::All => 0,
         }
 }
 
@@ -210,9 +210,9 @@ mod tests {
         for (limit, clients, metrics) in
             [(40, 30, 35), (300, 236, 268), (1 << 30, (1 << 30) - 64, (1 << 30) - 32)]
         {
-            assert_eq!(first_kept_below(limit, Share::Nothing), clients);
-            assert_eq!(first_kept_below(limit, Share::Half), metrics);
-            assert_eq!(first_kept_below(limit, Share::All), limit);
+            assert_eq!(first_refused_below(limit, ReserveAccess::Nothing), clients);
+            assert_eq!(first_refused_below(limit, ReserveAccess::Half), metrics);
+            assert_eq!(first_refused_below(limit, ReserveAccess::All), limit);
         }
     }
 
@@ -230,7 +230,7 @@ mod tests {
 
     #[test]
     fn a_descriptor_of_the_reserve_is_told_by_its_number() {
-        let last = first_kept_from(Share::All) - 1;
+        let last = first_refused_to(ReserveAccess::All) - 1;
         let high = rustix::io::fcntl_dupfd_cloexec(io::stderr(), last).unwrap();
         assert!(is_reserved(high));
         assert!(!is_reserved(io::stderr()));

@@ -218,11 +218,11 @@ fn the_task_of_a_connection_is_woken_when_its_request_changes() {
 async fn a_busy_connection_is_asked_without_a_permit() {
     let scheduler: Arc<CarryScheduler> = Arc::default();
     let all = waiting(&scheduler, AT_ONCE + 1);
-    all[..AT_ONCE].iter().for_each(CarrySlot::ignore);
+    all[..AT_ONCE].iter().for_each(CarrySlot::stop_watching);
     scheduler.begin();
     assert!(all[..AT_ONCE].iter().all(|busy| busy.request().carry_requested()));
     assert!(!all[..AT_ONCE].iter().any(has_permit) && has_permit(&all[AT_ONCE]));
-    let attention = all[0].attend();
+    let attention = all[0].begin_watching();
     timeout(Duration::from_secs(30), all[0].request().asked()).await.expect("it is not asked");
     drop(attention);
 }
@@ -233,7 +233,7 @@ async fn a_busy_connection_is_asked_without_a_permit() {
 fn a_permit_that_is_dropped_goes_to_another_connection() {
     let scheduler: Arc<CarryScheduler> = Arc::default();
     let all = waiting(&scheduler, AT_ONCE + 1);
-    let attention = all[0].attend();
+    let attention = all[0].begin_watching();
     scheduler.begin();
     assert!(has_permit(&all[0]) && !has_permit(&all[AT_ONCE]));
     drop(attention);
@@ -247,7 +247,7 @@ fn a_permit_that_is_dropped_goes_to_another_connection() {
 async fn a_round_does_not_wait_for_a_busy_connection_that_opts_out() {
     let scheduler: Arc<CarryScheduler> = Arc::default();
     let [early, late] = [(), ()].map(|()| CarrySlot::new(Arc::clone(&scheduler)));
-    [&early, &late].into_iter().for_each(CarrySlot::ignore);
+    [&early, &late].into_iter().for_each(CarrySlot::stop_watching);
     early.opt_out();
     scheduler.begin();
     assert!(early.request().is_refused() && !scheduler.lock().is_over());

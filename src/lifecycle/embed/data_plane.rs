@@ -194,7 +194,7 @@ impl CarryPlane for Embedded {
 
     /// Remembers how many connections the predecessor may move to this process. Before the server
     /// accepts clients, the connection limits of its listeners reserve room for them.
-    fn expect(&mut self, forecast: CarryForecast) {
+    fn expect_carried(&mut self, forecast: CarryForecast) {
         let _ = self.life.state.expected.set(forecast);
     }
 

@@ -64,7 +64,7 @@ impl CarryHandle {
             let slot = state.moves.departures.register();
             // Let other connections move first, until the server has called `asked` for this
             // connection.
-            slot.ignore();
+            slot.stop_watching();
             slot
         });
         Self { state, served: Arc::clone(served), peer, since, slot }
@@ -79,7 +79,7 @@ impl CarryHandle {
     pub async fn asked(&self) -> CarryPermit<'_> {
         let can_move = self.slot.as_ref().filter(|slot| !slot.request().has_opted_out());
         let Some(slot) = can_move else { return std::future::pending().await };
-        let attention = slot.attend();
+        let attention = slot.begin_watching();
         slot.request().asked().await;
         CarryPermit { handle: self, slot, _attention: attention }
     }

@@ -12,7 +12,7 @@ impl<P: DataPlane> Driver<P> {
     /// Warns if this process was told to stop during the bake (test of the new process), because
     /// the service continues in the new process. No warning is needed if a service manager or an
     /// init stops both.
-    pub(super) fn hint_at_stop(&self, commit: Commit, successor_pid: Option<u32>) {
+    pub(super) fn warn_of_stop_in_bake(&self, commit: Commit, successor_pid: Option<u32>) {
         let is_alone = self.process.init.is_none() && !self.process.notifier.is_supervised();
         if let (OnSuccessorDeath::Stay, true, Some(pid)) =
             (commit.on_death, is_alone, successor_pid)

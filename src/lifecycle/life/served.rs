@@ -125,7 +125,7 @@ impl ServedListeners {
     }
 
     /// Reserves room in the connection limits for connections that may move from the predecessor.
-    pub(in crate::lifecycle) fn expect(&self, forecast: &CarryForecast) {
+    pub(in crate::lifecycle) fn expect_carried(&self, forecast: &CarryForecast) {
         for (name, count) in forecast.iter() {
             self.limits.get(name).into_iter().for_each(|limit| limit.reserve(count));
         }
