@@ -31,11 +31,11 @@ impl Stuck {
     /// Connects and sends more than the reply's buffers can hold. Until the test reads the reply,
     /// the server still has part of the request to read or to return.
     pub(crate) fn on(line: &Line, address: &str) -> Self {
-        Self::on_whoever_sleeps(|| line.is_asleep(), address)
+        Self::on_sleeping_process(|| line.is_asleep(), address)
     }
 
     /// Does the same as [`Stuck::on`]. `is_asleep` tells whether the server sleeps.
-    pub(crate) fn on_whoever_sleeps(is_asleep: impl Fn() -> bool, address: &str) -> Self {
+    pub(crate) fn on_sleeping_process(is_asleep: impl Fn() -> bool, address: &str) -> Self {
         match address.parse() {
             // The send buffer of the reply over TCP grows up to the last value of tcp_wmem.
             Ok(address) => Self::send(

@@ -265,7 +265,7 @@ impl Lab {
         let processes: Vec<u32> =
             self.processes().into_iter().filter_map(|pid| self.find(pid)).collect();
         let sleep = || processes.iter().all(|pid| is_asleep(*pid).unwrap_or(true));
-        Stuck::on_whoever_sleeps(sleep, ADDRESS)
+        Stuck::on_sleeping_process(sleep, ADDRESS)
     }
 
     /// Freezes every process of the service, so that none accepts a client.
