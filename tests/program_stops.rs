@@ -7,7 +7,7 @@ use std::path::Path;
 use nix::sys::signal::Signal;
 
 use crate::programs::{PRIVATE, good, put, run_app, started};
-use crate::support::{Client, Event, REAL, Tracer, assert_becomes, signal};
+use crate::support::{Client, Event, Line, REAL, Tracer, assert_becomes, signal};
 
 /// A program that takes as long to end as `FOLDER/hold` exists.
 fn slow_to_end() -> String {
@@ -60,5 +60,39 @@ fn a_repaired_program_serves_the_clients_that_waited() {
     line.asked(&["reload"]).well();
     waiting.echo(b"I have waited").unwrap();
     drop(waiting);
+    assert_eq!(line.exit_code(1), 0);
+}
+
+/// Runs two processes of a program that is not started again, with clients of both.
+fn run_two_without_restart() -> (Line, Vec<Client>) {
+    let flags = ["--restart", "never", "--instances", "2", "--bake", "0", "--drain-timeout", "1h"];
+    let line = run_app(&good(), &flags, &PRIVATE);
+    let mut clients: Vec<_> = (0..8).map(|_| Client::connect(&line.address()).unwrap()).collect();
+    clients.iter_mut().for_each(|client| client.echo(b"before").unwrap());
+    (line, clients)
+}
+
+/// A program that died in the drain is started when its generation serves again.
+#[test]
+fn a_program_without_restart_serves_when_its_successor_dies() {
+    let (line, clients) = run_two_without_restart();
+    line.asked(&["reload"]).well();
+    signal(started(&line, 1), Signal::SIGKILL);
+    line.wait_for(1, Event::ProgramEnded);
+    line.signal(2, Signal::SIGKILL);
+    line.wait_for(1, Event::GenerationResumed);
+    line.assert_serves();
+    drop(clients);
+}
+
+/// A program that dies in the drain does not make a requested stop a failure.
+#[test]
+fn a_stop_succeeds_if_a_program_without_restart_dies() {
+    let (line, clients) = run_two_without_restart();
+    line.signal(1, Signal::SIGTERM);
+    line.wait_for(1, Event::DrainStarted);
+    signal(started(&line, 1), Signal::SIGKILL);
+    line.wait_for(1, Event::ProgramEnded);
+    drop(clients);
     assert_eq!(line.exit_code(1), 0);
 }

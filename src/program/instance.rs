@@ -85,8 +85,8 @@ impl Instance {
                         event = "program.ended",
                         instance = self.number,
                         reason = what,
-                        "not starting the program again, because it was told to stop: the program \
-                        {what}"
+                        "not starting the program again, because this process drains its last \
+                        connections: the program {what}"
                     ),
                 }
             }
@@ -98,20 +98,21 @@ impl Instance {
     }
 
     fn is_to_run(&self) -> bool {
-        self.orders.borrow().runs()
+        self.orders.borrow().starts(self.config.restart)
     }
 
     /// Reports a failure of the program. If the program is to be started again, waits for `pause`
-    /// first. Otherwise waits for the order to stop the program.
+    /// first. Otherwise waits for an order with which the program does not run.
     async fn failed(&mut self, mut failure: ProgramFailure, pause: Duration) {
+        let restart = self.config.restart;
         let is_proving = *self.orders.borrow() == Order::Prove;
-        if is_proving || self.config.restart == Restart::Never {
+        if is_proving || restart == Restart::Never {
             if is_proving {
                 failure.code = None;
             }
             self.state.send_replace(InstanceState::Failed);
             self.failures.send_replace(Some(failure));
-            let _ = self.orders.wait_for(|order| !order.runs()).await;
+            let _ = self.orders.wait_for(|order| !order.starts(restart)).await;
             return;
         }
         let (seconds, reason) = (pause.as_secs_f64(), failure.what);
@@ -123,7 +124,7 @@ impl Instance {
             "starting the program again in {seconds} s: the program {reason}"
         );
         self.state.send_replace(InstanceState::Restarting);
-        let _ = timeout(pause, self.orders.wait_for(|order| !order.runs())).await;
+        let _ = timeout(pause, self.orders.wait_for(|order| !order.starts(restart))).await;
     }
 
     /// Starts the program once, and waits until that process has ended.

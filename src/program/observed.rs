@@ -8,6 +8,7 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::ready::{Missing, ReadyBy};
+use crate::config::Restart;
 use crate::error::Error;
 use crate::report::{ProgramCounters, ProgramReport, ProgramState};
 
@@ -20,7 +21,8 @@ pub(super) enum Order {
     /// Run the program. If the program fails, start it again.
     Run,
     /// Let the program serve its remaining connections. If the program fails, start it again,
-    /// because a client may still wait for it.
+    /// because a client may still wait for it. With [`Restart::Never`], the program is not started
+    /// again.
     Finish,
     /// Ask the program to end, and give it time to do so.
     Stop,
@@ -29,9 +31,18 @@ pub(super) enum Order {
 }
 
 impl Order {
-    /// Returns whether to start the program if it is not running.
+    /// Returns whether a running program keeps running.
     pub(super) const fn runs(self) -> bool {
         matches!(self, Self::Prove | Self::Run | Self::Finish)
+    }
+
+    /// Returns whether to start the program if it is not running.
+    pub(super) const fn starts(self, restart: Restart) -> bool {
+        match self {
+            Self::Prove | Self::Run => true,
+            Self::Finish => matches!(restart, Restart::Always),
+            Self::Stop | Self::Kill => false,
+        }
     }
 }
 
