@@ -45,11 +45,11 @@ fn a_stopping_program_gets_no_clients_from_the_backlog() {
 }
 
 /// A reload that repairs a broken program also serves the clients that wait for the old one.
-#[test]
-fn a_repaired_program_serves_the_clients_that_waited() {
+fn serves_the_clients_that_waited(flags: &[&str]) {
     const RESTARTS: usize = 6;
     let script = format!("[ ! -e \"$(dirname \"$0\")/broken\" ] || exit 1; {}", good());
-    let line = run_app(&script, &["--bake", "0", "--drain-timeout", "1h"], &PRIVATE);
+    let flags = [flags, &["--bake", "0", "--drain-timeout", "1h"]].concat();
+    let line = run_app(&script, &flags, &PRIVATE);
     let broken = |folder: &Path| folder.join("broken");
     fs::write(broken(line.folder()), "").unwrap();
     signal(started(&line, 1), Signal::SIGKILL);
@@ -61,6 +61,18 @@ fn a_repaired_program_serves_the_clients_that_waited() {
     waiting.echo(b"I have waited").unwrap();
     drop(waiting);
     assert_eq!(line.exit_code(1), 0);
+}
+
+#[test]
+fn a_repaired_program_serves_the_clients_that_waited() {
+    serves_the_clients_that_waited(&[]);
+}
+
+/// The listeners are closed by then, but the program still learns their addresses.
+#[test]
+fn a_program_starts_again_without_its_listeners() {
+    serves_the_clients_that_waited(&["--env", "PUBLIC={address:web}", "--stdin", "web"]);
+    serves_the_clients_that_waited(&["--attach", "detect", "--env", "PUBLIC={address}"]);
 }
 
 /// Runs two processes of a program that is not started again, with clients of both.

@@ -29,9 +29,30 @@ use crate::report::ProgramCounters;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
-/// The listeners that a program inherits when it starts. The list is emptied at the start of a
-/// drain, so that no copy keeps a closed listener open.
-pub(super) type SharedListeners = Arc<Mutex<Vec<Listener>>>;
+/// The listeners of a program.
+#[derive(Clone, Debug, Default)]
+pub(super) struct ProgramListeners {
+    /// The names of all listeners.
+    pub(super) names: Vec<String>,
+    /// The addresses of all listeners, in the order of `names`.
+    pub(super) addresses: Vec<String>,
+    /// The listeners that the program inherits when it starts. The list is emptied at the start of
+    /// a drain, so that no copy keeps a closed listener open.
+    pub(super) open: Vec<Listener>,
+}
+
+impl From<Vec<Listener>> for ProgramListeners {
+    fn from(open: Vec<Listener>) -> Self {
+        Self {
+            names: open.iter().map(|listener| listener.name().to_string()).collect(),
+            addresses: open.iter().map(|listener| listener.address().to_owned()).collect(),
+            open,
+        }
+    }
+}
+
+/// The listeners of a program, which its instances read at each start.
+pub(super) type SharedListeners = Arc<Mutex<ProgramListeners>>;
 
 /// One process of a program.
 pub(super) struct Instance {

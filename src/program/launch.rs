@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use super::command::{PreparedCommand, check_directory, find, not_started};
 use super::environment::{self, ProgramEnvironment};
+use super::instance::ProgramListeners;
 use super::output;
 use super::placeholder::{Placeholder, replace};
 use super::ready::Probe;
@@ -30,7 +31,7 @@ pub(super) struct ProgramLaunch<'a> {
     pub(super) config: &'a Arc<ProgramConfig>,
     pub(super) generation: Generation,
     pub(super) instance: usize,
-    pub(super) listeners: &'a [Listener],
+    pub(super) listeners: &'a ProgramListeners,
     /// The private address on which the program may listen. `None` if the program can only inherit
     /// the listeners.
     pub(super) private: Option<&'a Address>,
@@ -61,7 +62,7 @@ impl ProgramLaunch<'_> {
     /// [`check`].
     pub(super) fn start(&self) -> Result<Launched, Error> {
         let config = self.config;
-        check_ready_descriptor(config, self.listeners.len())?;
+        check_ready_descriptor(config, self.listeners.names.len())?;
         let variables = self.variables()?;
         let mut probe = self.probe(&variables)?;
         let command = self.expanded(&config.command)?;
@@ -75,18 +76,17 @@ impl ProgramLaunch<'_> {
             (None, None)
         };
         let mut descriptors: Vec<(BorrowedFd<'_>, i32)> = vec![(their_errors.as_fd(), 2)];
-        if config.attach.inherits() {
+        if self.passes_listeners() {
             let numbers = i32::from(FIRST_LISTENER)..;
-            descriptors.extend(self.listeners.iter().map(AsFd::as_fd).zip(numbers));
+            descriptors.extend(self.listeners.open.iter().map(AsFd::as_fd).zip(numbers));
         }
         if let Some(name) = &config.stdin {
-            descriptors.push((self.listener(name.as_str())?.as_fd(), 0));
+            descriptors.extend(self.listener(name.as_str())?.map(|one| (one.as_fd(), 0)));
         }
         if let Some((theirs, number)) = &their_ready {
             descriptors.push((theirs.as_fd(), *number));
         }
-        let listens = config.attach.inherits();
-        let child = command.start(&descriptors, listens, config.stop_signal.0)?;
+        let child = command.start(&descriptors, self.passes_listeners(), config.stop_signal.0)?;
         probe.pid = child.pid();
         Ok(Launched { child, errors, ready, probe })
     }
@@ -114,22 +114,27 @@ impl ProgramLaunch<'_> {
         Ok(Probe::new(Arc::clone(self.config), ready, self.private.cloned(), command))
     }
 
-    fn listener(&self, name: &str) -> Result<&Listener, Error> {
-        let found = self.listeners.iter().find(|listener| &**listener.name() == name);
-        found.ok_or_else(|| Error::no_such_listener(name, self.names()))
+    /// Returns whether the program inherits listeners. In a drain, none is left to inherit.
+    fn passes_listeners(&self) -> bool {
+        self.config.attach.inherits() && !self.listeners.open.is_empty()
     }
 
-    fn names(&self) -> Vec<String> {
-        self.listeners.iter().map(|listener| listener.name().to_string()).collect()
+    /// Returns the listener with this name. Returns `None` in a drain, which has closed it.
+    fn listener(&self, name: &str) -> Result<Option<&Listener>, Error> {
+        let ProgramListeners { names, open, .. } = self.listeners;
+        if !names.iter().any(|known| known == name) {
+            return Err(Error::no_such_listener(name, names));
+        }
+        Ok(open.iter().find(|listener| &**listener.name() == name))
     }
 
     /// Returns the environment of the program.
     fn variables(&self) -> Result<ProgramEnvironment, Error> {
         let mut variables = environment::inherited();
         let mut set = |name: &str, value: String| variables.insert(name.into(), value.into());
-        if self.config.attach.inherits() {
-            set("LISTEN_FDS", self.listeners.len().to_string());
-            set("LISTEN_FDNAMES", self.names().join(":"));
+        if self.passes_listeners() {
+            set("LISTEN_FDS", self.listeners.open.len().to_string());
+            set("LISTEN_FDNAMES", self.listeners.names.join(":"));
         }
         if let Some(Address::Tcp(address)) = self.private {
             set("PORT", address.port().to_string());
@@ -153,10 +158,10 @@ impl ProgramLaunch<'_> {
 
     fn expand(&self, text: &str) -> Result<String, Error> {
         replace(text, |placeholder| {
-            let listener = placeholder.resolve(self.config.attach, &self.names())?;
+            let listener = placeholder.resolve(self.config.attach, &self.listeners.names)?;
             Ok(match (placeholder, self.private) {
                 (Placeholder::Fd(_), _) => (usize::from(FIRST_LISTENER) + listener).to_string(),
-                (Placeholder::Address(_), _) => self.listeners[listener].address().to_owned(),
+                (Placeholder::Address(_), _) => self.listeners.addresses[listener].clone(),
                 (Placeholder::Port, Some(Address::Tcp(address))) => address.port().to_string(),
                 (Placeholder::Socket, Some(Address::UnixPath(path))) => {
                     path.to_string_lossy().into_owned()

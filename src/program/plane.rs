@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::task::TaskTracker;
 
 use super::creation::ProgramHost;
-use super::instance::SharedListeners;
+use super::instance::{ProgramListeners, SharedListeners};
 use super::observed::{InstanceState, Observed, Order, ProgramFailure, failure};
 use super::ready::ReadyBy;
 use super::service::{ProgramService, contains};
@@ -111,7 +111,7 @@ impl<S: Service> ProgramPlane<S> {
             self.relays = self.all_ready().await;
             let mut served = self.others.open.clone();
             if self.relays {
-                served.extend(listeners(&self.listeners).iter().cloned());
+                served.extend(listeners(&self.listeners).open.iter().cloned());
             }
             self.server.start(&served)?;
             self.phase = Phase::Accepting;
@@ -149,10 +149,10 @@ impl<S: Service> ProgramPlane<S> {
 
 impl<S: Service> DataPlane for ProgramPlane<S> {
     fn start(&mut self, listeners: &[Listener]) -> Result<(), Error> {
-        let (others, own) =
+        let (others, own): (_, Vec<_>) =
             listeners.iter().cloned().partition(|listener| self.others.contains(listener));
         self.others.open = others;
-        *self::listeners(&self.listeners) = own;
+        *self::listeners(&self.listeners) = own.into();
         if self.instances.is_empty() {
             self.prepare()?;
         }
@@ -226,7 +226,7 @@ impl<S: Service> DataPlane for ProgramPlane<S> {
         let last = last.max(self.host.drain_timeout / 2);
         self.stop_at = Instant::now().checked_add(last);
         // Drop our copies of the listeners, because a copy would keep a closed listener open.
-        listeners(&self.listeners).clear();
+        listeners(&self.listeners).open.clear();
         self.others.open.clear();
         self.server.drain(None);
         // If the built-in server forwards to the program, the program must run until the last of
@@ -309,7 +309,7 @@ impl<S: Service> DataPlane for ProgramPlane<S> {
     }
 }
 
-fn listeners(shared: &SharedListeners) -> MutexGuard<'_, Vec<Listener>> {
+fn listeners(shared: &SharedListeners) -> MutexGuard<'_, ProgramListeners> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
