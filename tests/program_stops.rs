@@ -75,6 +75,20 @@ fn a_program_starts_again_without_its_listeners() {
     serves_the_clients_that_waited(&["--attach", "detect", "--env", "PUBLIC={address}"]);
 }
 
+/// The program binds its private socket without removing the file that a killed process has left.
+#[test]
+fn a_killed_program_leaves_no_socket_in_the_way() {
+    let echo = "$l = IO::Socket::UNIX->new(Local => $ARGV[0], Listen => 9) or die \"bind: $!\\n\";
+        while ($c = $l->accept) { while (sysread $c, $b, 100) { syswrite $c, $b } close $c }";
+    let script = format!("exec perl -MIO::Socket::UNIX -e '{echo}' \"$@\"");
+    let line = run_app(&script, &[], &["{socket}"]);
+    for death in 1..=2 {
+        signal(started(&line, death), Signal::SIGKILL);
+        line.wait_for_count(death, Event::ProgramRestarting);
+        line.assert_serves();
+    }
+}
+
 /// Runs two processes of a program that is not started again, with clients of both.
 fn run_two_without_restart() -> (Line, Vec<Client>) {
     let flags = ["--restart", "never", "--instances", "2", "--bake", "0", "--drain-timeout", "1h"];

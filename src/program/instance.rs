@@ -15,6 +15,7 @@ use tokio::time::{Instant, timeout};
 use super::launch::{Launched, ProgramLaunch};
 use super::notify::NotifySocket;
 use super::observed::{Facts, InstanceState, Order, ProgramFailure};
+use super::private;
 use super::ready::Probe;
 use super::running::Running;
 use crate::address::Address;
@@ -185,6 +186,7 @@ impl Instance {
             watchdog: self.watchdog,
             notify: self.notify.path(),
         };
+        private::clear(self.private.as_ref());
         let Launched { child, errors, ready, probe } = launch.start()?;
         let running = Running::new(child, errors).map_err(Error::system("start a thread"))?;
         Ok((running, probe, ready))

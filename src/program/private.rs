@@ -39,6 +39,16 @@ pub(super) fn addresses(
     })
 }
 
+/// Removes the socket file that an earlier process of the program has left at its private address.
+/// Many servers do not remove the file themselves, and then cannot bind their socket.
+pub(super) fn clear(address: Option<&Address>) {
+    if let Some(Address::UnixPath(path)) = address {
+        // An error usually means that there is no file. Otherwise the program reports its own error
+        // when it binds the socket.
+        let _ = fs::remove_file(path);
+    }
+}
+
 /// Returns a listener on a free port of 127.0.0.1. Drop the listener to make the port free again.
 fn free_port() -> io::Result<TcpListener> {
     let is_free = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port));
