@@ -76,6 +76,17 @@ fn a_reload_ends_when_a_watched_generation_dies() {
     reload.wait().names(70, &["has died"]);
 }
 
+/// The successor takes over, but systemd is about to end it, because the main process has died.
+#[test]
+fn a_reload_fails_if_a_watched_generation_dies_in_the_bake() {
+    let manager = Manager::new();
+    let line = serve(&manager, &["--bake", "1h"], &[]);
+    let reload = line.ask(&["reload"]);
+    line.wait_for(2, Event::GenerationAccepting);
+    line.signal(1, Signal::SIGKILL);
+    reload.wait().names(70, &["has died", "the service manager restarts the service"]);
+}
+
 /// After a signal, a failed handoff ends with `READY=1`, because `RELOADING=1` was sent. After
 /// `reload` by an operator it only changes the status: `READY=1` would report a successful reload.
 #[test]

@@ -18,11 +18,11 @@ pub enum ControlError {
         /// The error that the kernel returned.
         source: io::Error,
     },
-    /// The reload failed because the new generation did not become ready. The old generation keeps
-    /// serving.
+    /// The reload failed because the new generation did not become ready, or because the old
+    /// generation has died. Unless it has died, the old generation keeps serving.
     #[error("the new generation did not take over: {reason}")]
     HandoffFailed {
-        /// The reason why the new generation did not become ready.
+        /// The reason why the new generation did not take over.
         reason: String,
     },
     /// The reload failed after the new generation had become ready. The old generation rolled the

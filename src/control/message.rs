@@ -47,8 +47,9 @@ pub(crate) enum Reply {
     Started {
         successor: Generation,
         within_ms: u64,
-        /// Whether a service manager restarts the whole service if the active generation dies. If
-        /// so, the successor cannot take over after such a death.
+        /// Whether a service manager restarts the whole service if the active generation dies. Then
+        /// the reload has failed. The successor may begin to serve, but the service manager ends it
+        /// too.
         #[serde(default)]
         is_watched: bool,
     },

@@ -1,9 +1,10 @@
 //! The client's side of a reload: it sends the request and follows the progress.
 //!
 //! The client must report the true outcome of a reload. Normally, the generation that receives the
-//! request stays alive until it has answered. If that generation crashes first, the client asks the
-//! daemon which generation serves now. The client does not wait for a successor that cannot take
-//! over any more, because systemd restarts a service only when the reload command has ended.
+//! request stays alive until it has answered. If that generation crashes first and a service
+//! manager watches it, the reload has failed, because the service manager restarts the whole
+//! service. If no service manager watches it, the client asks the daemon which generation serves
+//! now.
 
 use std::fmt;
 use std::io::ErrorKind;
@@ -18,10 +19,8 @@ use crate::generation::Generation;
 /// How long the client keeps waiting for an answer after the time limit that the daemon has
 /// announced.
 const GRACE: Duration = Duration::from_secs(5);
-/// How long the client waits for another generation to answer, if the one that received the request
-/// has died. Applies only if a service manager restarts the service. A successor that has taken
-/// over answers at once.
-const LAST_ANSWER: Duration = Duration::from_secs(1);
+/// The beginning of the reason if the generation that received the request has died.
+const DIED: &str = "the process that received the request has died";
 
 /// The progress of a reload.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -152,8 +151,11 @@ impl Control {
                 Duration::from_millis(drain_within_ms)
             }
             Some(other) => return Err(self.unexpected(&other)),
+            // The successor may serve by now, but the service manager is about to end it. systemd
+            // waits for the end of the reload command first, so the client must not wait.
             None if is_watched => {
-                return self.find_out(successor, deadline.min(from_now(LAST_ANSWER)), news);
+                let reason = format!("{DIED}, so the service manager restarts the service");
+                return Err(ControlError::HandoffFailed { reason });
             }
             None => return self.find_out(successor, deadline, news),
         };
@@ -183,15 +185,15 @@ impl Control {
     }
 
     /// Asks the daemon which generation serves now. This is necessary if the generation that
-    /// received the reload request died before it answered. Does not wait if no process listens on
-    /// the control socket, because a living successor would listen on it.
+    /// received the reload request died before it answered, and no service manager watches it. Does
+    /// not wait if no process listens on the control socket, because a living successor would
+    /// listen on it.
     fn find_out(
         &self,
         successor: Generation,
         deadline: Instant,
         news: &mut dyn FnMut(ReloadNews),
     ) -> Result<(), ControlError> {
-        let died = "the process that received the request has died";
         loop {
             match self.status_by(deadline.max(from_now(PAUSE))) {
                 Ok(status) if status.serving >= successor => {
@@ -210,14 +212,14 @@ impl Control {
                 }
                 Ok(status) => {
                     let reason = format!(
-                        "{died}, and generation {} serves instead of generation {successor}",
+                        "{DIED}, and generation {} serves instead of generation {successor}",
                         status.serving
                     );
                     return Err(ControlError::HandoffFailed { reason });
                 }
                 Err(error) if Instant::now() < deadline && !is_closed(&error) => pause(),
                 Err(error) => {
-                    return Err(ControlError::HandoffFailed { reason: format!("{died}: {error}") });
+                    return Err(ControlError::HandoffFailed { reason: format!("{DIED}: {error}") });
                 }
             }
         }
