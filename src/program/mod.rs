@@ -32,6 +32,8 @@ mod service;
 mod watch;
 
 pub use crate::config::{Attach, ProgramConfig, Ready, Restart, StopSignal, Umask};
+// Only for the binary `handoffd`, which reads its configuration file in the same way.
+#[doc(hidden)]
 pub use crate::sys::settings_file::read as read_settings_file;
 pub(crate) use creation::ProgramHost;
 pub use launch::{check, check_settings};
