@@ -95,6 +95,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         })?,
         "echo" => server.serve_with(echo)?,
         "threads" => server.serve_with(threads)?,
+        "one-thread" => server
+            .configure(|config| config.drain_timeout = Duration::from_secs(60))
+            .serve_with(one_thread)?,
         "long-bake" => {
             server.configure(|config| config.bake = Duration::from_secs(60)).serve_with(echo)?
         }
@@ -135,6 +138,19 @@ async fn threads(life: Life) -> Result<(), Failure> {
     std::thread::spawn(move || {
         while let Some((client, _)) = listener.accept_tcp() {
             std::thread::spawn(move || io::copy(&mut &*client, &mut &*client));
+        }
+    });
+    life.ready();
+    life.draining().await;
+    Ok(())
+}
+
+/// Serves an echo on the first listener, with one thread for all connections, one after another.
+async fn one_thread(life: Life) -> Result<(), Failure> {
+    let listener = life.blocking("echo")?;
+    std::thread::spawn(move || {
+        while let Some((client, _)) = listener.accept_tcp() {
+            let _ = io::copy(&mut &*client, &mut &*client);
         }
     });
     life.ready();

@@ -48,6 +48,21 @@ fn an_own_server_serves_its_backlog_when_it_stops() {
     line.wait_for_end();
 }
 
+/// The clients in the backlog wait for the only thread longer than the address stays open.
+#[test]
+fn a_server_of_one_thread_serves_its_backlog_when_it_stops() {
+    let line = start("one-thread");
+    let (address, _) = addresses(&line);
+    let mut held = Client::connect(&address).unwrap();
+    held.echo(b"held").unwrap();
+    let mut clients: Vec<_> = (0..20).map(|_| Client::connect(&address).unwrap()).collect();
+    signal(line.first_pid(), Signal::SIGTERM);
+    assert_closes(&address);
+    assert_served(std::slice::from_mut(&mut held));
+    assert_served(&mut clients);
+    line.wait_for_end();
+}
+
 /// Sends bytes on each connection, and closes it after the echo.
 fn assert_served(clients: &mut [Client]) {
     for client in clients {

@@ -27,7 +27,7 @@ use crate::generation::Generation;
 pub(super) use alone::DROP_TIMEOUT;
 pub use alone::Stop;
 pub(super) use served::{ServedListeners, ServedSettings};
-pub(super) use served_listener::{LastClient, OpenConnection, ServedListener, StopOrder};
+pub(super) use served_listener::{OpenConnection, ServedListener, SocketUse, StopOrder};
 pub(super) use server_link::{LifeRequest, ServerLink};
 pub(super) use state::LifeState;
 pub(super) use term::Term;

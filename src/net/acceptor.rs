@@ -9,6 +9,7 @@
 //! backlog. The caller stops the loop by dropping the [`WatchedListener`].
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -155,13 +156,24 @@ impl WatchedListener {
 }
 
 /// Accepts the connections that are left in the backlog of a listener, after all processes have
-/// stopped accepting on it.
+/// stopped accepting on it. Registers them with the current tokio runtime.
+pub(crate) fn pending(listener: &Listener) -> impl Iterator<Item = (Stream, Peer)> {
+    left_in_backlog(listener).filter_map(|accepted| accepted.into_stream(listener))
+}
+
+/// Accepts the connections that are left in the backlog of a listener, as [`pending`] does, and
+/// makes their sockets blocking.
+pub(crate) fn pending_blocking(listener: &Listener) -> impl Iterator<Item = (OwnedFd, Peer)> {
+    left_in_backlog(listener).filter_map(|accepted| accepted.into_blocking().ok())
+}
+
+/// Accepts the connections that are left in the backlog of a listener.
 ///
 /// The number of connections is limited to about the length of a backlog. Without this limit, the
 /// iterator might never end, because new connections may keep arriving.
-pub(crate) fn pending(listener: &Listener) -> impl Iterator<Item = (Stream, Peer)> {
+fn left_in_backlog(listener: &Listener) -> impl Iterator<Item = Accepted> {
     let attempts = (0..=BACKLOG).map_while(|_| match listener.accept() {
-        Ok(accepted) => Some(accepted.into_stream(listener)),
+        Ok(accepted) => Some(Some(accepted)),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
         Err(error) if is_the_peers_affair(&error) => Some(None),
         Err(error) => {

@@ -82,6 +82,12 @@ impl Accepted {
         RelaySocket::new(self.socket, self.peer == Peer::Unix)
     }
 
+    /// Makes the socket of the connection blocking, for a server of threads.
+    pub(crate) fn into_blocking(self) -> io::Result<(OwnedFd, Peer)> {
+        self.socket.set_nonblocking(false)?;
+        Ok((self.socket.into(), self.peer))
+    }
+
     /// Registers the connection with the current tokio runtime. If the kernel has no memory left,
     /// closes the connection and returns `None`.
     pub(crate) fn into_stream(self, listener: &Listener) -> Option<(Stream, Peer)> {
@@ -198,9 +204,7 @@ impl Listener {
     /// # Errors
     /// `WouldBlock` when the backlog is empty. After any other error, the caller may try again.
     pub(crate) fn accept_blocking(&self) -> io::Result<(OwnedFd, Peer)> {
-        let Accepted { socket, peer, .. } = self.accept()?;
-        socket.set_nonblocking(false)?;
-        Ok((socket.into(), peer))
+        self.accept()?.into_blocking()
     }
 
     /// Returns whether this process has another clone of this listener, which keeps the socket

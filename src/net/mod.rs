@@ -24,7 +24,7 @@ mod stream;
 mod traffic;
 mod wanted;
 
-pub(crate) use acceptor::{HANDSHAKE_TIMEOUT, WatchedListener, pending};
+pub(crate) use acceptor::{HANDSHAKE_TIMEOUT, WatchedListener, pending, pending_blocking};
 #[cfg(feature = "proxy")]
 pub(crate) use ending::ACKNOWLEDGE_TIMEOUT;
 pub(crate) use listener::Accepted;

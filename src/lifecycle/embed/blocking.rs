@@ -2,6 +2,10 @@
 //!
 //! The listening socket itself must stay non-blocking, because other generations share it. So this
 //! module waits with poll(2) and then accepts without blocking.
+//!
+//! When the service stops, all threads may be busy. So a task accepts the clients that are left in
+//! the backlog, and the threads get these clients from a queue. Clients in the queue count as open
+//! connections, so that the process does not exit before they are served.
 
 use std::future::Future;
 use std::io;
@@ -10,22 +14,30 @@ use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use tokio::time::Instant;
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::error::Error;
 use crate::ledger::{HeldPermit, Source};
-use crate::lifecycle::life::{LastClient, Life, OpenConnection, ServedListener, StopOrder, Term};
+use crate::lifecycle::life::{Life, OpenConnection, ServedListener, SocketUse, StopOrder, Term};
 use crate::net::{Listener, Peer};
 
 /// The pause after an error of accept(2).
 const PAUSE: Duration = Duration::from_millis(10);
+
+/// How long to accept clients that are left when the service stops, while a thread holds the socket
+/// open. The time is limited, because the server may keep that thread waiting.
+const LAST_CLIENTS: Duration = Duration::from_secs(1);
+
+/// The pause until a thread has probably released the socket.
+const IN_USE_PAUSE: Duration = Duration::from_millis(1);
 
 /// A listener whose calls block the calling thread. Made by [`Life::blocking`].
 ///
@@ -49,6 +61,8 @@ pub struct BlockingListener {
     /// A socket that becomes readable when the generation has stopped accepting and the drain has
     /// begun.
     retired: UnixStream,
+    /// The clients that were left when this generation stopped accepting.
+    last_clients: Mutex<UnboundedReceiver<BlockingClient>>,
     term: Term,
     /// A token that this listener holds until it stops accepting. [`Life::draining`] waits until
     /// the token is dropped.
@@ -79,14 +93,27 @@ impl Life {
             StopOrder::First => Some(term.awaiting_first_byte().token()),
             StopOrder::Last => None,
         };
-        let over = stopped_accepting(&term, order);
-        // Do not keep a handle to this task: it ends when the generation drains, or with the
-        // runtime.
-        drop(tokio::spawn(async move {
-            over.await;
-            drop(told);
-        }));
-        Ok(BlockingListener { all, retired, term, _accepting: accepting })
+        let (sender, last_clients) = mpsc::unbounded_channel();
+        let told = Arc::new(told);
+        for served in &all {
+            let (served, sender, told) = (Arc::clone(served), sender.clone(), Arc::clone(&told));
+            let (over, held) = (stopped_accepting(&term, order), served.hold_open());
+            // Do not keep a handle to this task. It ends in the drain, which waits for it, or with
+            // the runtime.
+            drop(tokio::spawn(async move {
+                over.await;
+                drop(told);
+                queue_last_clients(&served, &sender).await;
+                drop(held);
+            }));
+        }
+        Ok(BlockingListener {
+            all,
+            retired,
+            last_clients: Mutex::new(last_clients),
+            term,
+            _accepting: accepting,
+        })
     }
 }
 
@@ -102,10 +129,40 @@ fn stopped_accepting(term: &Term, order: StopOrder) -> impl Future<Output = ()> 
     }
 }
 
+/// Accepts the clients that are left on a listener on which no other generation accepts, even if
+/// the listener has reached its limit. Then closes the socket. Does nothing if the server has
+/// dropped its [`BlockingListener`].
+async fn queue_last_clients(served: &Arc<ServedListener>, queue: &UnboundedSender<BlockingClient>) {
+    if queue.is_closed() || !served.is_given_up() {
+        return;
+    }
+    let enqueue = |(socket, peer)| {
+        // Ignore an error: the server has dropped its listener in the meantime.
+        let _ = queue.send(BlockingClient::new(served, socket, peer, None));
+    };
+    if let Some(mut late) = served.watch_late() {
+        while let Some(left) = served.late_clients() {
+            if let Ok(accepted) = timeout(left, late.accept(|| {})).await {
+                accepted.into_blocking().into_iter().for_each(enqueue);
+            }
+        }
+    }
+    let until = Instant::now() + LAST_CLIENTS;
+    loop {
+        let (clients, socket_use) = served.take_backlog_blocking();
+        clients.into_iter().for_each(enqueue);
+        if socket_use == SocketUse::Over || Instant::now() >= until {
+            return served.close();
+        }
+        sleep(IN_USE_PAUSE).await;
+    }
+}
+
 impl BlockingListener {
     /// Waits for the next TCP connection. Returns `None` once the generation has stopped accepting,
-    /// or if the client came over a Unix socket. Several threads may call this function at the same
-    /// time.
+    /// or if the client came over a Unix socket. If no other generation accepts on the listener,
+    /// first returns the clients that are left in the backlog. Several threads may call this
+    /// function at the same time.
     pub fn accept_tcp(&self) -> Option<(Tracked<TcpStream>, SocketAddr)> {
         let client = self.accept()?;
         client.peer.address().map(|address| (client.track(), address))
@@ -118,7 +175,7 @@ impl BlockingListener {
         (client.peer == Peer::Unix).then(|| client.track())
     }
 
-    fn accept(&self) -> Option<BlockingClient<'_>> {
+    fn accept(&self) -> Option<BlockingClient> {
         loop {
             let open: Vec<_> =
                 self.all.iter().filter_map(|one| Some((one, one.socket()?))).collect();
@@ -138,7 +195,7 @@ impl BlockingListener {
                 };
                 match socket.accept_blocking() {
                     Ok((socket, peer)) => {
-                        return Some(BlockingClient { served, socket, peer, permit });
+                        return Some(BlockingClient::new(served, socket, peer, permit));
                     }
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                     Err(error) => pause_after(served, &error),
@@ -147,24 +204,11 @@ impl BlockingListener {
         }
     }
 
-    /// Accepts a client that was left in a backlog when this generation stopped accepting. Only
-    /// looks at listeners on which no other generation accepts, and ignores their connection
-    /// limits. Returns `None` when no client is left.
-    fn last_client(&self) -> Option<BlockingClient<'_>> {
-        self.all.iter().filter(|served| served.is_given_up()).find_map(|served| {
-            loop {
-                match served.accept_last() {
-                    LastClient::Accepted(socket, peer) => {
-                        return Some(BlockingClient { served, socket, peer, permit: None });
-                    }
-                    LastClient::MayArrive(limit) => {
-                        wait_for_client(&served.socket()?, limit);
-                    }
-                    LastClient::SocketInUse => pause(),
-                    LastClient::None => return None,
-                }
-            }
-        })
+    /// Waits for a client that is left after this generation has stopped accepting. Returns `None`
+    /// when there are no more.
+    fn last_client(&self) -> Option<BlockingClient> {
+        let mut queue = self.last_clients.lock().unwrap_or_else(PoisonError::into_inner);
+        block_on(queue.recv())
     }
 
     /// Waits until the listener has fewer connections than its limit. Returns `None` if the
@@ -190,18 +234,27 @@ impl BlockingListener {
 }
 
 /// A client that a [`BlockingListener`] has accepted.
-struct BlockingClient<'a> {
-    served: &'a Arc<ServedListener>,
+#[derive(Debug)]
+struct BlockingClient {
     socket: OwnedFd,
     peer: Peer,
-    permit: Option<HeldPermit>,
+    open: OpenConnection,
 }
 
-impl BlockingClient<'_> {
-    fn track<S: From<OwnedFd>>(self) -> Tracked<S> {
-        let Self { served, socket, permit, .. } = self;
+impl BlockingClient {
+    /// Counts an accepted connection as open.
+    fn new(
+        served: &Arc<ServedListener>,
+        socket: OwnedFd,
+        peer: Peer,
+        permit: Option<HeldPermit>,
+    ) -> Self {
         let open = served.admit(Source::New, &Arc::default(), Instant::now(), permit);
-        Tracked { stream: socket.into(), _open: open }
+        Self { socket, peer, open }
+    }
+
+    fn track<S: From<OwnedFd>>(self) -> Tracked<S> {
+        Tracked { stream: self.socket.into(), _open: self.open }
     }
 }
 
@@ -236,18 +289,6 @@ fn pause_after(served: &ServedListener, error: &io::Error) {
         served.name
     );
     thread::sleep(PAUSE);
-}
-
-/// Sleeps for a moment, so that another thread can drop its clone of the listening socket.
-#[expect(clippy::disallowed_methods, reason = "a thread of the server's own waits")]
-fn pause() {
-    thread::sleep(Duration::from_millis(1));
-}
-
-/// Waits until a client is in the backlog of `socket`, but at most for `limit`.
-fn wait_for_client(socket: &Listener, limit: Duration) {
-    let limit = PollTimeout::try_from(limit).unwrap_or(PollTimeout::ZERO);
-    let _ = poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], limit);
 }
 
 impl<S> Tracked<S> {

@@ -240,7 +240,7 @@ impl ServedListeners {
     pub(in crate::lifecycle) fn cut(&self) {
         for one in &self.all {
             one.is_draining.store(false, Ordering::Relaxed);
-            let open = one.open.len() as u64;
+            let open = one.ledger.open() as u64;
             one.ledger.count(|events| events.counters.cut += open);
         }
     }

@@ -19,10 +19,7 @@ use crate::ledger::{
     ConnectionLimit, HeldPermit, ListenerEntry, ListenerEvents, ListenerLedger, Permit, Source,
 };
 use crate::lifecycle::embed::ArrivalQueue;
-use crate::net::{Listener, Peer, Stream, Traffic, pending};
-
-/// How long a blocking listener accepts the clients that are left in its backlog.
-const LAST_CLIENTS: Duration = Duration::from_secs(1);
+use crate::net::{Listener, Peer, Stream, Traffic, WatchedListener, pending, pending_blocking};
 
 /// A listener and the connections that were accepted on it.
 #[derive(Debug)]
@@ -41,8 +38,6 @@ pub(in crate::lifecycle) struct ServedListener {
     /// The time until which late clients may arrive. The successor replaced this listener with a
     /// new socket during the TCP handshakes of these clients.
     pub(super) late_until: OnceLock<Instant>,
-    /// When to close the socket, even if more clients wait in the backlog.
-    last_until: OnceLock<Instant>,
     /// Whether the server has requested this listener.
     pub(super) is_used: AtomicBool,
     /// The limit on the connections of all sockets with this name, if there is one.
@@ -71,17 +66,15 @@ pub(in crate::lifecycle) struct OpenConnection {
     _open: TaskTrackerToken,
 }
 
-/// The next client that is left on a listener on which no generation will accept again.
-#[derive(Debug)]
-pub(in crate::lifecycle) enum LastClient {
-    /// This client was left in the backlog, and is now accepted.
-    Accepted(OwnedFd, Peer),
-    /// No client waits now, but a late client may still arrive within this time.
-    MayArrive(Duration),
-    /// Another thread still holds the socket for a moment, so clients can still connect.
-    SocketInUse,
-    /// No client is left, and the socket is closed.
-    None,
+/// Whether a thread of the server still holds the socket of a listener on which this generation has
+/// stopped accepting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::lifecycle) enum SocketUse {
+    /// A thread that was about to accept holds the socket open, so clients can still connect. The
+    /// thread is usually done in a moment.
+    Continues,
+    /// No thread holds the socket.
+    Over,
 }
 
 /// When a listener stops accepting while the service stops.
@@ -113,7 +106,6 @@ impl ServedListener {
             socket: Mutex::new(Some(listener.clone())),
             is_given_up: AtomicBool::new(false),
             late_until: OnceLock::new(),
-            last_until: OnceLock::new(),
             is_used: AtomicBool::new(false),
             limit,
             is_copied: AtomicBool::new(false),
@@ -183,30 +175,27 @@ impl ServedListener {
         clients
     }
 
-    /// Accepts a client that is left in the backlog. Closes the socket if no client is left and no
-    /// more can arrive. While another thread still holds the socket, clients can connect. The
-    /// caller then tries again, but only for a limited time, because a server may keep that thread
-    /// waiting.
-    pub(in crate::lifecycle) fn accept_last(&self) -> LastClient {
+    /// Accepts the clients that are left in the backlog, for a server of threads. Then closes the
+    /// socket, unless a thread still holds it.
+    pub(in crate::lifecycle) fn take_backlog_blocking(&self) -> (Vec<(OwnedFd, Peer)>, SocketUse) {
         let mut socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(listener) = &*socket else { return LastClient::None };
-        let late = self.late_clients();
-        let until = *self.last_until.get_or_init(|| Instant::now() + LAST_CLIENTS);
-        if late.is_some() || Instant::now() < until {
-            if let Ok((client, peer)) = listener.accept_blocking() {
-                return LastClient::Accepted(client, peer);
-            }
-            if let Some(left) = late {
-                return LastClient::MayArrive(left);
-            }
-            if listener.is_cloned() {
-                return LastClient::SocketInUse;
-            }
+        let Some(listener) = &*socket else { return (Vec::new(), SocketUse::Over) };
+        let clients = pending_blocking(listener).collect();
+        if listener.is_cloned() {
+            return (clients, SocketUse::Continues);
         }
         if !self.is_copied.load(Ordering::Relaxed) {
             *socket = None;
         }
-        LastClient::None
+        (clients, SocketUse::Over)
+    }
+
+    /// Returns an accept loop for late clients. Returns `None` if no late clients can arrive on
+    /// this listener, or if the kernel lacks memory for the loop. Must be called in a tokio
+    /// runtime.
+    pub(in crate::lifecycle) fn watch_late(&self) -> Option<WatchedListener> {
+        self.late_clients()?;
+        WatchedListener::new(self.socket()?).ok()
     }
 
     /// Returns whether clients wait in the backlog.
@@ -221,6 +210,12 @@ impl ServedListener {
             sleep(left).await;
         }
         self.open.wait().await;
+    }
+
+    /// Returns a token that delays the end of the drain until it is dropped, as an open connection
+    /// does.
+    pub(in crate::lifecycle) fn hold_open(&self) -> TaskTrackerToken {
+        self.open.token()
     }
 
     /// Returns a token that delays the drain of `term` until it is dropped. An acceptor holds a
@@ -311,12 +306,12 @@ mod tests {
         let address = listener.address().to_owned();
         let served = ServedListener::new(&listener, StopOrder::First, OnHandoff::Drain, None);
         for _ in 0..2 {
-            assert!(matches!(served.accept_last(), LastClient::SocketInUse));
-            let _client = TcpStream::connect(&address).unwrap();
-            assert!(matches!(served.accept_last(), LastClient::Accepted(..)));
+            let _clients = [(); 2].map(|()| TcpStream::connect(&address).unwrap());
+            let (taken, socket_use) = served.take_backlog_blocking();
+            assert_eq!((taken.len(), socket_use), (2, SocketUse::Continues));
         }
         drop((listener, set));
-        assert!(matches!(served.accept_last(), LastClient::None));
+        assert_eq!(served.take_backlog_blocking().1, SocketUse::Over);
         assert!(TcpStream::connect(&address).is_err());
     }
 }

@@ -120,10 +120,7 @@ impl SocketAcceptor {
 
     /// Returns the source of the last clients of a listener that no other generation accepts on.
     fn last_clients(&mut self) -> ConnectionSource {
-        let late = self.served.socket().filter(|_| self.served.late_clients().is_some());
-        let Some(watched) = late.map(net::WatchedListener::new).and_then(Result::ok) else {
-            return self.backlog();
-        };
+        let Some(watched) = self.served.watch_late() else { return self.backlog() };
         // Do not let the drain wait for clients that may never arrive.
         self.accepting = None;
         ConnectionSource::Replaced(watched)
