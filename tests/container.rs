@@ -9,8 +9,8 @@ use nix::pty::openpty;
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    Client, Event, Handoffs, Line, Parent, SLOW_DRAIN, Storm, assert_becomes, exit_code, freeze,
-    holds, signal, thaw,
+    Client, Event, Handoffs, Line, Parent, REAL, Refusal, SLOW_DRAIN, Storm, assert_becomes,
+    exit_code, freeze, holds, signal, thaw,
 };
 
 /// Starts the daemon as process 1 of a pid namespace, and waits until it serves. Returns the
@@ -190,6 +190,23 @@ fn an_init_ends_although_its_parent_ignored_sigchld() {
     line.wait_for(1, Event::GenerationServing);
     signal(line.first_pid(), Signal::SIGTERM);
     assert_eq!(exit_code(line.first_pid()), 0);
+}
+
+/// The first generation may end before the init continues after the fork.
+#[test]
+fn an_init_ends_although_its_child_has_ended_before() {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    // Only the init is traced. It calls close_range(2) right after the fork.
+    let mut strace = Command::new("strace");
+    strace.arg("-D").arg("-o").arg(folder.path().join("trace"));
+    strace.args(["-e", "inject=close_range:delay_enter=500ms"]);
+    strace.args(["perl", "-e", "$SIG{CHLD} = 'IGNORE'; exec @ARGV or die", REAL]);
+    strace.args(["--init", "--listen", "/nonexistent/socket"]);
+    Refusal::of(strace).names(78, &["/nonexistent/socket", "No such file"]);
+    let trace = || fs::read_to_string(folder.path().join("trace")).unwrap();
+    assert_becomes(&true, || trace().contains("exited with 78"));
+    // The C library forks with clone(2).
+    assert!(trace().split_once("clone(").unwrap().1.contains("(DELAYED)"), "{}", trace());
 }
 
 #[test]

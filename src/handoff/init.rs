@@ -49,6 +49,8 @@ impl Init {
     pub(super) fn leave() -> Result<Self, Error> {
         let failed = || Error::system("start the init process");
         let (ours, theirs) = channel_pair().map_err(failed())?;
+        // Do this before the fork, because the child may end before the parent continues.
+        keep_exit_statuses().map_err(io::Error::from).map_err(failed())?;
         match fork_off().map_err(failed())? {
             Fork::Child => Ok(Self(theirs)),
             Fork::Init { child } => {
@@ -124,7 +126,6 @@ enum LineageState {
 
 impl InitProcess {
     fn new(child: Pid, channel: OwnedFd) -> io::Result<Self> {
-        keep_exit_statuses()?;
         let mut signals: SigSet = PASSED_ON.into_iter().collect();
         signals.add(Signal::SIGCHLD);
         let signals =
