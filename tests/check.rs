@@ -51,16 +51,21 @@ fn a_check_finds_a_file_in_the_way_of_a_socket() {
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     fs::write(path("file"), "precious").unwrap();
     nix::unistd::mkfifo(path("pipe").as_str(), nix::sys::stat::Mode::S_IRWXU).unwrap();
-    std::os::unix::fs::symlink("nowhere", path("link")).unwrap();
+    std::os::unix::fs::symlink("nowhere", path("dangling")).unwrap();
+    std::os::unix::fs::symlink("file", path("link")).unwrap();
+    // A parent such as systemd may pass the socket.
+    std::os::unix::fs::symlink("old.sock", path("link.sock")).unwrap();
     drop(std::os::unix::net::UnixListener::bind(path("old.sock")).unwrap());
     for flag in ["--listen", "--control"] {
-        for name in ["file", "pipe", "link"] {
+        for name in ["file", "pipe", "dangling", "link"] {
             check(folder.path(), &[flag, &path(name)])
                 .names(78, &[&path(name), "a file that is not a socket"]);
         }
-        check(folder.path(), &[flag, &path("old.sock")]).well();
+        for name in ["old.sock", "link.sock"] {
+            check(folder.path(), &[flag, &path(name)]).well();
+        }
     }
-    assert_eq!(fs::read_dir(&folder).unwrap().count(), 4);
+    assert_eq!(fs::read_dir(&folder).unwrap().count(), 6);
 }
 
 #[test]

@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use nix::unistd::{AccessFlags, eaccess};
@@ -74,9 +75,13 @@ fn refuse(name: String, path: &Path, source: io::Error) -> Error {
     Error::Bind { name, address: Address::UnixPath(path.to_owned()).to_string(), source }
 }
 
-/// Checks whether this process may bind a socket at `path`, which may replace an old socket file.
+/// Checks whether this process may bind a socket at `path`, which may replace an old socket file. A
+/// symbolic link to a socket is accepted, because a parent such as systemd may pass that socket.
 fn can_be_bound(path: &Path) -> io::Result<()> {
     can_be_made(path)?;
+    if fs::metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
+        return Ok(());
+    }
     match check_is_socket(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         Ok(()) | Err(_) => Ok(()),
