@@ -167,7 +167,9 @@ impl Life {
     ///
     /// This function first waits as [`Life::draining`] does. Then it waits until all accepted
     /// connections are closed, but at most for
-    /// [`Config::keep_alive_grace`](crate::Config::keep_alive_grace).
+    /// [`Config::keep_alive_grace`](crate::Config::keep_alive_grace). If a listener has moved, it
+    /// waits as long as late clients may arrive. It never waits longer than half of
+    /// [`Config::drain_timeout`](crate::Config::drain_timeout).
     ///
     /// If the server accepts on a listener by itself (see [`Life::tcp_listener`]), the library does
     /// not know its connections. Both waits then take their full time.
@@ -186,9 +188,7 @@ impl Life {
                     std::future::pending().await
                 }
             };
-            // Wait at least as long as late clients may arrive on a listener that the successor has
-            // replaced. A server that stops accepting earlier would lose these clients.
-            let limit = state.limits().keep_alive.max(served.late_clients());
+            let limit = state.limits().idle_time(served.late_clients());
             let _ = tokio::time::timeout(limit, ended).await;
         }
     }

@@ -108,7 +108,7 @@ impl Life {
                 }
             };
             let late = all.iter().filter_map(|one| one.late_clients()).max().unwrap_or_default();
-            let _ = timeout(state.limits().keep_alive.max(late), ended).await;
+            let _ = timeout(state.limits().idle_time(late), ended).await;
         })
     }
 }

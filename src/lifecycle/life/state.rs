@@ -60,7 +60,9 @@ pub(super) enum AloneState {
 #[derive(Clone, Copy, Debug)]
 pub(in crate::lifecycle) struct ServerLimits {
     pub(in crate::lifecycle) first_request: Duration,
-    pub(in crate::lifecycle) keep_alive: Duration,
+    keep_alive: Duration,
+    /// Half of the drain timeout. The other half is left for the connections to end.
+    longest: Duration,
 }
 
 impl LifeState {
@@ -133,8 +135,30 @@ impl ServerLimits {
     fn of(config: &Config) -> Self {
         Self {
             first_request: config.first_request_grace,
-            // Leave at least half of the drain timeout for the connections to end afterwards.
-            keep_alive: config.keep_alive_grace.min(config.drain_timeout / 2),
+            keep_alive: config.keep_alive_grace,
+            longest: config.drain_timeout / 2,
         }
+    }
+
+    /// Returns how long connections may wait for another request, if clients may still arrive on a
+    /// moved listener for the time `late`. A server that stopped accepting earlier would lose these
+    /// clients.
+    pub(in crate::lifecycle) fn idle_time(&self, late: Duration) -> Duration {
+        self.keep_alive.max(late).min(self.longest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn idle_connections_are_closed_before_the_drain_deadline() {
+        let [short, long] = [2, 30].map(|seconds| {
+            let drain_timeout = Duration::from_secs(seconds);
+            let limits = ServerLimits::of(&Config { drain_timeout, ..Config::default() });
+            [0, 3, 8].map(|late| limits.idle_time(Duration::from_secs(late)).as_secs())
+        });
+        assert_eq!((short, long), ([1, 1, 1], [5, 5, 8]));
     }
 }
