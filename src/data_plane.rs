@@ -50,7 +50,8 @@ pub(crate) trait DataPlane: CarryPlane {
     fn stop_accepting(&mut self) -> impl Future<Output = ()> + Send;
 
     /// Accepts all clients that wait in the backlogs of `listeners`, because no generation will
-    /// accept on these listeners again. Must be called before [`DataPlane::drain`].
+    /// accept on these listeners again. Must be called after [`DataPlane::stop_accepting`]. The
+    /// drain may have begun already. Then the connections are asked to finish at once.
     fn accept_backlog(&mut self, listeners: &[Listener]);
 
     /// Accepts the clients that wait in the backlogs after a rollback, in case no other process is
