@@ -233,6 +233,8 @@ fn a_reload_fails_at_once_when_nobody_is_left_to_answer() {
     let reload = line.ask(&["reload"]);
     line.wait_for(0, "hanging");
     let hanging = std::fs::read_to_string(line.folder().join("pid")).unwrap();
+    // By then the daemon has told the client of the reload that the handoff has begun.
+    line.asked(&["status"]).well();
     line.signal(1, Signal::SIGKILL);
     signal(hanging.trim().parse().unwrap(), Signal::SIGKILL);
     reload.wait().names(70, &["has died", "no daemon answers"]);

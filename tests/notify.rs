@@ -72,6 +72,8 @@ fn a_reload_ends_when_a_watched_generation_dies() {
     line.put_script("echo hanging >&2; exec sleep 1000");
     let reload = line.ask(&["reload"]);
     line.wait_for(0, "hanging");
+    // By then the daemon has told the client of the reload that the handoff has begun.
+    line.asked(&["status"]).well();
     line.signal(1, Signal::SIGKILL);
     reload.wait().names(70, &["has died"]);
 }
@@ -83,6 +85,8 @@ fn a_reload_fails_if_a_watched_generation_dies_in_the_bake() {
     let line = serve(&manager, &["--bake", "1h"], &[]);
     let reload = line.ask(&["reload"]);
     line.wait_for(2, Event::GenerationAccepting);
+    // By then the daemon has told the client of the reload that the handoff has begun.
+    line.asked(&["status"]).well();
     line.signal(1, Signal::SIGKILL);
     reload.wait().names(70, &["has died", "the service manager restarts the service"]);
 }
