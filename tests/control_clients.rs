@@ -239,3 +239,15 @@ fn a_reload_fails_at_once_when_nobody_is_left_to_answer() {
     signal(hanging.trim().parse().unwrap(), Signal::SIGKILL);
     reload.wait().names(70, &["has died", "no daemon answers"]);
 }
+
+/// The daemon answers before it waits for the successor, which is ready but hangs.
+#[test]
+fn a_hanging_successor_does_not_delay_the_answer() {
+    let line = Line::serve_controlled(&["--bake", "1h"]);
+    let reload = line.ask(&["reload", "--timeout", "5s"]);
+    line.wait_for(1, Event::SuccessorReady);
+    freeze(line.pid_of(2));
+    let answered = reload.wait();
+    assert!(!answered.err.contains("did not answer"), "{answered:?}");
+    answered.names(75, &["within the requested 5 s"]);
+}

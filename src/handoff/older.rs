@@ -71,8 +71,7 @@ impl Older {
             Received::Message(Message::Stop) if self.role == Role::Predecessor => {
                 Taken::Event(PredecessorEvent::Stop)
             }
-            // The message may follow `committed`, if the rollback crossed it.
-            Received::Message(Message::RolledBack) => Taken::Event(PredecessorEvent::RolledBack),
+            Received::Message(Message::RolledBack) => Taken::Event(self.rolled_back()),
             Received::Message(Message::Ask) if self.role == Role::Predecessor => {
                 Taken::Event(PredecessorEvent::Asked)
             }
@@ -96,6 +95,13 @@ impl Older {
                 Taken::End(self.role)
             }
         }
+    }
+
+    /// Handles the confirmation of a rollback. It is out of date if the predecessor has ended since
+    /// then, or has stopped waiting for this process. Then this process may hold the last listening
+    /// sockets.
+    fn rolled_back(&self) -> PredecessorEvent {
+        if self.channel.is_over() { PredecessorEvent::Lost } else { PredecessorEvent::RolledBack }
     }
 
     /// Takes a status report of the older generation, and ignores any other message.

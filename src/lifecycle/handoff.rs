@@ -226,15 +226,22 @@ impl<P: DataPlane> Driver<P> {
         let successor = self.process.generation.next();
         self.report_failure(successor, &failure);
         let was_ready = handoff.successor.as_ref().is_some_and(Successor::is_ready);
-        if let Some(successor) = handoff.successor.take() {
-            self.release(successor, &failure).await;
-        }
         let is_too_late =
             matches!(failure, HandoffFailure::OutOfTime { .. } | HandoffFailure::NotStarted { .. });
         let (outcome, why) = match (is_too_late, was_ready) {
             (true, _) => (Outcome::TimedOut, Refusal::TryAgain),
             (false, true) => (Outcome::RolledBack, Refusal::RolledBack),
             (false, false) => (Outcome::Failed, Refusal::Failed),
+        };
+        // Answer an operator whose time is over before the waits below.
+        if matches!(failure, HandoffFailure::OutOfTime { .. }) {
+            if let Some(reload) = handoff.reload.take() {
+                reload.answer.refuse(why, failure.to_string());
+            }
+        }
+        let rolled_back = match handoff.successor.take() {
+            Some(successor) => self.release(successor, &failure).await,
+            None => None,
         };
         self.history.failed(successor, outcome, failure.to_string());
         if let Some(answer) = handoff.waits_for_drain.take() {
@@ -253,12 +260,22 @@ impl<P: DataPlane> Driver<P> {
         let status = self.status().to_string();
         if let Some(active) = &mut self.active {
             active.not_handed_over(status);
+            // A generation that has retired must not wait here, because nobody accepts until it
+            // resumes.
+            if let Some(mut successor) = rolled_back.filter(|_| self.state.accepts()) {
+                successor.confirm_rollback(SETTLE_TIMEOUT).await;
+            }
         }
     }
 
-    /// Adds the counters of a failed successor to the totals, and kills the successor. Does not
-    /// kill a successor that stops by itself and is only draining its connections.
-    async fn release(&mut self, mut successor: Successor, failure: &HandoffFailure) {
+    /// Adds the counters of a failed successor to the totals, and kills the successor. If the
+    /// successor has rolled back the handoff and is only draining its connections, returns it
+    /// instead of killing it.
+    async fn release(
+        &mut self,
+        mut successor: Successor,
+        failure: &HandoffFailure,
+    ) -> Option<Successor> {
         // Let the successor drain its connections if it was told to stop, or if it accepts
         // connections but the handoff took too long. Any other successor that is still alive hangs
         // or violates the protocol.
@@ -272,18 +289,17 @@ impl<P: DataPlane> Driver<P> {
             let (last, live) = (last.counters.clone(), self.live_counters());
             self.history.add(last, &live);
         }
-        if is_well && self.state.accepts() {
-            successor.confirm_rollback(SETTLE_TIMEOUT).await;
+        if is_well {
+            return Some(successor);
         }
-        if !is_well {
-            if matches!(failure, HandoffFailure::Refused { .. }) {
-                // Wait until the successor has ended. It ends by itself, and first removes its
-                // files and stops its program.
-                successor.ended(SETTLE_TIMEOUT).await;
-            }
-            successor.end(StopMode::Kill);
-            self.log_lost_connections().await;
+        if matches!(failure, HandoffFailure::Refused { .. }) {
+            // Wait until the successor has ended. It ends by itself, and first removes its files
+            // and stops its program.
+            successor.ended(SETTLE_TIMEOUT).await;
         }
+        successor.end(StopMode::Kill);
+        self.log_lost_connections().await;
+        None
     }
 
     /// Logs how many connections may have been lost because they had moved to a successor that

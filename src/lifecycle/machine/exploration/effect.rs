@@ -74,7 +74,7 @@ impl ModelLineage {
                 match failure {
                     ModelFailure::ToldToStop => {
                         let listens = self.processes[successor].predecessor.is_some();
-                        if listens && self.processes[id].state.accepts() {
+                        if listens && self.processes[id].accepts {
                             self.tell_successor(successor, Word::RolledBack);
                         }
                         self.forget_the_unheard();
