@@ -137,6 +137,19 @@ fn a_successor_told_to_stop_at_the_commit_has_not_died() {
     assert_eq!(line.count(Event::SuccessorDied) + line.count(Event::GenerationResumed), 0);
 }
 
+/// The successor is ready, and then hangs. It must not take over.
+#[test]
+fn a_successor_that_hangs_in_the_bake_is_killed() {
+    let line = serve("3s");
+    line.signal(1, Signal::SIGHUP);
+    line.wait_for(1, Event::SuccessorReady);
+    freeze(line.pid_of(2));
+    let failed = line.wait_for(1, Event::HandoffFailed);
+    assert_eq!(failed.field("failure"), Some("unresponsive"), "{failed:?}");
+    assert_becomes(&vec![line.pid_of(1)], || line.processes());
+    line.assert_serves();
+}
+
 #[test]
 fn a_stopping_generation_does_not_resume() {
     let line = serve("0");

@@ -35,7 +35,7 @@ fn assert_answered_and_ended(clients: Vec<(Client, Vec<u8>)>) {
 
 #[test]
 fn the_successor_serves_the_backlog_at_a_handoff() {
-    let line = Line::serve(&[&["--bake", "300ms"][..], &SLOW_DRAIN].concat());
+    let line = Line::serve(&[&["--bake", "60s"][..], &SLOW_DRAIN].concat());
     let address = line.address();
     // This client keeps the old generation alive, however long it takes to freeze it.
     let mut held = line.hold();
@@ -44,8 +44,10 @@ fn the_successor_serves_the_backlog_at_a_handoff() {
     line.wait_for(1, Event::SuccessorReady);
     freeze(successor);
     freeze(line.first_pid());
-    // No process accepts now. The old generation wakes up only to retire, with a full backlog.
+    // No process accepts now. The old generation wakes up only to retire, with a full backlog. A
+    // stop during the bake makes it retire at once.
     let mut clients = ask(&address, MANY);
+    line.signal(1, Signal::SIGTERM);
     thaw(line.first_pid());
     line.wait_for(1, Event::DrainStarted.with("why", "retiring"));
     clients.extend(ask(&address, 100));
@@ -64,13 +66,12 @@ fn the_successor_serves_the_backlog_at_a_handoff() {
 
 #[test]
 fn the_backlog_outlives_the_process_that_opened_it() {
-    let line = Line::serve(&["--bake", "200ms"]);
+    let line = Line::serve(&["--bake", "0"]);
     let address = line.address();
-    line.signal(1, Signal::SIGHUP);
+    line.hand_over_from(1);
     let successor = line.pid_of(2);
-    line.wait_for(1, Event::SuccessorReady);
-    freeze(successor);
     assert_eq!(line.exit_code(1), 0);
+    freeze(successor);
     let mut clients = ask(&address, MANY);
     thaw(successor);
     for (client, request) in &mut clients {

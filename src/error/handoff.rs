@@ -70,6 +70,12 @@ pub(crate) enum HandoffFailure {
         /// The exit code or the signal with which the successor ended, if known.
         status: EndStatus,
     },
+    /// The successor did not answer at the end of its probation, so the predecessor killed it.
+    #[error("the new process was ready, but did not answer within {}", Seconds(*limit))]
+    Unresponsive {
+        /// The time limit for the answer.
+        limit: Duration,
+    },
     /// The successor received a request to stop while it could still be rolled back.
     #[error("the new process received a stop request before it had taken over")]
     ToldToStop,
@@ -110,6 +116,7 @@ impl HandoffFailure {
             Self::OutOfTime { .. } => "out-of-time",
             Self::NotStarted { .. } => "not-started",
             Self::EndedLate { .. } => "ended-late",
+            Self::Unresponsive { .. } => "unresponsive",
             Self::ToldToStop => "told-to-stop",
             Self::GivenBack { .. } => "given-back",
             Self::NotYielded { .. } => "not-yielded",

@@ -7,6 +7,7 @@
 
 mod outcome;
 mod reload;
+mod stage;
 
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -16,8 +17,7 @@ use tokio::time::Instant;
 use super::driver::Driver;
 use super::machine::State;
 use super::pid_file::log_failure;
-use super::startup::REPORT_TIME;
-use super::timers::{Timer, deadline};
+use super::timers::deadline;
 use crate::carry::{self, CarriedState};
 use crate::control::{Answer, Refusal};
 use crate::data_plane::DataPlane;
@@ -26,7 +26,11 @@ use crate::handoff::{Commit, LaunchSpec, StopMode, Successor};
 use crate::report::{GenerationState, Outcome, Report};
 use reload::Reload;
 pub(super) use reload::milliseconds;
+pub(super) use stage::Stage;
 
+/// How long a successor may take to answer a request at the end of the bake. A busy machine may
+/// delay the answer.
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long to wait for the last messages of a successor whose handoff has failed.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -44,59 +48,6 @@ pub(super) struct Handoff {
     /// The channel through which connections move to the successor. It is created when the handoff
     /// is committed. The drain takes it out of this field.
     pub(super) carry_channel: Option<OwnedFd>,
-}
-
-/// The stage of a handoff, with its deadline. The deadline is `None` if the clock cannot represent
-/// it.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) enum Stage {
-    /// The successor must not be started yet, because a predecessor is still moving connections to
-    /// this process.
-    Delayed(Option<Instant>),
-    /// The successor is starting, and must be ready by the deadline.
-    Starting(Option<Instant>),
-    /// The successor accepts connections. The handoff is committed at the deadline, unless it fails
-    /// first.
-    Baking(Option<Instant>),
-    /// The successor's probation has ended. The handoff is committed when the tasks that run in
-    /// only one generation have ended here. It fails at the deadline.
-    Yielding(Option<Instant>),
-    /// The handoff has no deadline: it has not begun, is committed, or the successor was told to
-    /// stop.
-    #[default]
-    Idle,
-}
-
-impl Stage {
-    /// Returns the deadline of this stage with its purpose, or `None` if the stage has no deadline.
-    pub(super) fn timer(self) -> Option<(Instant, Timer)> {
-        match self {
-            Self::Delayed(until) => until.map(|until| (until, Timer::Delay)),
-            Self::Starting(until) => until.map(|until| (until, Timer::Ready)),
-            Self::Baking(until) => until.map(|until| (until, Timer::Bake)),
-            Self::Yielding(until) => until.map(|until| (until, Timer::Yield)),
-            Self::Idle => None,
-        }
-    }
-
-    /// Gives a successor that is starting at least `time` from now until it must be ready.
-    pub(super) fn extend_start(&mut self, time: Duration) {
-        if let Self::Starting(Some(until)) = self {
-            let time = time.saturating_add(REPORT_TIME);
-            *until = deadline(time).map_or(*until, |later| later.max(*until));
-        }
-    }
-
-    /// Returns whether the handoff waits for the end of the tasks that run in only one generation.
-    pub(super) const fn is_yielding(self) -> bool {
-        matches!(self, Self::Yielding(_))
-    }
-
-    /// Returns whether the start of the successor is delayed, because a predecessor is still moving
-    /// connections to this process.
-    pub(super) const fn is_delayed(self) -> bool {
-        matches!(self, Self::Delayed(_))
-    }
 }
 
 impl Handoff {
@@ -169,6 +120,30 @@ impl<P: DataPlane> Driver<P> {
     pub(super) fn start_bake(&mut self) {
         if let Some(handoff) = &mut self.handoff {
             handoff.stage = Stage::Baking(deadline(self.config.bake));
+        }
+    }
+
+    /// Asks the successor for its status at the end of the bake. The handoff continues with the
+    /// answer. It continues at once without a bake, or if a successor of an older version does not
+    /// know the request.
+    pub(super) fn check_successor(&mut self) {
+        let Some(Handoff { stage, successor: Some(successor), .. }) = &mut self.handoff else {
+            return;
+        };
+        if !self.config.bake.is_zero() {
+            successor.ask();
+        }
+        if successor.poll().is_due() {
+            *stage = Stage::Checking(deadline(ANSWER_TIMEOUT));
+        } else {
+            self.end_alone_tasks();
+        }
+    }
+
+    /// Continues the handoff after the successor has answered, if the handoff waits for the answer.
+    pub(super) fn successor_answered(&mut self) {
+        if self.handoff.as_ref().is_some_and(|one| matches!(one.stage, Stage::Checking(_))) {
+            self.end_alone_tasks();
         }
     }
 

@@ -183,6 +183,7 @@ impl<P: DataPlane> Driver<P> {
                 None
             }
             SuccessorEvent::Reported => {
+                self.successor_answered();
                 self.answer_complete_status();
                 None
             }

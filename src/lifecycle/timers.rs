@@ -24,8 +24,10 @@ pub(super) enum Timer {
     /// The handoff fails at this deadline, because the operator who requested the reload stops
     /// waiting then.
     Operator,
-    /// The successor's probation ends at this deadline, and the handoff is committed.
+    /// The bake ends at this deadline. The handoff is then committed, unless the successor hangs.
     Bake,
+    /// The handoff fails at this deadline if the successor has not answered at the end of the bake.
+    Answer,
     /// The handoff fails at this deadline if a task that runs in only one generation has not ended.
     Yield,
     /// The tasks that run in only one generation are dropped at this deadline, because this

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::active_role::{ActiveRole, Duty};
 use super::driver::{Driver, Occurrence};
-use super::handoff::Handoff;
+use super::handoff::{ANSWER_TIMEOUT, Handoff};
 use super::life::LifeRequest;
 use super::machine::{Event, State};
 use super::pid_file::PidFile;
@@ -114,9 +114,10 @@ impl<P: DataPlane> Driver<P> {
             Timer::Ready => HandoffFailure::TimedOut { limit }.into(),
             Timer::Operator => self.out_of_time().into(),
             Timer::Bake => {
-                self.end_alone_tasks();
+                self.check_successor();
                 return Ok(None);
             }
+            Timer::Answer => HandoffFailure::Unresponsive { limit: ANSWER_TIMEOUT }.into(),
             Timer::Yield => HandoffFailure::NotYielded { limit: self.config.alone_timeout }.into(),
             Timer::Duties => {
                 self.alone_tasks_expired()?;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::Handoff;
+use super::{ANSWER_TIMEOUT, Handoff};
 use crate::control::{Answer, Refusal, ReloadOptions, Reply};
 use crate::data_plane::DataPlane;
 use crate::drain::DrainReport;
@@ -97,14 +97,14 @@ impl<P: DataPlane> Driver<P> {
         let carry = if self.is_start_delayed() { config.drain_timeout } else { Duration::ZERO };
         let alone_tasks =
             if self.life.state.has_alone_tasks() { config.alone_timeout } else { Duration::ZERO };
-        total([carry, config.ready_timeout, config.bake, alone_tasks])
+        total([carry, config.ready_timeout, config.bake, ANSWER_TIMEOUT, alone_tasks])
     }
 
     /// Gives a successor that is starting at least `time` from now until it must be ready. Also
     /// tells an operator who has set no time limit to wait longer.
     pub(in crate::lifecycle) fn extend_start(&mut self, time: Duration) {
         let successor = self.process.generation.next();
-        let later = total([time, self.config.bake, self.config.alone_timeout]);
+        let later = total([time, self.config.bake, ANSWER_TIMEOUT, self.config.alone_timeout]);
         let Some(handoff) = &mut self.handoff else { return };
         handoff.stage.extend_start(time);
         if let Some(reload) = handoff.reload.as_mut().filter(|reload| !reload.is_limited) {
