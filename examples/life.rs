@@ -94,6 +94,11 @@ fn main() -> Result<(), Box<dyn Error>> {
             echo(life).await
         })?,
         "echo" => server.serve_with(echo)?,
+        "early" => server.serve_with(async |life| {
+            let _dropped_early = (life.acceptor("echo")?, life.ready());
+            life.retired().await;
+            Ok::<_, handoffd::Error>(())
+        })?,
         "threads" => server.serve_with(threads)?,
         "one-thread" => server
             .configure(|config| config.drain_timeout = Duration::from_secs(60))

@@ -48,6 +48,15 @@ fn an_own_server_serves_its_backlog_when_it_stops() {
     line.wait_for_end();
 }
 
+/// The server does not accept until it gets `None`, as it should.
+#[test]
+fn an_acceptor_dropped_too_early_is_reported() {
+    let line = start("early");
+    let _waiting = Client::connect(&addresses(&line).0).unwrap();
+    stop(&line, line.first_pid());
+    assert_eq!(line.count(Event::ListenerBacklogLost.with("listener", "echo")), 1);
+}
+
 /// The clients in the backlog wait for the only thread longer than the address stays open.
 #[test]
 fn a_server_of_one_thread_serves_its_backlog_when_it_stops() {

@@ -234,6 +234,7 @@ impl Drop for CutOnDrop {
         term.drain();
         self.0.state.cut.cancel();
         if let Some(served) = self.0.state.served.get() {
+            served.report_lost_clients();
             served.close_all();
         }
     }

@@ -137,8 +137,10 @@ async fn queue_last_clients(served: &Arc<ServedListener>, queue: &UnboundedSende
         return;
     }
     let enqueue = |(socket, peer)| {
-        // Ignore an error: the server has dropped its listener in the meantime.
-        let _ = queue.send(BlockingClient::new(served, socket, peer, None));
+        // A send fails if the server has dropped its listener in the meantime.
+        if let Err(unsent) = queue.send(BlockingClient::new(served, socket, peer, None)) {
+            unsent.0.open.cut();
+        }
     };
     if let Some(mut late) = served.watch_late() {
         while let Some(left) = served.late_clients() {
@@ -230,6 +232,26 @@ impl BlockingListener {
         watched.extend(sockets.map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)));
         let _ = poll(&mut watched, PollTimeout::NONE);
         watched[0].any().unwrap_or(false)
+    }
+}
+
+impl Drop for BlockingListener {
+    /// Cuts the clients that are left in the queue, because no thread serves them.
+    fn drop(&mut self) {
+        let queue = self.last_clients.get_mut().unwrap_or_else(PoisonError::into_inner);
+        queue.close();
+        let left = std::iter::from_fn(|| queue.try_recv().ok());
+        let count = left.map(|client| client.open.cut()).count();
+        if count > 0 {
+            let listener = self.all.first().map_or("", |served| &served.name);
+            let reason = "the server has dropped its listener";
+            tracing::error!(
+                event = "listener.backlog_lost",
+                listener,
+                reason,
+                "the last {count} clients of {listener} are reset: {reason}"
+            );
+        }
     }
 }
 

@@ -143,6 +143,21 @@ impl ServedListeners {
         self.all.iter().filter(is_copied).for_each(|one| one.close_now());
     }
 
+    /// Logs an error for each listener whose last clients the server has not accepted, although no
+    /// other generation will accept them. The kernel resets their connections.
+    pub(in crate::lifecycle) fn report_lost_clients(&self) {
+        for one in self.all.iter().filter(|one| one.is_given_up() && one.has_clients()) {
+            let listener = &*one.name;
+            let reason = "the server has ended or has dropped its acceptor";
+            tracing::error!(
+                event = "listener.backlog_lost",
+                listener,
+                reason,
+                "the last clients in the backlog of {listener} are reset: {reason}"
+            );
+        }
+    }
+
     /// Closes all sockets, because the server has ended or the predecessor serves the clients.
     pub(in crate::lifecycle) fn close_all(&self) {
         self.all.iter().for_each(|one| one.close_now());

@@ -278,6 +278,14 @@ impl OpenConnection {
             entry.end(ListenerEvents::carried);
         }
     }
+
+    /// Counts the connection as cut, because this generation closes it without serving it.
+    pub(in crate::lifecycle) fn cut(mut self) {
+        let is_draining = self.served.is_draining.load(Ordering::Relaxed);
+        if let Some(entry) = self.entry.take().filter(|_| is_draining) {
+            entry.end(|events| events.counters.cut += 1);
+        }
+    }
 }
 
 impl Drop for OpenConnection {
