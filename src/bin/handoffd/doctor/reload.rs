@@ -74,15 +74,19 @@ fn control_socket(unit: &Unit, findings: &mut Vec<Finding>) {
     }
 }
 
+/// How long the new process may take to answer at the end of the bake.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Checks that systemd waits until a handoff has ended.
 fn timeout(unit: &Unit, daemon: &Daemon, findings: &mut Vec<Finding>) {
-    let handoff = Duration::from_millis(
+    let configured = Duration::from_millis(
         daemon.settings.ready_timeout_ms.saturating_add(daemon.settings.bake_ms),
     );
+    let handoff = configured.saturating_add(ANSWER_TIMEOUT);
     if let Some(limit) = unit.time("TimeoutStartUSec").filter(|limit| *limit <= handoff) {
         let why = format!(
-            "this limit also applies to a reload, which may take {} (--ready-timeout plus --bake), \
-            so systemd may report a successful reload as failed; use a longer time",
+            "this limit also applies to a reload, which may take {} (--ready-timeout, --bake and \
+            5 s), so systemd may report a successful reload as failed; use a longer time",
             humantime::format_duration(handoff)
         );
         let setting = format!("TimeoutStartSec={}", humantime::format_duration(limit));

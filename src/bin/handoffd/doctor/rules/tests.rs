@@ -97,7 +97,7 @@ fn each_setting_that_breaks_a_handoff_is_found() {
             "ExecReload=-",
         ),
         ("RuntimeDirectory", "", "RuntimeDirectory="),
-        ("TimeoutStartUSec", "31s", "TimeoutStartSec=31s"),
+        ("TimeoutStartUSec", "36s", "TimeoutStartSec=36s"),
         ("SystemCallFilter", "clone execve", "SystemCallFilter="),
         ("SystemCallFilter", "~ptrace execve:EPERM", "SystemCallFilter="),
     ] {
