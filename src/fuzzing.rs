@@ -12,9 +12,9 @@ pub fn message(packet: &[u8]) -> bool {
     crate::handoff::fuzz::message(packet)
 }
 
-/// Parses everything that a process inherits at startup. The input is the environment in the format
-/// of `/proc/PID/environ`, an empty variable as a separator, and the predecessor's first message.
-/// Panics if the process would pass on different values to its own successor.
+/// Parses all that a process inherits at its start. The input consists of the environment, in the
+/// format of `/proc/PID/environ`, an empty variable, and the first message of the predecessor.
+/// Panics if the process would inherit one value and pass on another to its own successor.
 #[must_use]
 pub fn birth(bytes: &[u8]) -> bool {
     let program = crate::handoff::fuzz::birth(bytes);

@@ -16,7 +16,8 @@ pub struct Loop {
     pub listener: usize,
     /// The index of the upstream in its listener's list.
     pub upstream: usize,
-    /// The index of the listener to which a connection to the upstream leads.
+    /// The index of the listener that the upstream's address belongs to. Connections to the
+    /// upstream arrive there.
     pub leads_to: usize,
 }
 

@@ -219,7 +219,8 @@ impl Inheritance {
         }
     }
 
-    /// Creates the inheritance of a process without a predecessor.
+    /// Collects what a process without a predecessor has inherited: its sockets and its
+    /// environment.
     fn new(
         environment: &Environment,
         generation: Generation,

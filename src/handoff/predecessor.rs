@@ -68,7 +68,8 @@ pub(crate) enum PredecessorEvent {
     Asked,
     /// The predecessor has sent the counters of the older generations that have ended.
     Counted(Box<Counters>),
-    /// The predecessor has sent the last status report of an older generation that has not ended.
+    /// The predecessor has passed on the latest status report of an older process, which still
+    /// finishes its connections.
     Draining(Box<Report>),
     /// The predecessor will move its connections to this process over the given channel. The number
     /// is the version of the protocol for moving connections.

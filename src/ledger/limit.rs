@@ -149,7 +149,8 @@ impl ConnectionLimit {
         );
     }
 
-    /// Returns a permit with `change`. Wakes an accept loop if a permit is free now.
+    /// Gives a permit back by calling `change`. If a permit is free afterwards, wakes an accept
+    /// loop that waits for one.
     fn release(&self, change: impl FnOnce(&mut Permits)) {
         let mut permits = self.lock();
         change(&mut permits);

@@ -154,8 +154,8 @@ fn probation(pending: PendingReload, event: Event) -> (State, Vec<Action>) {
         // Otherwise this generation could be rolled back while its own successor is on probation.
         Event::ReloadRequested => (State::Probation { pending: PendingReload::One }, vec![]),
         // Keep the listening sockets open until the predecessor has reacted to the rollback. If the
-        // predecessor has ended, this generation may hold the last copies. Then it must serve the
-        // clients in the backlogs.
+        // predecessor has ended, no other process may hold these sockets. Then this generation must
+        // serve the clients that wait on them.
         Event::Terminate => (State::Stopping, vec![TellRollback, StopAccepting, Drain]),
         // Do not exit before the predecessor's last messages are read. If the predecessor was told
         // to stop too, this generation ends the whole service.

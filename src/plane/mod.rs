@@ -137,7 +137,8 @@ impl<T: RelayOwner> Plane<T> {
         }
     }
 
-    /// Moves bytes as long as any connection has more, and lets other tasks run in between.
+    /// Moves the bytes of all connections that have bytes to move. Lets other tasks of the thread
+    /// run in between.
     async fn turns(
         &self,
         events: &mut Vec<SocketEvent>,

@@ -1,5 +1,6 @@
-//! The running calls of the program's server function. There is one call for each term, a period in
-//! which the generation accepts connections.
+//! The running calls of the server function, which the program has passed to the library. The
+//! function is called again each time that the generation begins to accept connections again, for
+//! example after its successor has died.
 //!
 //! A call may still wait for the end of its connections when the next call begins. So several calls
 //! can run at the same time, in one task.

@@ -141,8 +141,8 @@ enum RunEnd {
     ForGood,
 }
 
-/// Waits until a run of a task has ended. Tells the task to stop when this generation hands over to
-/// its successor. The request to stop remains even if the handoff fails before the task has ended.
+/// Waits until the task has ended once. Tells the task to stop when this generation hands over to
+/// its successor, and does not take this back if the handoff then fails.
 async fn run_once(
     mut work: JoinHandle<()>,
     stop: Stop,

@@ -163,8 +163,8 @@ impl ServedListeners {
         self.all.iter().for_each(|one| one.close_now());
     }
 
-    /// Records that no generation will accept on `listeners` again. Returns the listeners in whose
-    /// backlog clients wait.
+    /// Records that no generation will accept on `listeners` again. Returns those on which clients
+    /// still wait to be accepted.
     pub(in crate::lifecycle) fn give_up(&self, listeners: &[Listener]) -> Vec<Arc<ServedListener>> {
         let give_up = |listener: &Listener| {
             let is_it = |one: &&Arc<ServedListener>| {

@@ -42,7 +42,8 @@ pub(in crate::lifecycle) struct ServedListener {
     pub(super) is_used: AtomicBool,
     /// The limit on the connections of all sockets with this name, if there is one.
     pub(super) limit: Option<Arc<ConnectionLimit>>,
-    /// Whether the server has a copy of the socket, on which it accepts by itself.
+    /// Whether the server has taken a copy of the socket, on which it accepts connections without
+    /// this library.
     pub(super) is_copied: AtomicBool,
     pub(super) open: TaskTracker,
     /// Whether a connection that ends now counts as drained. After a cut, all connections have

@@ -62,7 +62,8 @@ pub(super) struct Finding {
 pub(super) enum Severity {
     /// The setting makes a handoff fail, or makes systemd report a wrong outcome.
     Breaks,
-    /// The setting makes a handoff fail only if something else goes wrong too.
+    /// A handoff works with this setting, but fails if another problem comes on top, such as a
+    /// crash.
     Risks,
 }
 use Severity::{Breaks, Risks};

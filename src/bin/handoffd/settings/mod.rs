@@ -229,7 +229,8 @@ fn routes(services: &[(handoffd::listen::ListenerName, ServiceConfig)]) -> Route
     })
 }
 
-/// Combines all settings with which the daemon starts.
+/// Checks and combines the settings of the daemon and of its listeners, so that the daemon can
+/// start.
 fn start(
     daemon: DaemonSettings,
     listeners: Listeners,

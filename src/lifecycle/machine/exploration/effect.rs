@@ -1,4 +1,5 @@
-//! What each action of the state machine does to the simulated processes of the lifecycle test.
+//! The simulation of the actions of the state machine, for the lifecycle test. Each action changes
+//! the simulated processes as it would change real ones.
 
 use super::line::{
     Breach, Deadlines, Id, ModelFailure, ModelLineage, ModelOutcome, ModelPaths, ModelSuccessor,

@@ -114,9 +114,9 @@ fn a_peer_that_closes_its_unix_socket_is_gone() {
     assert!(matches!(watched.gone(), PeerLoss::Closed));
 }
 
-/// A read that does not fill its buffer has emptied the socket, so the next read waits for an
-/// event. No event follows if the stream has ended right after these bytes, but the end must be
-/// read.
+/// After a read that does not fill its buffer, the socket is empty, and the next read usually waits
+/// for an event. But if the stream ended right after these bytes, no event follows. The end must be
+/// read all the same.
 #[test]
 fn the_end_behind_the_last_bytes_is_read() {
     let mut watched = tcp();
