@@ -62,7 +62,8 @@ fn the_file_sets_the_metrics_address() {
 #[test]
 fn a_listener_at_its_limit_makes_clients_wait() {
     let text = "workers = 2\n\
-                [listener.few]\naddress = \"127.0.0.1:0\"\nservice = \"echo\"\nmax_connections = 3\n\
+                [listener.few]\naddress = \"127.0.0.1:0\"\nservice = \"echo\"\n\
+                max_connections = 3\n\
                 [listener.many]\naddress = \"127.0.0.1:0\"\nservice = \"echo\"\n";
     let line = serve(text, &[]);
     let few = line.address_of("few");
