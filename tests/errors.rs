@@ -1,5 +1,5 @@
-//! Fault injection: any system call of a handoff may fail, and either side may be killed. `cargo
-//! test --test errors` runs a sample.
+//! Fault injection: any system call of a handoff may fail, and either side may be killed. This is a
+//! sample. `cargo test --test errors` runs all of it.
 
 #[path = "errors/embedded.rs"]
 mod embedded;
@@ -31,6 +31,11 @@ fn any_call_between_the_forks_may_fail() {
 #[test]
 fn any_call_of_the_init_may_fail() {
     matrix::init(Extent::Sample);
+}
+
+#[test]
+fn any_call_of_an_old_embedded_server_may_fail() {
+    embedded::old_generation(Extent::Sample);
 }
 
 #[test]

@@ -84,23 +84,20 @@ fn hand_over(line: &Line, plan: &Plan, finish: impl FnOnce() -> String) -> Resul
     }
 }
 
-/// Detaches the tracer from the successor, because it would follow the next process as well.
+/// Detaches from the successor, because strace would follow the next process as well. See
+/// [`Tracer::detach`].
 fn detach_from_successor(line: &Line) {
     let is_strace = |pid: &u32| {
         fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "strace\n")
     };
     let tracers = || line.processes().into_iter().filter(is_strace).collect::<Vec<_>>();
     for tracer in tracers() {
-        signal(tracer, Signal::SIGINT);
+        signal(tracer, Signal::SIGKILL);
     }
     assert_becomes(&vec![], tracers);
 }
 
 /// Fails calls of every thread of the old generation.
-#[allow(
-    dead_code,
-    reason = "not in the sample: strace sometimes waits forever for a process with threads"
-)]
 pub(crate) fn old_generation(extent: Extent) {
     let line = serve();
     let tracer = Tracer::attach(&line, line.first_pid(), &["-f"]);

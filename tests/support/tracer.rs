@@ -7,9 +7,7 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use nix::sys::signal::Signal;
-
-use super::{Line, signal};
+use super::Line;
 
 /// A running strace that is attached to a process.
 #[derive(Debug)]
@@ -39,9 +37,14 @@ impl Tracer {
         Self { strace, trace }
     }
 
-    /// Detaches from the process, and returns the trace.
+    /// Detaches from the process, and returns the trace. No call should be about to fail, because
+    /// the process would get `ENOSYS` for it.
+    ///
+    /// Kills strace, because the kernel then detaches from all threads at once (see ptrace(2)).
+    /// With SIGINT, strace would stop every thread and wait for it. It would wait forever if the
+    /// process were just about to end.
     pub(crate) fn detach(mut self) -> String {
-        signal(self.strace.id(), Signal::SIGINT);
+        self.strace.kill().unwrap();
         self.strace.wait().unwrap();
         fs::read_to_string(&self.trace).unwrap()
     }
