@@ -138,8 +138,9 @@ impl Departures {
 
     /// Waits until every connection that can move has moved, ended or been refused.
     async fn all_went(&self, arriving: &TaskTracker, others: &impl UnregisteredConnections) {
+        others.register_all().await;
         // Also wait for connections that still arrive from the predecessor, because they must move
-        // on to the successor.
+        // on to the successor. This may take long, because the predecessor may hang.
         arriving.wait().await;
         loop {
             others.register_all().await;

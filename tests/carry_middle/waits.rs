@@ -4,7 +4,7 @@
 use nix::sys::signal::Signal;
 
 use super::scene::{Kind, Scene};
-use super::{AT_ONCE, KINDS, SOME};
+use super::{AT_ONCE, KINDS, LONG_DRAIN, SOME};
 use crate::support::{Client, Event, exit_code, thaw};
 
 #[test]
@@ -19,6 +19,25 @@ fn a_handoff_that_would_cut_a_carry_waits_until_it_is_over() {
         thaw(first);
         scene.line.wait_for(3, Event::CarryTakenOver.with("taken", SOME).with("refused", 0));
         assert_eq!([exit_code(first), exit_code(successor)], [0, 0]);
+        assert_eq!(scene.heard(), SOME, "{kind:?}\n{}", scene.line.text());
+    }
+}
+
+/// The first generation hangs in the middle of its carry. The connections of the second one move
+/// to the third, because they do not depend on it.
+#[test]
+fn connections_pass_on_while_an_older_generation_hangs() {
+    for kind in KINDS {
+        let mut scene = Scene::set(kind, SOME, &LONG_DRAIN);
+        scene.take();
+        let mut new = Client::connect(&scene.line.address()).unwrap();
+        new.echo(b"before").unwrap();
+        scene.line.put_real();
+        scene.line.signal(2, Signal::SIGHUP);
+        // The first generation has not read yet which connections were taken over.
+        scene.line.wait_for_count(AT_ONCE + 1, Event::ConnectionEnded.with("ending", "carried"));
+        new.echo(b"after").unwrap();
+        thaw(scene.line.first_pid());
         assert_eq!(scene.heard(), SOME, "{kind:?}\n{}", scene.line.text());
     }
 }
