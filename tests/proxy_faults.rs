@@ -215,17 +215,21 @@ fn a_client_that_leaves_while_waiting_is_released() {
     );
 }
 
-/// The proxy logs once that no upstream was available.
+/// The proxy logs once that no upstream was available, and why.
 #[test]
 fn a_client_without_an_upstream_is_reset_in_the_end() {
-    let line = Line::proxy(&[&format!("127.0.0.1:{}", free_port())], &[]);
-    let mut clients = [(); 3].map(|()| Client::connect(&line.address()).unwrap());
-    for client in &mut clients {
-        client.expect_reset();
+    for patience in ["1ms", "1s"] {
+        let upstream = format!("127.0.0.1:{}", free_port());
+        let line = Line::proxy(&[&upstream], &["--connect-patience", patience]);
+        let mut clients = [(); 3].map(|()| Client::connect(&line.address()).unwrap());
+        for client in &mut clients {
+            client.expect_reset();
+        }
+        let said = line.wait_for(1, Event::UpstreamNoneAvailable);
+        assert!(said.text.starts_with("WARN"), "{said:?}");
+        assert!(said.text.contains("Connection refused"), "{said:?}");
+        assert_eq!(line.count(Event::UpstreamNoneAvailable), 1);
     }
-    let said = line.wait_for(1, Event::UpstreamNoneAvailable);
-    assert!(said.text.starts_with("WARN"), "{said:?}");
-    assert_eq!(line.count(Event::UpstreamNoneAvailable), 1);
 }
 
 #[test]

@@ -49,6 +49,8 @@ enum Failed {
     ClientGone,
     /// The client has waited for an upstream as long as the configuration allows.
     TimedOut,
+    /// Every upstream was tried for this client before this pass began.
+    NoneLeft,
 }
 
 impl Proxy {
@@ -93,13 +95,19 @@ impl Proxy {
             let reason = match self.go_round(client, header, limit, (tried, unfinished)).await {
                 Ok(connected) => return Ok(connected),
                 Err(Failed::ClientGone) => return Err(client_disconnected()),
-                Err(Failed::Upstream(reason) | Failed::LocalShortage(reason)) => reason,
-                Err(Failed::TimedOut) => io::ErrorKind::TimedOut.into(),
+                Err(Failed::Upstream(reason) | Failed::LocalShortage(reason)) => Some(reason),
+                Err(Failed::TimedOut) => Some(io::ErrorKind::TimedOut.into()),
+                Err(Failed::NoneLeft) => None,
             };
             let next = Instant::now() + pause;
-            if until.is_some_and(|until| next >= until) {
-                self.upstreams.turned_away(client.listener(), &reason);
-                return Err(reason);
+            // If this pass tried no upstream, make another one like it. Its error is the reason to
+            // turn the client away.
+            if let Some(reason) = reason {
+                if until.is_some_and(|until| next >= until) {
+                    self.upstreams.turned_away(client.listener(), &reason);
+                    return Err(reason);
+                }
+                limit = until;
             }
             sleep_until(next).await;
             if client.stream.has_left() {
@@ -108,7 +116,6 @@ impl Proxy {
             tried.clear();
             unfinished.clear();
             pause = (pause * 2).min(LAST_PAUSE);
-            limit = until;
         }
     }
 
@@ -160,7 +167,7 @@ impl Proxy {
                 Err(other) => return Err(other),
             }
         }
-        Err(Failed::Upstream(last.unwrap_or_else(|| io::ErrorKind::NotConnected.into())))
+        Err(last.map_or(Failed::NoneLeft, Failed::Upstream))
     }
 
     /// Connects to one upstream. Gives up at `limit` or after the connect timeout, whichever is
