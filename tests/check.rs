@@ -135,6 +135,7 @@ fn check_names_what_is_wrong_with_a_program() {
         (&["--env-file", "/nonexistent", "--", "true"], &["/nonexistent", "No such file"]),
         (&["--env-file", "/dev/zero", "--", "true"], &["/dev/zero", "not a regular file"]),
         (&["--working-directory", "/nonexistent", "--", "true"], &["/nonexistent"]),
+        (&["--working-directory", REAL, "--", "true"], &[REAL, "Not a directory"]),
         (&["--ready-command", "no-such-check", ";", "--", "true"], &["no-such-check"]),
     ] {
         let line = ["check", "run", "--listen", "web=127.0.0.1:0"];
@@ -155,6 +156,9 @@ fn check_names_what_is_wrong_with_a_program() {
         ),
         (&["--check-interval", "1s", "--", "true", "{fd}"], 64, &["cannot be checked again"]),
         (&["--lifetime", "1s", "--", "true", "{fd}"], 64, &["--lifetime has no effect"]),
+        (&["--max-connections", "7", "--", "true", "{fd}"], 64, &["max_connections 7"]),
+        (&["--ready", "alive", "--ready-command", "b", ";", "--", "a"], 64, &["both given"]),
+        (&["--ready", "after:30s", "--", "true"], 64, &["never be ready", "(ready_timeout)"]),
         (&["--ready", "soon", "--", "true"], 64, &["--ready", "expected notify"]),
         (&["--stop-signal", "STOP", "--", "true"], 64, &["--stop-signal"]),
         (&["--env", "=x", "--", "true"], 64, &["--env", "NAME=VALUE"]),

@@ -6,6 +6,7 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::unistd::{AccessFlags, eaccess};
 
@@ -94,7 +95,10 @@ impl PreparedCommand {
 /// Returns [`Error::ProgramNotStarted`] if it cannot. The error names the directory.
 pub(super) fn check_directory(directory: &Path) -> Result<(), Error> {
     let what = || format!("the program in the directory {}", directory.display());
-    let entered = eaccess(directory, AccessFlags::X_OK).map_err(io::Error::from);
+    let entered = match eaccess(directory, AccessFlags::X_OK) {
+        Ok(()) if !directory.is_dir() => Err(io::Error::from(Errno::ENOTDIR)),
+        entered => entered.map_err(io::Error::from),
+    };
     entered.map_err(|source| not_started(what(), source))
 }
 

@@ -17,7 +17,7 @@ use super::output;
 use super::placeholder::{Placeholder, replace};
 use super::ready::Probe;
 use crate::address::Address;
-use crate::config::{Listeners, ProgramConfig, Ready};
+use crate::config::{Attach, ListenerConfig, Listeners, ProgramConfig, Ready};
 use crate::error::Error;
 use crate::generation::Generation;
 use crate::net::Listener;
@@ -217,13 +217,16 @@ pub fn check(config: &ProgramConfig) -> Result<(), Error> {
 }
 
 /// Checks the settings of a program that refer to its listeners, without looking at any file: its
-/// placeholders must have values, and the descriptors of the listeners must be free.
+/// placeholders must have values, the descriptors of the listeners must be free, and no listener
+/// may have a setting that the program would not follow.
 ///
 /// # Errors
-/// Returns [`Error::NoSuchListener`] or [`Error::Setting`] for a placeholder that has no value, and
-/// for a descriptor that is used twice.
+/// Returns [`Error::NoSuchListener`] or [`Error::Setting`] for a placeholder that has no value, for
+/// a descriptor that is used twice, and for the connection limit of a listener on which the program
+/// itself accepts connections.
 pub fn check_settings(config: &ProgramConfig, listeners: &Listeners) -> Result<(), Error> {
     let Listeners::Named(named) = listeners else { return Ok(()) };
+    check_limits(config, named.as_slice())?;
     let named = named.as_slice().iter().enumerate();
     let names: Vec<_> = named.map(|(index, listener)| listener.name_at(index)).collect();
     check_ready_descriptor(config, names.len())?;
@@ -237,6 +240,18 @@ pub fn check_settings(config: &ProgramConfig, listeners: &Listeners) -> Result<(
         Some(name) if !names.iter().any(|known| known == name.as_str()) => {
             Err(Error::no_such_listener(name.as_str(), &names))
         }
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// Checks that no listener has a connection limit if the program itself accepts connections.
+fn check_limits(config: &ProgramConfig, listeners: &[ListenerConfig]) -> Result<(), Error> {
+    match listeners.iter().find_map(|listener| listener.max_connections) {
+        Some(limit) if config.attach == Attach::Inherit => Err(Error::Setting {
+            setting: "max_connections",
+            value: limit.to_string(),
+            why: "expected no limit, because the program itself accepts connections",
+        }),
         Some(_) | None => Ok(()),
     }
 }

@@ -5,11 +5,13 @@ use std::path::Path;
 use clap::Args;
 use handoffd::control::default_control_path;
 use handoffd::listen::{Address, Listeners, OnHandoff};
+use handoffd::program::{ProgramConfig, Ready};
 use handoffd::{Config, MaxGenerations};
 use serde::Deserialize;
 use tracing_subscriber::filter::Targets;
 
 use super::kinds::{FilePath, LogFormat, SocketPath, Time, Wait, WorkerCount};
+use super::mistake::Mistake;
 use super::value::{Given, set, value};
 
 /// The settings of the daemon. A field that is `None` was not given.
@@ -103,6 +105,23 @@ impl DaemonSettings {
             log: self.log.or(file.log),
             log_format: self.log_format.or(file.log_format),
         }
+    }
+
+    /// Checks that a program that counts as ready after a time can be ready before the timeout.
+    pub(super) fn check_ready_time(&self, program: &ProgramConfig) -> Result<(), Mistake> {
+        let Some(Ready::After(time)) = program.ready else { return Ok(()) };
+        let given = self.ready_timeout.as_ref();
+        let timeout = given.map_or(Config::default().ready_timeout, |timeout| timeout.value);
+        if time < timeout {
+            return Ok(());
+        }
+        let what = format!(
+            "the program would never be ready: it counts as ready after {} s, but may take only \
+            {} s (ready_timeout): expected a shorter time, or a longer timeout",
+            time.as_secs_f64(),
+            timeout.as_secs_f64()
+        );
+        Err(Mistake::at(given.and_then(|timeout| timeout.offset), what))
     }
 
     /// Returns the configuration of a generation with these settings and listeners.

@@ -238,6 +238,9 @@ fn start(
     InitFlag { init }: InitFlag,
     runtime_directory: Option<&Path>,
 ) -> Result<StartSettings, Mistake> {
+    if let Served::Program(program) = &served {
+        daemon.check_ready_time(program)?;
+    }
     let metrics = daemon.metrics.clone();
     let workers = value(daemon.workers.clone());
     let log = value(daemon.log.clone());

@@ -115,6 +115,7 @@ impl ProgramSettings {
         let command = words(self.command.unwrap_or_default());
         let mut config =
             ProgramConfig::new(command).map_err(|error| Mistake::at(place, error.to_string()))?;
+        check_one_ready(self.ready.as_ref(), self.ready_command.as_deref(), source)?;
         let ready_place = self.ready.as_ref().and_then(|ready| ready.offset);
         config.ready = value(self.ready).or(self.ready_command.map(words).map(Ready::Command));
         let interval_place = self.check_interval.as_ref().map(|interval| interval.offset);
@@ -145,6 +146,19 @@ impl ProgramSettings {
         self.relay.apply(&mut config.relay, source, addresses)?;
         Ok(config)
     }
+}
+
+/// Checks that `ready` and `ready_command` are not both given, because there is only one ready
+/// condition.
+fn check_one_ready(
+    ready: Option<&Given<Ready>>,
+    command: Option<&[Given<ProgramArgument>]>,
+    source: SettingSource,
+) -> Result<(), Mistake> {
+    let (Some(_), Some(command)) = (ready, command) else { return Ok(()) };
+    let (ready, setting) = (source.name("ready"), source.name("ready_command"));
+    let what = format!("{ready} and {setting} are both given, expected only one of them");
+    Err(Mistake::at(command.first().and_then(|word| word.offset), what))
 }
 
 /// Checks that the ready condition works with the setting `attach`, and that it can be checked

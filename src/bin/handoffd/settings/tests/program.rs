@@ -129,6 +129,16 @@ fn a_wrong_program_is_refused_at_its_place() {
             "3:24: proxy_header_timeout has no effect on its own",
         ),
         (
+            "[program]\ncommand = ['a']\nready = 'alive'\nready_command = ['b']\n\
+            [listener.web]\naddress = '@a'",
+            "4:18: ready and ready_command are both given",
+        ),
+        (
+            "[program]\ncommand = ['a', '{fd}']\n[listener.web]\naddress = '@a'\n\
+            max_connections = 1",
+            "1:1: bad max_connections 1: expected no limit",
+        ),
+        (
             "[program]\ncommand = ['a']\nready = 'soon'",
             "3:9: bad ready condition \"soon\": expected notify",
         ),
