@@ -77,6 +77,7 @@ claims! {
     programs::a_release_that_fails_in_the_bake_is_rolled_back,
     programs::killing_a_program_or_its_generation_refuses_no_client,
     programs::a_program_that_hangs_is_started_again,
+    programs::a_stop_in_the_bake_lets_the_clients_finish,
     programs::a_stop_lets_the_clients_of_a_program_finish,
     programs::a_program_that_ends_ends_its_service,
     programs::a_reload_reads_the_surroundings_again,

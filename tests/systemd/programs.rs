@@ -25,6 +25,10 @@ const APP: &str = "/opt/handoffd/app";
 /// variable, the echo server has no control socket.
 const GOOD: &str = "unset RUNTIME_DIRECTORY; echo \"data is $DATA in $(pwd -P)\" >&2; \
                     exec /opt/handoffd/1/handoffd --log off --no-carry \"$@\"";
+/// A release that cuts its connections when it is told to stop. A program that drains by itself
+/// would hide a stop that comes too early.
+const ABRUPT: &str = "unset RUNTIME_DIRECTORY; trap 'kill -KILL $p; exit' TERM; \
+                      /opt/handoffd/1/handoffd --log off --no-carry \"$@\" & p=$!; wait";
 
 /// A lab with the instance `app`.
 pub(crate) struct ProgramLab(Lab);
@@ -226,11 +230,7 @@ pub(crate) fn a_program_that_hangs_is_started_again(system: System) {
 /// A stop does not reach the program before its last connection has ended.
 pub(crate) fn a_stop_lets_the_clients_of_a_program_finish(system: System) {
     let lab = ProgramLab::serving(system, "");
-    // A program that drains by itself would hide a stop that comes too early.
-    lab.release(
-        "unset RUNTIME_DIRECTORY; trap 'kill -KILL $p; exit' TERM; \
-        /opt/handoffd/1/handoffd --log off --no-carry \"$@\" & p=$!; wait",
-    );
+    lab.release(ABRUPT);
     lab.reload().well();
     let mut old = lab.client();
     lab.reload().well();
@@ -247,6 +247,41 @@ pub(crate) fn a_stop_lets_the_clients_of_a_program_finish(system: System) {
         (lab.show("ActiveState"), lab.show("Result")),
         ("inactive".into(), "success".into())
     );
+}
+
+/// The stop command sees that the old process hands over to the new one, and stops that one too.
+pub(crate) fn a_stop_in_the_bake_lets_the_clients_finish(system: System) {
+    let lab = ProgramLab::serving_with_bake(system, "1h", "");
+    lab.release(ABRUPT);
+    // The stop command runs only if systemd itself does not reload the service.
+    let reload = lab.0.start(&[PROGRAM, "reload", "--control", CONTROL]);
+    let open_at_successor = || {
+        let status = lab.status();
+        let generations = status["generations"].as_array().unwrap();
+        let new = generations.iter().find(|one| one["state"] == "probation")?;
+        new["connections"]["open"].as_u64()
+    };
+    lab.0.wait("the bake", |_| open_at_successor().is_some());
+    // The old process has no client, so it ends as soon as it has handed over.
+    let mut client = loop {
+        let client = lab.client();
+        if open_at_successor() == Some(1) {
+            break client;
+        }
+    };
+    let old = lab.pids().0;
+    let stop = lab.0.start(&["systemctl", "stop", "handoffd-run@app.socket", UNIT]);
+    lab.wait_for_end(old);
+    lab.0.wait("the new process to stop", |lab| {
+        let said = lab.run(&[PROGRAM, "status", "--json", "--control", CONTROL]);
+        said.out.contains("\"state\":\"stopping\"")
+    });
+    client.echo(b"still here").unwrap();
+    client.half_close().unwrap();
+    client.expect_end().unwrap();
+    reload.wait().well();
+    stop.wait().well();
+    assert_eq!(lab.show("Result"), "success");
 }
 
 /// The main process has ended by itself, so the stop command has no process to stop.
