@@ -33,8 +33,8 @@ pub(super) struct Running {
     /// process.
     named: Option<NamedProcess>,
     words: LastOutput,
-    /// A channel that closes when the program's last output has arrived.
-    written: oneshot::Receiver<Infallible>,
+    /// A channel that closes when the program's last output has been copied. `None` after that.
+    written: Option<oneshot::Receiver<Infallible>>,
     /// Whether no process of the program is left. Then send no signal, because the kernel may reuse
     /// the id of the process group for an unrelated group.
     is_gone: bool,
@@ -54,7 +54,9 @@ impl Running {
     pub(super) fn new(child: Child, errors: OwnedFd) -> io::Result<Self> {
         let words = LastOutput::default();
         match words.follow(errors) {
-            Ok(written) => Ok(Self { child, named: None, words, written, is_gone: false }),
+            Ok(written) => {
+                Ok(Self { child, named: None, words, written: Some(written), is_gone: false })
+            }
             Err(error) => {
                 child.signal_group(Signal::SIGKILL);
                 Err(error)
@@ -134,16 +136,27 @@ impl Running {
     }
 
     /// Kills all processes of the program, and reaps the child. Returns the status of the child, or
-    /// `None` if it has already been reaped.
+    /// `None` if it has already been reaped. Also waits a short time for the last output.
     pub(super) async fn kill(&mut self) -> Option<ExitStatus> {
         self.signal_all(Signal::SIGKILL);
         self.is_gone = true;
-        self.child.wait().await.ok()
+        let status = self.child.wait().await.ok();
+        self.last_output().await;
+        status
+    }
+
+    /// Waits a short time until the program's last output has been copied. Without this wait, the
+    /// output would be lost if this process ends at once.
+    pub(super) async fn last_output(&mut self) {
+        let Some(written) = &mut self.written else { return };
+        if timeout(LAST_WORDS_TIMEOUT, written).await.is_ok() {
+            self.written = None;
+        }
     }
 
     /// Returns how the program ended and what it wrote last, as a part of a sentence.
     pub(super) async fn described(&mut self, status: Option<ExitStatus>) -> String {
-        let _ = timeout(LAST_WORDS_TIMEOUT, &mut self.written).await;
+        self.last_output().await;
         format!("with {}{}", describe(status), self.words.quoted())
     }
 }
@@ -173,4 +186,39 @@ fn describe(status: Option<ExitStatus>) -> String {
 pub(super) fn exit_code(status: ExitStatus) -> Option<u8> {
     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
     code.and_then(|code| u8::try_from(code).ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::child::{ChildProgram, start};
+
+    #[tokio::test]
+    async fn the_last_output_of_a_killed_program_is_awaited() {
+        let program = c"/bin/sleep".to_owned();
+        let arguments = [program.clone(), c"1000".to_owned()];
+        let child = start(&ChildProgram {
+            program: &program,
+            arguments: &arguments,
+            environment: &[],
+            listen_pid: false,
+            descriptors: &[],
+            directory: None,
+            umask: None,
+            on_our_death: Signal::SIGKILL,
+        });
+        let (copies, written) = oneshot::channel();
+        let mut running = Running {
+            child: child.unwrap(),
+            named: None,
+            words: LastOutput::default(),
+            written: Some(written),
+            is_gone: false,
+        };
+        let mut killed = Box::pin(running.kill());
+        assert!(timeout(LAST_WORDS_TIMEOUT / 10, &mut killed).await.is_err(), "it did not wait");
+        drop(copies);
+        assert_eq!(killed.await.unwrap().signal(), Some(9));
+        assert!(running.written.is_none());
+    }
 }

@@ -182,6 +182,7 @@ impl Instance {
                 }
                 () = sleep(GROUP_PAUSE), if has_ended => {
                     if !running.is_left().await {
+                        running.last_output().await;
                         return;
                     }
                 }
