@@ -72,56 +72,70 @@ pub(super) fn read(path: &Path) -> io::Result<Vec<(String, String)>> {
         if !is_name(name) {
             return Err(invalid(index + 1));
         }
-        let mut value = value.trim_start().to_owned();
-        // A value with an open quote or a trailing backslash continues on the next line.
-        let unquoted = loop {
-            match unquote(&value) {
-                Some(unquoted) => break unquoted,
-                None => match lines.next() {
-                    Some((_, next)) => value = format!("{value}\n{next}"),
-                    None => return Err(invalid(index + 1)),
-                },
-            }
-        };
-        variables.push((name.to_owned(), unquoted));
+        let mut unquoted = UnquotedValue::default();
+        let mut end = unquoted.add(value.trim_start());
+        while end == LineEnd::Continues {
+            let (_, next) = lines.next().ok_or_else(|| invalid(index + 1))?;
+            end = unquoted.add(next);
+        }
+        variables.push((name.to_owned(), unquoted.text));
     }
     Ok(variables)
 }
 
-/// Returns a value without its quotes and backslashes. Returns `None` if the value continues on the
-/// next line.
-fn unquote(value: &str) -> Option<String> {
-    let mut unquoted = String::new();
-    let (mut quote, mut kept) = (None, 0);
-    let mut letters = value.chars();
-    while let Some(letter) = letters.next() {
-        match (quote, letter) {
-            (None, '\'' | '"') => quote = Some(letter),
-            (Some(open), _) if letter == open => {
-                quote = None;
-                kept = unquoted.len();
+/// A value without its quotes and backslashes. It is read line by line, so that a long value takes
+/// only linear time.
+#[derive(Default)]
+struct UnquotedValue {
+    text: String,
+    /// The quote that is open.
+    quote: Option<char>,
+    /// The length of the text whose trailing white space belongs to the value.
+    kept: usize,
+}
+
+/// Whether a value ends with the line that was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LineEnd {
+    /// The value is complete.
+    Complete,
+    /// A quote is open, or the line ends in a backslash. So the value continues on the next line.
+    Continues,
+}
+
+impl UnquotedValue {
+    /// Adds a line to the value.
+    fn add(&mut self, line: &str) -> LineEnd {
+        let mut letters = line.chars();
+        while let Some(letter) = letters.next() {
+            match (self.quote, letter) {
+                (None, '\'' | '"') => self.quote = Some(letter),
+                (Some(open), _) if letter == open => {
+                    self.quote = None;
+                    self.kept = self.text.len();
+                }
+                (None | Some('"'), '\\') => match letters.next() {
+                    None => return LineEnd::Continues,
+                    Some(escaped @ ('"' | '\\' | '`' | '$')) if self.quote.is_some() => {
+                        self.text.push(escaped);
+                    }
+                    Some(escaped) if self.quote.is_some() => self.text.extend(['\\', escaped]),
+                    Some(escaped) => {
+                        self.text.push(escaped);
+                        self.kept = self.text.len();
+                    }
+                },
+                _ => self.text.push(letter),
             }
-            (None | Some('"'), '\\') => match letters.next() {
-                None => return None,
-                Some('\n') => {}
-                Some(escaped @ ('"' | '\\' | '`' | '$')) if quote.is_some() => {
-                    unquoted.push(escaped)
-                }
-                Some(escaped) if quote.is_some() => unquoted.extend(['\\', escaped]),
-                Some(escaped) => {
-                    unquoted.push(escaped);
-                    kept = unquoted.len();
-                }
-            },
-            _ => unquoted.push(letter),
         }
+        if self.quote.is_some() {
+            self.text.push('\n');
+            return LineEnd::Continues;
+        }
+        let end = self.text.trim_end().len().max(self.kept);
+        self.text.truncate(end);
+        LineEnd::Complete
     }
-    if quote.is_some() {
-        return None;
-    }
-    let end = unquoted.trim_end().len().max(kept);
-    unquoted.truncate(end);
-    Some(unquoted)
 }
 
 #[cfg(test)]
@@ -146,6 +160,17 @@ mod tests {
             ("H", "x y "),
         ];
         assert_eq!(said, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
+    }
+
+    /// If each line were read again with all lines before it, this would take minutes.
+    #[test]
+    fn a_long_value_is_read_in_linear_time() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let lines = "x\n".repeat(300_000);
+        std::fs::write(file.path(), format!("A='{lines}'")).unwrap();
+        assert_eq!(read(file.path()).unwrap(), [("A".to_owned(), lines.clone())]);
+        std::fs::write(file.path(), format!("A='{lines}")).unwrap();
+        assert!(read(file.path()).unwrap_err().to_string().contains("line 1"));
     }
 
     #[test]
