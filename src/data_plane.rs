@@ -21,17 +21,21 @@ use crate::report::{CarryForecast, Connections, Counters, ProgramReport};
 /// A server that accepts and serves clients. The module `lifecycle` starts and stops it.
 pub(crate) trait DataPlane: CarryPlane {
     /// Starts to accept connections on all `listeners`. Must be called in a tokio runtime, at the
-    /// start and again after a drain. [`DataPlane::started`] waits until connections are accepted.
+    /// start and again after a drain. [`PlaneEvent::Started`] reports when it accepts connections.
     ///
     /// # Errors
     /// Returns an error if it is immediately clear that the data plane cannot start.
     fn start(&mut self, listeners: &[Listener]) -> Result<(), Error>;
 
-    /// Waits until the data plane accepts connections on all listeners. Cancel safe.
+    /// Waits until the data plane accepts connections on all listeners. Only the default of
+    /// [`DataPlane::next`] calls it, so a data plane that overrides that function does not need it.
+    /// Cancel safe.
     ///
     /// # Errors
     /// Returns the reason why the data plane will never accept connections.
-    fn started(&self) -> impl Future<Output = Result<(), Error>> + Send;
+    fn started(&self) -> impl Future<Output = Result<(), Error>> + Send {
+        pending()
+    }
 
     /// Returns the error for a data plane that has not started within `limit`.
     fn not_started(&self, limit: Duration) -> Error {

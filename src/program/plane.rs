@@ -169,11 +169,6 @@ impl<S: Service> DataPlane for ProgramPlane<S> {
         self.replace(Order::Prove, Order::Run);
     }
 
-    async fn started(&self) -> Result<(), Error> {
-        self.all_ready().await;
-        Ok(())
-    }
-
     fn not_started(&self, limit: Duration) -> Error {
         match self.instances.iter().find_map(Observed::missing) {
             Some(why) => Error::ProgramNotReady { limit, why },
