@@ -52,17 +52,19 @@ impl LastOutput {
         let words = self.clone();
         std::thread::Builder::new().name("program-output".to_owned()).spawn(move || {
             let _follows: oneshot::Sender<Infallible> = follows;
-            words.pass_on(File::from(pipe));
+            words.pass_on(File::from(pipe), io::stderr());
         })?;
         Ok(followed)
     }
 
-    fn pass_on(&self, mut pipe: File) {
+    /// Copies everything from `pipe` to `output`. Ignores errors of `output`, because the program
+    /// must keep running even if our standard error is closed.
+    fn pass_on(&self, mut pipe: File, mut output: impl Write + AsFd) {
         let (mut buffer, mut line) = (vec![0; 16 * 1024], Vec::new());
+        let mut last = b'\n';
         while let Ok(count @ 1..) = pipe.read(&mut buffer) {
-            // Ignore errors, because the program must keep running even if our standard error is
-            // closed.
-            let _ = write_all(io::stderr(), &buffer[..count]);
+            let _ = write_all(&mut output, &buffer[..count]);
+            last = buffer[count - 1];
             for byte in &buffer[..count] {
                 match byte {
                     b'\n' => self.keep(&std::mem::take(&mut line)),
@@ -72,6 +74,10 @@ impl LastOutput {
             }
         }
         self.keep(&line);
+        if last != b'\n' {
+            // End the program's last line, so that the next log record begins on a new line.
+            let _ = write_all(&mut output, b"\n");
+        }
     }
 
     fn keep(&self, line: &[u8]) {
@@ -90,7 +96,7 @@ impl LastOutput {
 /// Writes a chunk to `output`, if possible in a single call, so that lines of several programs
 /// rarely mix. A program that shares the output may make it non-blocking. The function then waits
 /// until the output has room.
-fn write_all(mut output: impl Write + AsFd, mut bytes: &[u8]) -> io::Result<()> {
+fn write_all(output: &mut (impl Write + AsFd), mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         match output.write(bytes) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
@@ -156,6 +162,18 @@ mod tests {
         assert!(quoted.ends_with(&end), "{quoted}");
     }
 
+    #[test]
+    fn the_last_line_of_a_program_is_ended() {
+        for (said, expected) in [("", ""), ("a\n", "a\n"), ("a\nb", "a\nb\n")] {
+            let ((theirs, program), (read, write)) = (pipe().unwrap(), pipe().unwrap());
+            File::from(program).write_all(said.as_bytes()).unwrap();
+            LastOutput::default().pass_on(File::from(theirs), File::from(write));
+            let mut written = String::new();
+            File::from(read).read_to_string(&mut written).unwrap();
+            assert_eq!(written, expected);
+        }
+    }
+
     #[tokio::test]
     async fn a_newline_is_waited_for() {
         let (read, write) = pipe().unwrap();
@@ -175,8 +193,9 @@ mod tests {
         const LONG: usize = 300_000;
         let (read, write) = pipe().unwrap();
         rustix::io::ioctl_fionbio(&write, true).unwrap();
-        let writer =
-            std::thread::spawn(move || write_all(File::from(write), &vec![b'x'; LONG]).unwrap());
+        let writer = std::thread::spawn(move || {
+            write_all(&mut File::from(write), &vec![b'x'; LONG]).unwrap()
+        });
         let mut written = Vec::new();
         File::from(read).read_to_end(&mut written).unwrap();
         writer.join().unwrap();
