@@ -1,6 +1,8 @@
 //! Tests of what a program reports to the daemon and to the service manager: its notifications, its
 //! watchdog, its counters, and its exit code.
 
+use std::fs;
+
 use nix::sys::signal::Signal;
 
 use crate::counters::request;
@@ -94,6 +96,24 @@ fn a_wrapper_may_name_the_main_process() {
     line.assert_serves();
     line.signal(1, Signal::SIGTERM);
     line.wait_for_end();
+}
+
+/// The wrapper has ended with exit code 0, but the main process is killed.
+#[test]
+fn a_killed_main_process_is_not_counted_as_its_wrapper() {
+    let line = run(|command, folder| {
+        let main = format!("env -u NOTIFY_SOCKET {REAL} \"$@\" &");
+        put(folder, &format!("{main} systemd-notify MAINPID=$!; exit 0"));
+        fs::write(folder.join("healthy"), "").unwrap();
+        command.args(["--check-interval", "50ms", "--ready-command", "test", "-e"]);
+        command.arg(folder.join("healthy")).args([";", "--"]).arg(folder.join("app")).args(PRIVATE);
+    });
+    line.wait_for(1, Event::ProgramMainProcess);
+    line.wait_for(1, Event::GenerationServing);
+    fs::remove_file(line.folder().join("healthy")).unwrap();
+    line.wait_for(1, Event::ProgramRestarting);
+    let status = line.asked(&["status", "--json"]).well();
+    assert!(!status.contains("\"exits_by_code\":{\"0\""), "{status}");
 }
 
 #[test]

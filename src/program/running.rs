@@ -135,12 +135,16 @@ impl Running {
         !self.is_gone
     }
 
-    /// Kills all processes of the program, and reaps the child. Returns the status of the child, or
-    /// `None` if it has already been reaped. Also waits a short time for the last output.
+    /// Kills all processes of the program, and reaps the child. Returns the status of the main
+    /// process, or `None` if the kernel no longer has it. Also waits a short time for the last
+    /// output.
     pub(super) async fn kill(&mut self) -> Option<ExitStatus> {
         self.signal_all(Signal::SIGKILL);
         self.is_gone = true;
-        let status = self.child.wait().await.ok();
+        let mut status = self.child.wait().await.ok();
+        if self.named.is_some() {
+            status = self.ended().await.ok().flatten();
+        }
         self.last_output().await;
         status
     }
