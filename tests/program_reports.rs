@@ -9,6 +9,10 @@ use crate::counters::request;
 use crate::programs::{INHERITING, PRIVATE, good, put, run, run_app, started};
 use crate::support::{Client, Event, Line, Manager, REAL, signal};
 
+/// A command that sends `READY=1`, and waits for nothing.
+const SEND_READY: &str = "perl -e 'socket(S, 1, 2, 0) and \
+    connect(S, pack(\"Sa*\", 1, $ENV{NOTIFY_SOCKET})) and send(S, \"READY=1\", 0) or die'";
+
 /// Runs the echo program with a service manager whose watchdog waits for this many milliseconds.
 fn run_watched(manager: &Manager, milliseconds: u64, bake: &str) -> Line {
     let line = run(|command, folder| {
@@ -114,6 +118,22 @@ fn a_killed_main_process_is_not_counted_as_its_wrapper() {
     line.wait_for(1, Event::ProgramRestarting);
     let status = line.asked(&["status", "--json"]).well();
     assert!(!status.contains("\"exits_by_code\":{\"0\""), "{status}");
+}
+
+/// A child of the program reports `READY=1` when the program has died and was reaped by the daemon.
+#[test]
+fn a_program_that_has_died_does_not_make_the_next_one_ready() {
+    let script = format!(
+        "cd \"$(dirname \"$0\")\"
+        if [ -e again ]; then sleep 0.2; exit 3; fi
+        : > again
+        (while kill -0 $$ 2> errors; do sleep 0.01; done; {SEND_READY}) &
+        {SEND_READY}; exec {REAL} \"$@\""
+    );
+    let line = run_app(&script, &["--ready", "notify"], &PRIVATE);
+    signal(started(&line, 1), Signal::SIGKILL);
+    line.wait_for_count(2, Event::ProgramRestarting);
+    assert!(line.text().contains("ended before it was ready, with exit code 3"), "{}", line.text());
 }
 
 #[test]

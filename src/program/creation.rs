@@ -9,7 +9,6 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::instance::{Instance, SharedListeners};
-use super::notify::NotifySocket;
 use super::observed::{Facts, InstanceState, Observed, Order};
 use super::plane::{OtherListeners, Phase, ProgramPlane};
 use super::private;
@@ -78,11 +77,8 @@ impl<S: Service> ProgramPlane<S> {
     }
 
     /// Starts one task for each instance (process) of the program. The tasks then wait for orders.
-    pub(super) fn prepare(&mut self) -> Result<(), Error> {
+    pub(super) fn prepare(&mut self) {
         for (number, private) in self.private.iter().enumerate() {
-            let path = self.folder.path().join(format!("notify-{number}"));
-            let notify = NotifySocket::bind(&path)
-                .map_err(Error::system("create the program's notification socket"))?;
             let state = watch::Sender::new(InstanceState::Ended);
             let facts = Arc::<Mutex<Facts>>::default();
             self.instances.push(Observed { state: state.subscribe(), facts: Arc::clone(&facts) });
@@ -93,7 +89,7 @@ impl<S: Service> ProgramPlane<S> {
                 listeners: Arc::clone(&self.listeners),
                 private: private.clone(),
                 watchdog: self.host.watchdog.map(|limit| limit / 2),
-                notify,
+                folder: self.folder.path().to_owned(),
                 orders: self.orders.subscribe(),
                 failures: self.failures.clone(),
                 state,
@@ -101,6 +97,5 @@ impl<S: Service> ProgramPlane<S> {
             };
             self.tasks.spawn(instance.run());
         }
-        Ok(())
     }
 }

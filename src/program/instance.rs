@@ -5,6 +5,7 @@
 //! the process and its group are killed, so no program outlives its generation.
 
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -64,7 +65,8 @@ pub(super) struct Instance {
     pub(super) private: Option<Address>,
     /// The maximum time between two answers of the program to its watchdog.
     pub(super) watchdog: Option<Duration>,
-    pub(super) notify: NotifySocket,
+    /// The folder of the notification sockets.
+    pub(super) folder: PathBuf,
     pub(super) orders: watch::Receiver<Order>,
     pub(super) failures: watch::Sender<Option<ProgramFailure>>,
     pub(super) state: watch::Sender<InstanceState>,
@@ -176,6 +178,7 @@ impl Instance {
     }
 
     fn start(&self) -> Result<(Running, Probe, Option<OwnedFd>), Error> {
+        let notify = self.notify_socket()?;
         let listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let launch = ProgramLaunch {
             config: &self.config,
@@ -184,12 +187,19 @@ impl Instance {
             listeners: &listeners,
             private: self.private.as_ref(),
             watchdog: self.watchdog,
-            notify: self.notify.path(),
+            notify: notify.path(),
         };
         private::clear(self.private.as_ref());
         let Launched { child, errors, ready, probe } = launch.start()?;
-        let running = Running::new(child, errors).map_err(Error::system("start a thread"))?;
-        Ok((running, probe, ready))
+        let running = Running::new(child, errors, notify);
+        Ok((running.map_err(Error::system("start a thread"))?, probe, ready))
+    }
+
+    /// Creates the notification socket for the next start.
+    fn notify_socket(&self) -> Result<NotifySocket, Error> {
+        let start = self.facts().counters.starts;
+        NotifySocket::bind(&self.folder.join(format!("notify-{}-{start}", self.number)))
+            .map_err(Error::system("create the program's notification socket"))
     }
 
     pub(super) fn count_end(&self, status: Option<ExitStatus>) {

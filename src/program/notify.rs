@@ -2,8 +2,9 @@
 //!
 //! Only messages from the program's own processes count: those in its process group, and its
 //! descendants. A sender that ends before its message is read also counts, because a short command
-//! such as systemd-notify(1) may end at once. The socket is in a private folder, so that only
-//! processes of the same user can send to it.
+//! such as systemd-notify(1) may end at once, and its ancestors are then unknown. This is safe,
+//! because the socket is in a private folder: only processes of the same user can send to it, and
+//! they could also signal this process.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -16,12 +17,14 @@ use tokio::io::unix::AsyncFd;
 
 use crate::sys;
 use crate::sys::ancillary::{Sender, SenderProcess, receive_with_attachments, report_senders};
+use crate::sys::process::has_ended;
 use crate::sys::socket::Packet;
 
 /// The maximum size of a message in bytes, as in systemd.
 const LONGEST: usize = 4096;
 
-/// The socket to which a program sends its notifications.
+/// The socket to which a program sends its notifications. Each start of the program has a socket of
+/// its own, so that a message of an earlier start never counts for a later one.
 #[derive(Debug)]
 pub(super) struct NotifySocket {
     socket: AsyncFd<OwnedFd>,
@@ -85,12 +88,22 @@ impl NotifySocket {
     }
 }
 
-/// Returns whether the sender of a message belongs to the program.
+/// Returns whether the sender of a message belongs to the program or has ended.
 fn is_of(sender: &Sender, owns: impl Fn(u32) -> bool) -> bool {
     let Some(from) = sender.pid else { return false };
-    match sender.process {
-        SenderProcess::Ended => true,
-        SenderProcess::Held(_) | SenderProcess::Unknown => owns(from),
+    // Call `owns` first, because the sender may end at any moment.
+    owns(from)
+        || match &sender.process {
+            SenderProcess::Ended => true,
+            SenderProcess::Held(process) => process.has_ended(),
+            SenderProcess::Unknown => has_ended(from),
+        }
+}
+
+impl Drop for NotifySocket {
+    fn drop(&mut self) {
+        // Ignore an error, because the folder is removed too when this process ends.
+        let _ = std::fs::remove_file(&self.path);
     }
 }
 
@@ -143,5 +156,35 @@ mod tests {
         assert!(strangers.await.is_err(), "a stranger was heard");
         sender.send_to(b"READY=1", socket.path()).unwrap();
         assert!(socket.next(|pid| pid == std::process::id()).await.ready);
+    }
+
+    /// Sends `READY=1` from a process that ends at once.
+    fn send_from_a_short_process(socket: &NotifySocket) {
+        let send = "socket(S, 1, 2, 0) and connect(S, pack('Sa*', 1, $ARGV[0])) or die;
+                    send(S, 'READY=1', 0) or die";
+        let mut sender = std::process::Command::new("perl");
+        assert!(sender.args(["-e", send]).arg(socket.path()).status().unwrap().success());
+    }
+
+    #[tokio::test]
+    async fn a_sender_that_has_ended_is_heard() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = NotifySocket::bind(&folder.path().join("notify")).unwrap();
+        send_from_a_short_process(&socket);
+        let heard = tokio::time::timeout(Duration::from_secs(60), socket.next(|_| false));
+        assert!(heard.await.unwrap().ready);
+    }
+
+    #[test]
+    fn only_a_process_that_exists_has_not_ended() {
+        let ended = |process| {
+            let sender = Sender { pid: Some(std::process::id()), process };
+            is_of(&sender, |_| false)
+        };
+        assert!(ended(SenderProcess::Ended) && !ended(SenderProcess::Unknown));
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        child.wait().unwrap();
+        let sender = Sender { pid: Some(child.id()), process: SenderProcess::Unknown };
+        assert!(is_of(&sender, |_| false));
     }
 }

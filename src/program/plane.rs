@@ -154,7 +154,7 @@ impl<S: Service> DataPlane for ProgramPlane<S> {
         self.others.open = others;
         *self::listeners(&self.listeners) = own.into();
         if self.instances.is_empty() {
-            self.prepare()?;
+            self.prepare();
         }
         self.failures.send_replace(None);
         self.stop_at = None;

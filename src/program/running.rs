@@ -18,6 +18,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
+use super::notify::{Notification, NotifySocket};
 use super::output::LastOutput;
 use crate::sys::child::Child;
 use crate::sys::fd::watch;
@@ -32,6 +33,7 @@ pub(super) struct Running {
     /// The main process that the program has named with `MAINPID=`. `None` if the child is the main
     /// process.
     named: Option<NamedProcess>,
+    notify: NotifySocket,
     words: LastOutput,
     /// A channel that closes when the program's last output has been copied. `None` after that.
     written: Option<oneshot::Receiver<Infallible>>,
@@ -47,17 +49,22 @@ struct NamedProcess {
 
 impl Running {
     /// Takes over a child that was just started. `errors` is the read end of the child's standard
-    /// error.
+    /// error, and `notify` is its notification socket.
     ///
     /// # Errors
     /// Fails when the thread that reads standard error cannot be started. The child is then killed.
-    pub(super) fn new(child: Child, errors: OwnedFd) -> io::Result<Self> {
+    pub(super) fn new(child: Child, errors: OwnedFd, notify: NotifySocket) -> io::Result<Self> {
         let words = LastOutput::default();
         match words.follow(errors) {
-            Ok(written) => {
-                Ok(Self { child, named: None, words, written: Some(written), is_gone: false })
-            }
-            Err(error) => {
+            Ok(written) => Ok(Self {
+                child,
+                named: None,
+                notify,
+                words,
+                written: Some(written),
+                is_gone: false,
+            }),
+             Err(error) => {
                 child.signal_group(Signal::SIGKILL);
                 Err(error)
             }
@@ -70,9 +77,14 @@ impl Running {
     }
 
     /// Returns whether a process belongs to the program.
-    pub(super) fn owns(&self, pid: u32) -> bool {
+    fn owns(&self, pid: u32) -> bool {
         let is_of = |ours: u32| is_in_group(pid, ours) || is_below(pid, ours);
         is_of(self.child.pid()) || self.named.as_ref().is_some_and(|named| is_of(named.pid))
+    }
+
+    /// Waits for the next message from a process of the program. Cancel safe.
+    pub(super) async fn notification(&self) -> Notification {
+        self.notify.next(|pid| self.owns(pid)).await
     }
 
     /// Makes the process `pid` the main process, and returns whether the main process has changed.

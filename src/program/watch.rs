@@ -53,7 +53,7 @@ impl Instance {
                 }
                 // Read notifications before checking whether the process has ended, because a
                 // wrapper script may report the pid of the main process and end at once.
-                said = self.notify.next(|pid| running.owns(pid)) => {
+                said = running.notification() => {
                     if said.ready && ready_by.is_none() && probe.accepts_report() {
                         ready_by = Some(self.became_ready(probe, ReadyBy::Report).await);
                     }
@@ -174,7 +174,7 @@ impl Instance {
                     );
                     break;
                 }
-                said = self.notify.next(|pid| running.owns(pid)), if !has_ended => {
+                said = running.notification(), if !has_ended => {
                     if let Some(extension) = said.extend {
                         until = until.max(Instant::now() + extension);
                     }

@@ -194,6 +194,16 @@ pub(crate) fn is_in_our_group(pid: u32) -> bool {
     group == Some(getpgrp())
 }
 
+/// Returns whether the process that has had the given pid has ended. Returns `false` if this is
+/// unknown, or if another process has the pid now.
+#[cfg(feature = "program")]
+pub(crate) fn has_ended(pid: u32) -> bool {
+    match PidFd::open(pid) {
+        Ok(process) => process.has_ended(),
+        Err(error) => error.raw_os_error() == Some(Errno::ESRCH as i32),
+    }
+}
+
 /// Returns whether a process is in the process group that `leader` leads.
 #[cfg(feature = "program")]
 pub(crate) fn is_in_group(pid: u32, leader: u32) -> bool {
