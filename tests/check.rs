@@ -69,6 +69,24 @@ fn a_check_finds_a_file_in_the_way_of_a_socket() {
 }
 
 #[test]
+fn a_stop_timeout_beyond_the_drain_timeout_is_refused() {
+    let folder = folder();
+    let run = |flags: &[&str]| {
+        let listen = ["run", "--listen", "web=127.0.0.1:1"];
+        check(folder.path(), &[&listen, flags, &["--", "sh", "{port}"]].concat())
+    };
+    let words = ["--stop-timeout has no effect beyond --drain-timeout (30s)"];
+    run(&["--stop-timeout", "31s"]).names(64, &words);
+    run(&["--stop-timeout", "31s", "--drain-timeout", "31s"]).well();
+    run(&["--drain-timeout", "1s"]).well();
+    let program = "command = ['sh', '{port}']\nstop_timeout = '31s'";
+    put(folder.path(), &format!("[listener.web]\naddress = '127.0.0.1:1'\n[program]\n{program}"));
+    let config = ["--config", "handoffd.toml"];
+    check(folder.path(), &config).names(78, &[":5:16: stop_timeout has no effect beyond"]);
+    check(folder.path(), &[&config[..], &["--drain-timeout", "31s"]].concat()).well();
+}
+
+#[test]
 fn contradictory_flags_are_named() {
     for (arguments, words) in [
         (&["--config", "a.toml", "--listen", "127.0.0.1:0"][..], &["--config", "--listen"][..]),

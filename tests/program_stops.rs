@@ -44,6 +44,18 @@ fn a_stopping_program_gets_no_clients_from_the_backlog() {
     drop((tracer, waiting));
 }
 
+/// The drain deadline comes before the end of `--stop-timeout`.
+#[test]
+fn a_program_that_is_killed_at_the_drain_deadline_is_logged() {
+    let script = "trap '' TERM; : > \"$(dirname \"$0\")/ignores\"; sleep 1000 & sleep 1000";
+    let flags = ["--attach", "inherit", "--ready", "after:0", "--drain-timeout", "300ms"];
+    let line = run_app(script, &flags, &[]);
+    assert_becomes(&true, || line.folder().join("ignores").exists());
+    line.signal(1, Signal::SIGTERM);
+    line.wait_for_end();
+    assert_eq!(line.count(Event::ProgramKilled), 1);
+}
+
 /// A reload that repairs a broken program also serves the clients that wait for the old one.
 fn serves_the_clients_that_waited(flags: &[&str]) {
     const RESTARTS: usize = 6;

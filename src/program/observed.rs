@@ -131,6 +131,20 @@ impl Observed {
         self.facts().missing.as_ref().map(Missing::text)
     }
 
+    /// Logs that the program is killed because its generation ends now, if it is running. The task
+    /// of the instance may not be able to log this, because the process is about to end.
+    pub(super) fn log_kill(&self, number: usize) {
+        if let Some(pid) = self.facts().pid {
+            tracing::warn!(
+                event = "program.killed",
+                instance = number,
+                program_pid = pid,
+                "killing the program and its children, because this process cuts its connections \
+                or has reached its drain timeout"
+            );
+        }
+    }
+
     /// Returns the instance's part of a status report.
     pub(super) fn report(&self) -> ProgramReport {
         let state = match &*self.state.borrow() {

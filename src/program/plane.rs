@@ -253,7 +253,11 @@ impl<S: Service> DataPlane for ProgramPlane<S> {
 
     fn cut(&mut self) {
         self.server.cut();
-        self.orders.send_replace(Order::Kill);
+        if self.orders.send_replace(Order::Kill) != Order::Kill {
+            self.instances.iter().enumerate().for_each(|(number, observed)| {
+                observed.log_kill(number);
+            });
+        }
     }
 
     fn connections(&self) -> Option<Connections> {

@@ -64,7 +64,7 @@ impl Running {
                 written: Some(written),
                 is_gone: false,
             }),
-             Err(error) => {
+            Err(error) => {
                 child.signal_group(Signal::SIGKILL);
                 Err(error)
             }

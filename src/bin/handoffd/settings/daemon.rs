@@ -11,7 +11,7 @@ use serde::Deserialize;
 use tracing_subscriber::filter::Targets;
 
 use super::kinds::{FilePath, LogFormat, SocketPath, Time, Wait, WorkerCount};
-use super::mistake::Mistake;
+use super::mistake::{Mistake, SettingSource};
 use super::value::{Given, set, value};
 
 /// The settings of the daemon. A field that is `None` was not given.
@@ -122,6 +122,25 @@ impl DaemonSettings {
             timeout.as_secs_f64()
         );
         Err(Mistake::at(given.and_then(|timeout| timeout.offset), what))
+    }
+
+    /// Checks that a program gets the time that `stop_timeout` promises: at the end of
+    /// `drain_timeout`, this process kills its program and ends.
+    pub(super) fn check_stop_timeout(
+        &self,
+        stop_timeout: Option<&Given<Time>>,
+        source: SettingSource,
+    ) -> Result<(), Mistake> {
+        let default = Config::default().drain_timeout;
+        let limit = self.drain_timeout.as_ref().map_or(default, |given| given.value);
+        let Some(stop) = stop_timeout.filter(|stop| stop.value > limit) else { return Ok(()) };
+        let (setting, drain) = (source.name("stop_timeout"), source.name("drain_timeout"));
+        let what = format!(
+            "{setting} has no effect beyond {drain} ({}), because the program is killed then: \
+            expected a longer {drain} as well",
+            humantime::format_duration(limit)
+        );
+        Err(Mistake::at(stop.offset, what))
     }
 
     /// Returns the configuration of a generation with these settings and listeners.

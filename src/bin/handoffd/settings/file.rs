@@ -16,10 +16,12 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::daemon::DaemonSettings;
+use super::kinds::Time;
 use super::listeners::{self, CheckedListener, Keys, TakenBy};
 use super::mistake::{Mistake, SettingSource};
 use super::program::ProgramSettings;
 use super::relay::RelaySettings;
+use super::value::Given;
 use crate::failure::Failure;
 
 /// The contents of a configuration file, and its path for error messages.
@@ -39,6 +41,9 @@ pub(crate) struct FileSettings {
     pub(crate) services: Vec<(ListenerName, ServiceConfig)>,
     /// The program in the table `[program]`. If there is one, it serves all listeners.
     pub(crate) program: Option<ProgramConfig>,
+    /// The setting `stop_timeout` of the program. It is checked when `drain_timeout` is known,
+    /// which a flag may give.
+    pub(crate) stop_timeout: Option<Given<Time>>,
 }
 
 /// The service that runs on a listener.
@@ -111,6 +116,7 @@ fn parse(text: &str) -> Result<FileSettings, Mistake> {
     let listeners = listeners::read(tables, text, program.is_some(), &mut taken)?;
     check_metrics(&daemon, &listeners, &mut taken)?;
     let addresses: Vec<_> = listeners.iter().map(CheckedListener::address).collect();
+    let stop_timeout = program.as_ref().and_then(|(_, program)| program.stop_timeout.clone());
     let program = program.map(|(place, program)| {
         let config = program.into_config(SettingSource::File, &addresses);
         config.map(|config| (place, config)).map_err(|mistake| mistake.or_at(place))
@@ -125,7 +131,7 @@ fn parse(text: &str) -> Result<FileSettings, Mistake> {
         let done = check_settings(&program, &listeners);
         done.map(|()| program).map_err(|error| Mistake::at(place, error.to_string()))
     });
-    Ok(FileSettings { daemon, listeners, services, program: checked.transpose()? })
+    Ok(FileSettings { daemon, listeners, services, program: checked.transpose()?, stop_timeout })
 }
 
 /// Removes the table `[program]` from the parsed file. Returns its settings, and its position in

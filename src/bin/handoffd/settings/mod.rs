@@ -153,12 +153,16 @@ impl ServeFlags {
                 .map_err(Mistake::in_flags);
         };
         let file = ConfigFile::open(path)?;
-        let FileSettings { daemon: in_file, listeners, services, program } = file.parse()?;
+        let FileSettings { daemon: in_file, listeners, services, program, stop_timeout } =
+            file.parse()?;
         let served = match program {
             Some(program) => Served::Program(Box::new(program)),
             None => Served::Services(routes(&services)),
         };
-        let start = start(daemon.or(in_file), listeners, served, init, runtime_directory);
+        let daemon = daemon.or(in_file);
+        let checked = daemon.check_stop_timeout(stop_timeout.as_ref(), SettingSource::File);
+        checked.map_err(|mistake| file.failure(mistake))?;
+        let start = start(daemon, listeners, served, init, runtime_directory);
         let start = start.map_err(|mistake| file.failure(mistake))?;
         Ok(StartSettings { file: file.into_bytes(), ..start })
     }
@@ -185,6 +189,9 @@ impl RunFlags {
     /// directory of the control socket.
     pub(crate) fn read(self, runtime_directory: Option<&Path>) -> Result<StartSettings, Failure> {
         let listeners = self.listen.read()?;
+        let stop_timeout = self.program.stop_timeout.clone();
+        let checked = self.daemon.check_stop_timeout(stop_timeout.as_ref(), SettingSource::Flags);
+        checked.map_err(Mistake::in_flags)?;
         let program = self.program.into_config(SettingSource::Flags, &addresses(&listeners));
         let program = program.map_err(Mistake::in_flags)?;
         check_settings(&program, &listeners)?;

@@ -67,7 +67,7 @@ pub(crate) struct ProgramSettings {
 
     /// How long the program may take to end after the signal, before it is killed [default: 10s]
     #[arg(long, value_name = "TIME")]
-    stop_timeout: Option<Given<Time>>,
+    pub(super) stop_timeout: Option<Given<Time>>,
 
     /// How many processes of the program run at once [default: 1]
     #[arg(long, value_name = "COUNT")]

@@ -62,7 +62,7 @@ fn parse(text: &str) -> Result<FileSettings, Failure> {
 }
 
 /// Formats all settings as text, so that a test can compare two configurations.
-fn described(FileSettings { daemon, listeners, services, program }: FileSettings) -> String {
+fn described(FileSettings { daemon, listeners, services, program, .. }: FileSettings) -> String {
     let DaemonSettings { workers, log, log_format, metrics, .. } = daemon.clone();
     let config = daemon.into_config(listeners, None);
     format!("{workers:?} {log:?} {log_format:?} {metrics:?} {config:#?} {services:#?} {program:#?}")
@@ -144,7 +144,8 @@ fn flags_and_keys_say_the_same() {
     let Listeners::Named(named) = &listeners else { panic!("no listener") };
     let proxy = proxy.into_config(SettingSource::Flags, &[&named.as_slice()[0].address]).unwrap();
     let services = vec![("web".parse().unwrap(), ServiceConfig::Proxy(Box::new(proxy)))];
-    let said = described(FileSettings { daemon, listeners, services, program: None });
+    let said =
+        described(FileSettings { daemon, listeners, services, program: None, stop_timeout: None });
     assert_eq!(said, described(parse(&ALL.replace("carry = false # here\n", "")).unwrap()));
 }
 
