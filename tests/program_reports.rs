@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 
 use crate::counters::request;
 use crate::programs::{INHERITING, PRIVATE, good, put, run, run_app, started};
-use crate::support::{Client, Event, Line, Manager, REAL, signal};
+use crate::support::{Client, Event, Line, Manager, REAL, exit_code, signal};
 
 /// A command that sends `READY=1`, and waits for nothing.
 const SEND_READY: &str = "perl -e 'socket(S, 1, 2, 0) and \
@@ -134,6 +134,32 @@ fn a_program_that_has_died_does_not_make_the_next_one_ready() {
     signal(started(&line, 1), Signal::SIGKILL);
     line.wait_for_count(2, Event::ProgramRestarting);
     assert!(line.text().contains("ended before it was ready, with exit code 3"), "{}", line.text());
+}
+
+/// The named process leads a group of its own, as a daemon does. Its worker ends with it.
+#[test]
+fn the_group_of_a_named_process_ends_with_the_program() {
+    let script = "cd \"$(dirname \"$0\")\"; rm -f worker
+        setsid sh -c 'trap \"\" TERM; sleep 1000 & echo $! > new; mv new worker; wait' & main=$!
+        while [ ! -e worker ]; do sleep 0.01; done
+        systemd-notify --ready MAINPID=$main; wait";
+    let flags = ["--attach", "inherit", "--ready", "notify", "--stop-timeout", "100ms"];
+    let line = run_app(script, &flags, &[]);
+    let main = || {
+        let records = line.records();
+        let named = records.iter().rfind(|record| record.is_event(Event::ProgramMainProcess));
+        named.unwrap().field("program_pid").unwrap().parse().unwrap()
+    };
+    let worker = || fs::read_to_string(line.folder().join("worker")).unwrap().trim().parse();
+    line.wait_for(1, Event::ProgramMainProcess);
+    let of_the_killed: u32 = worker().unwrap();
+    signal(main(), Signal::SIGKILL);
+    assert_eq!(exit_code(of_the_killed), 128 + 9);
+    line.wait_for_count(2, Event::ProgramMainProcess);
+    let of_the_stopped: u32 = worker().unwrap();
+    line.signal(1, Signal::SIGTERM);
+    assert_eq!(exit_code(of_the_stopped), 128 + 9);
+    line.wait_for_end();
 }
 
 #[test]

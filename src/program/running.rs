@@ -22,7 +22,7 @@ use super::notify::{Notification, NotifySocket};
 use super::output::LastOutput;
 use crate::sys::child::Child;
 use crate::sys::fd::watch;
-use crate::sys::process::{PidFd, is_below, is_in_group};
+use crate::sys::process::{PidFd, has_group, is_below, is_in_group, signal_group};
 
 /// How long to wait for the last output of a program that has ended.
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_millis(500);
@@ -33,6 +33,8 @@ pub(super) struct Running {
     /// The main process that the program has named with `MAINPID=`. `None` if the child is the main
     /// process.
     named: Option<NamedProcess>,
+    /// The process groups that named main processes lead, as a daemon leads its own.
+    groups: Vec<u32>,
     notify: NotifySocket,
     words: LastOutput,
     /// A channel that closes when the program's last output has been copied. `None` after that.
@@ -59,6 +61,7 @@ impl Running {
             Ok(written) => Ok(Self {
                 child,
                 named: None,
+                groups: Vec::new(),
                 notify,
                 words,
                 written: Some(written),
@@ -78,8 +81,8 @@ impl Running {
 
     /// Returns whether a process belongs to the program.
     fn owns(&self, pid: u32) -> bool {
-        let is_of = |ours: u32| is_in_group(pid, ours) || is_below(pid, ours);
-        is_of(self.child.pid()) || self.named.as_ref().is_some_and(|named| is_of(named.pid))
+        let mut leaders = self.groups.iter().copied().chain([self.child.pid(), self.pid()]);
+        leaders.any(|leader| is_in_group(pid, leader) || is_below(pid, leader))
     }
 
     /// Waits for the next message from a process of the program. Cancel safe.
@@ -100,6 +103,11 @@ impl Running {
         match process {
             Some(process) => {
                 self.named = Some(NamedProcess { pid, process });
+                // Forget groups that have ended, because the kernel may reuse their ids.
+                self.groups.retain(|group| has_group(*group));
+                if is_in_group(pid, pid) {
+                    self.groups.push(pid);
+                }
                 true
             }
             None => false,
@@ -133,6 +141,7 @@ impl Running {
     /// Sends a signal to all processes of the program.
     pub(super) fn signal_all(&self, signal: Signal) {
         self.child.signal_group(signal);
+        self.groups.iter().for_each(|group| signal_group(*group, signal));
         if self.named.is_some() {
             self.signal(signal);
         }
@@ -143,7 +152,9 @@ impl Running {
         let _ = timeout(Duration::ZERO, self.child.wait()).await;
         let is_named_left =
             || self.named.as_ref().is_some_and(|named| !named.process.get_ref().has_ended());
-        self.is_gone = !self.child.has_group() && !is_named_left();
+        self.groups.retain(|group| has_group(*group));
+        let has_group = self.child.has_group() || !self.groups.is_empty();
+        self.is_gone = !has_group && !is_named_left();
         !self.is_gone
     }
 
@@ -227,6 +238,8 @@ mod tests {
         let mut running = Running {
             child: child.unwrap(),
             named: None,
+            groups: Vec::new(),
+            notify: NotifySocket::new().unwrap(),
             words: LastOutput::default(),
             written: Some(written),
             is_gone: false,

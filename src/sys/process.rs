@@ -211,6 +211,21 @@ pub(crate) fn is_in_group(pid: u32, leader: u32) -> bool {
     group.is_some_and(|group| group.as_raw().unsigned_abs() == leader)
 }
 
+/// Sends a signal to every process of the group that `leader` leads, even if the leader has ended.
+#[cfg(feature = "program")]
+pub(crate) fn signal_group(leader: u32, signal: Signal) {
+    if let Ok(leader) = i32::try_from(leader) {
+        let _ = nix::sys::signal::killpg(Pid::from_raw(leader), signal);
+    }
+}
+
+/// Returns whether any process of the group that `leader` leads still exists.
+#[cfg(feature = "program")]
+pub(crate) fn has_group(leader: u32) -> bool {
+    let leader = i32::try_from(leader).map(Pid::from_raw);
+    leader.is_ok_and(|leader| nix::sys::signal::killpg(leader, None).is_ok())
+}
+
 /// Returns whether a process is `ancestor` itself or one of its descendants.
 #[cfg(feature = "program")]
 pub(crate) fn is_below(pid: u32, ancestor: u32) -> bool {
