@@ -136,30 +136,69 @@ fn a_program_that_has_died_does_not_make_the_next_one_ready() {
     assert!(line.text().contains("ended before it was ready, with exit code 3"), "{}", line.text());
 }
 
-/// The named process leads a group of its own, as a daemon does. Its worker ends with it.
-#[test]
-fn the_group_of_a_named_process_ends_with_the_program() {
-    let script = "cd \"$(dirname \"$0\")\"; rm -f worker
-        setsid sh -c 'trap \"\" TERM; sleep 1000 & echo $! > new; mv new worker; wait' & main=$!
+/// The named process has a group of its own, as a daemon has. Its worker ends with it.
+fn ends_with_its_group(start: &str) {
+    let script = format!(
+        "cd \"$(dirname \"$0\")\"; rm -f worker
+        echo 'trap \"\" TERM; echo $$ > main; sleep 1000 & echo $! > new; mv new worker; wait' > main.sh
+        {start} &
         while [ ! -e worker ]; do sleep 0.01; done
-        systemd-notify --ready MAINPID=$main; wait";
+        systemd-notify --ready MAINPID=$(cat main); wait"
+    );
     let flags = ["--attach", "inherit", "--ready", "notify", "--stop-timeout", "100ms"];
-    let line = run_app(script, &flags, &[]);
-    let main = || {
-        let records = line.records();
-        let named = records.iter().rfind(|record| record.is_event(Event::ProgramMainProcess));
-        named.unwrap().field("program_pid").unwrap().parse().unwrap()
-    };
-    let worker = || fs::read_to_string(line.folder().join("worker")).unwrap().trim().parse();
+    let line = run_app(&script, &flags, &[]);
     line.wait_for(1, Event::ProgramMainProcess);
-    let of_the_killed: u32 = worker().unwrap();
-    signal(main(), Signal::SIGKILL);
+    let of_the_killed = pid_in(&line, "worker");
+    signal(pid_in(&line, "main"), Signal::SIGKILL);
     assert_eq!(exit_code(of_the_killed), 128 + 9);
     line.wait_for_count(2, Event::ProgramMainProcess);
-    let of_the_stopped: u32 = worker().unwrap();
+    let of_the_stopped = pid_in(&line, "worker");
     line.signal(1, Signal::SIGTERM);
     assert_eq!(exit_code(of_the_stopped), 128 + 9);
     line.wait_for_end();
+}
+
+#[test]
+fn the_group_of_a_named_process_ends_with_the_program() {
+    ends_with_its_group("setsid sh main.sh");
+    // The daemon does not lead its group, because it has forked again.
+    ends_with_its_group("setsid sh -c 'sh main.sh & wait'");
+}
+
+/// Returns the pid that a program has written to this file in its folder.
+fn pid_in(line: &Line, file: &str) -> u32 {
+    fs::read_to_string(line.folder().join(file)).unwrap().trim().parse().unwrap()
+}
+
+/// A daemon has a session of its own, and is no descendant of the program that has started it.
+#[test]
+fn a_daemon_may_be_named_as_the_main_process() {
+    let script = format!(
+        "cd \"$(dirname \"$0\")\"; rm -f daemon
+        setsid -f sh -c 'echo $$ > new; mv new daemon; exec {REAL} \"$@\"' sh \"$@\"
+        while [ ! -e daemon ]; do sleep 0.01; done
+        systemd-notify --ready MAINPID=$(cat daemon)"
+    );
+    let line = run_app(&script, &["--ready", "notify"], &PRIVATE);
+    line.wait_for(1, Event::ProgramMainProcess);
+    line.assert_serves();
+    signal(pid_in(&line, "daemon"), Signal::SIGKILL);
+    line.wait_for(1, Event::ProgramRestarting);
+    line.wait_for_count(2, Event::ProgramMainProcess);
+    line.assert_serves();
+    let daemon = pid_in(&line, "daemon");
+    line.signal(1, Signal::SIGTERM);
+    assert_eq!(exit_code(daemon), 0);
+    line.wait_for_end();
+}
+
+#[test]
+fn a_stranger_is_no_main_process() {
+    let script = format!("systemd-notify --ready MAINPID=1; {}", good());
+    let line = run_app(&script, &["--ready", "notify"], &PRIVATE);
+    let ignored = line.wait_for(1, Event::ProgramMainProcessIgnored);
+    assert_eq!(ignored.field("program_pid").unwrap(), "1");
+    line.assert_serves();
 }
 
 #[test]

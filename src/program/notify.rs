@@ -1,10 +1,9 @@
 //! The notification socket of a program (see sd_notify(3)).
 //!
-//! Only messages from the program's own processes count: those in its process group, and its
-//! descendants. A sender that ends before its message is read also counts, because a short command
-//! such as systemd-notify(1) may end at once, and its ancestors are then unknown. This is safe,
-//! because the socket is in a private folder: only processes of the same user can send to it, and
-//! they could also signal this process.
+//! Only messages from the program's own processes count (see `running`). A sender that ends before
+//! its message is read also counts, because a short command such as systemd-notify(1) may end at
+//! once, and its ancestors are then unknown. This is safe, because the socket is in a private
+//! folder: only processes of the same user can send to it, and they could also signal this process.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};

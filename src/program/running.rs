@@ -22,7 +22,9 @@ use super::notify::{Notification, NotifySocket};
 use super::output::LastOutput;
 use crate::sys::child::Child;
 use crate::sys::fd::watch;
-use crate::sys::process::{PidFd, has_group, is_below, is_in_group, signal_group};
+use crate::sys::process::{
+    PidFd, has_group, has_variable, is_below, is_in_group, own_group, signal_group,
+};
 
 /// How long to wait for the last output of a program that has ended.
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_millis(500);
@@ -33,7 +35,7 @@ pub(super) struct Running {
     /// The main process that the program has named with `MAINPID=`. `None` if the child is the main
     /// process.
     named: Option<NamedProcess>,
-    /// The process groups that named main processes lead, as a daemon leads its own.
+    /// The process groups of named main processes, without groups that may contain strangers.
     groups: Vec<u32>,
     notify: NotifySocket,
     words: LastOutput,
@@ -42,6 +44,17 @@ pub(super) struct Running {
     /// Whether no process of the program is left. Then send no signal, because the kernel may reuse
     /// the id of the process group for an unrelated group.
     is_gone: bool,
+}
+
+/// What has followed from a message that names the main process (`MAINPID=`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Naming {
+    /// The named process is the main process now.
+    Changed,
+    /// The named process was the main process already.
+    Unchanged,
+    /// The named process has ended or does not belong to the program.
+    Ignored,
 }
 
 struct NamedProcess {
@@ -79,10 +92,13 @@ impl Running {
         self.named.as_ref().map_or(self.child.pid(), |named| named.pid)
     }
 
-    /// Returns whether a process belongs to the program.
+    /// Returns whether a process belongs to the program. Such a process is in a process group of
+    /// the program, or is its descendant. A daemon is neither, but was started with the variable
+    /// that names the notification socket of this start.
     fn owns(&self, pid: u32) -> bool {
         let mut leaders = self.groups.iter().copied().chain([self.child.pid(), self.pid()]);
         leaders.any(|leader| is_in_group(pid, leader) || is_below(pid, leader))
+            || has_variable(pid, "NOTIFY_SOCKET", self.notify.path().as_os_str())
     }
 
     /// Waits for the next message from a process of the program. Cancel safe.
@@ -90,27 +106,27 @@ impl Running {
         self.notify.next(|pid| self.owns(pid)).await
     }
 
-    /// Makes the process `pid` the main process, and returns whether the main process has changed.
-    /// Ignores a process that has ended or does not belong to the program.
-    pub(super) fn name_main(&mut self, pid: u32) -> bool {
-        let is_new = pid != self.pid();
-        if is_new && pid == self.child.pid() {
-            self.named = None;
-            return true;
+    /// Makes the process `pid` the main process. Ignores a process that has ended or does not
+    /// belong to the program.
+    pub(super) fn name_main(&mut self, pid: u32) -> Naming {
+        if pid == self.pid() {
+            return Naming::Unchanged;
         }
-        let process = PidFd::open(pid).ok().filter(|_| is_new && self.owns(pid));
+        if pid == self.child.pid() {
+            self.named = None;
+            return Naming::Changed;
+        }
+        let process = PidFd::open(pid).ok().filter(|_| self.owns(pid));
         let process = process.and_then(|process| watch(process, Interest::READABLE).ok());
         match process {
             Some(process) => {
                 self.named = Some(NamedProcess { pid, process });
                 // Forget groups that have ended, because the kernel may reuse their ids.
                 self.groups.retain(|group| has_group(*group));
-                if is_in_group(pid, pid) {
-                    self.groups.push(pid);
-                }
-                true
+                self.groups.extend(own_group(pid));
+                Naming::Changed
             }
-            None => false,
+            None => Naming::Ignored,
         }
     }
 

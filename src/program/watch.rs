@@ -16,7 +16,7 @@ use super::instance::{Instance, RunOutcome};
 use super::notify::Notification;
 use super::observed::{InstanceState, Order, ProgramFailure};
 use super::ready::{Probe, ReadyBy};
-use super::running::{Running, exit_code};
+use super::running::{Naming, Running, exit_code};
 
 /// How long a program that no longer answers its watchdog may take to end after SIGABRT.
 const ABORT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -204,14 +204,26 @@ impl Instance {
         if said.alive {
             facts.answer();
         }
-        if let Some(main) = said.main.filter(|main| running.name_main(*main)) {
-            facts.pid = Some(main);
-            tracing::info!(
-                event = "program.main_process",
-                instance = self.number,
-                program_pid = main,
-                "the program has named process {main} as its main process"
-            );
+        if let Some(main) = said.main {
+            match running.name_main(main) {
+                Naming::Changed => {
+                    facts.pid = Some(main);
+                    tracing::info!(
+                        event = "program.main_process",
+                        instance = self.number,
+                        program_pid = main,
+                        "the program has named process {main} as its main process"
+                    );
+                }
+                Naming::Ignored => tracing::warn!(
+                    event = "program.main_process_ignored",
+                    instance = self.number,
+                    program_pid = main,
+                    "ignored MAINPID={main}: this process has ended, or is not known to belong to \
+                    the program"
+                ),
+                Naming::Unchanged => {}
+            }
         }
         if said.stopping && matches!(*self.state.borrow(), InstanceState::Ready(_)) {
             drop(facts);

@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::signal::Signal;
-use nix::unistd::{Pid, getpgid, getpgrp};
+use nix::unistd::{Pid, getpgid, getpgrp, getsid};
 
 use super::fd::StableFd;
 use crate::error::Error;
@@ -209,6 +209,26 @@ pub(crate) fn has_ended(pid: u32) -> bool {
 pub(crate) fn is_in_group(pid: u32, leader: u32) -> bool {
     let group = i32::try_from(pid).ok().and_then(|pid| getpgid(Some(Pid::from_raw(pid))).ok());
     group.is_some_and(|group| group.as_raw().unsigned_abs() == leader)
+}
+
+/// Returns the process group of a process. Returns `None` for a group that the process does not
+/// lead and that is in the session of this process, because the group may contain unrelated
+/// processes.
+#[cfg(feature = "program")]
+pub(crate) fn own_group(pid: u32) -> Option<u32> {
+    let process = Pid::from_raw(i32::try_from(pid).ok()?);
+    let group = getpgid(Some(process)).ok()?;
+    let is_elsewhere = || getsid(Some(process)).ok() != getsid(None).ok();
+    (group == process || is_elsewhere()).then(|| group.as_raw().unsigned_abs())
+}
+
+/// Returns whether a process was started with the environment variable `name` set to `value`.
+/// Returns `false` if the environment cannot be read, or if the process has overwritten it.
+#[cfg(feature = "program")]
+pub(crate) fn has_variable(pid: u32, name: &str, value: &std::ffi::OsStr) -> bool {
+    let expected = [name.as_bytes(), b"=", value.as_encoded_bytes()].concat();
+    let environment = std::fs::read(format!("/proc/{pid}/environ"));
+    environment.is_ok_and(|all| all.split(|byte| *byte == 0).any(|variable| variable == expected))
 }
 
 /// Sends a signal to every process of the group that `leader` leads, even if the leader has ended.

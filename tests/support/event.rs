@@ -113,6 +113,7 @@ events! {
     ProgramEnded = "program.ended",
     ProgramKilled = "program.killed",
     ProgramMainProcess = "program.main_process",
+    ProgramMainProcessIgnored = "program.main_process_ignored",
     ProgramNotificationIgnored = "program.notification_ignored",
     ProgramReady = "program.ready",
     ProgramReadyGuessed = "program.ready_guessed",
