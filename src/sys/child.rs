@@ -2,7 +2,8 @@
 //!
 //! The program starts as if a shell had started it. No signal is ignored or blocked, and only the
 //! standard streams and the given descriptors are open. When this process dies, the kernel sends
-//! the program a signal (`PR_SET_PDEATHSIG`, see prctl(2)), because nothing else would stop it.
+//! the program a signal (`PR_SET_PDEATHSIG`, see prctl(2)), because nothing else would stop it. The
+//! kernel forgets the signal when the program changes its user or group, or gains capabilities.
 //!
 //! Only async-signal-safe calls are allowed between fork and exec (see signal-safety(7)). So all
 //! memory is allocated before the fork. The module `spawn` starts successors, which are not
