@@ -250,12 +250,13 @@ mod tests {
             umask: None,
             on_our_death: Signal::SIGKILL,
         });
+        let folder = tempfile::tempdir().unwrap();
         let (copies, written) = oneshot::channel();
         let mut running = Running {
             child: child.unwrap(),
             named: None,
             groups: Vec::new(),
-            notify: NotifySocket::new().unwrap(),
+            notify: NotifySocket::bind(&folder.path().join("notify")).unwrap(),
             words: LastOutput::default(),
             written: Some(written),
             is_gone: false,
