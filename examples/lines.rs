@@ -5,10 +5,10 @@
 //! replace the process while you talk to it, send SIGHUP to the process id in the answers. The new
 //! process continues the count. A connection with an incomplete line cannot move. A client that
 //! sends `stay` keeps its connection in the old process. The tests in tests/moves.rs use all of
-//! this, and the files `refuse` and `hang`.
+//! this, and the files `address`, `inline`, `refuse` and `hang`.
 
 use std::error::Error;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::num::NonZeroUsize;
 use std::path::Path;
@@ -33,6 +33,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .init();
     let mut arguments = std::env::args().skip(1);
     let address = arguments.next().unwrap_or_else(|| "127.0.0.1:7000".to_owned());
+    let address = fs::read_to_string("address").unwrap_or(address);
     // The bake time and the drain timeout, in milliseconds.
     let bake = arguments.next().map_or(Ok(10), |bake| bake.parse())?;
     let drain = arguments.next().map_or(Ok(30_000), |drain| drain.parse())?;
@@ -51,7 +52,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         let mut clients = life.acceptor("lines")?.carries(accepts);
         life.ready();
         while let Some(client) = clients.accept().await {
-            tokio::spawn(answer(client));
+            let answered = tokio::spawn(answer(client));
+            if Path::new("inline").exists() {
+                // Serve one client after another.
+                let _ = answered.await;
+            }
         }
         Ok::<_, handoffd::Error>(())
     })?;

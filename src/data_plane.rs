@@ -66,8 +66,9 @@ pub(crate) trait DataPlane: CarryPlane {
     }
 
     /// Closes the copies of the listening sockets that the data plane holds. The predecessor serves
-    /// the clients that wait, because this generation has rolled back the handoff. Called after
-    /// [`DataPlane::drain`].
+    /// the clients that wait, because this generation has rolled back the handoff. Does not close
+    /// the listeners that [`DataPlane::accept_backlog`] has got, because the predecessor does not
+    /// have them. Called after [`DataPlane::drain`].
     fn leave_listeners(&mut self) {}
 
     /// Accepts the last clients of listeners that the successor has replaced with new sockets.

@@ -1,9 +1,10 @@
 //! Tests of the listeners of a server of its own: they stop in order, resume when the successor
 //! dies, and leave no client in a backlog.
 //!
-//! The server is the example `life`.
+//! The server is the example `life`, except where a test names another one.
 
 use std::fs;
+use std::io::Write;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 
@@ -107,6 +108,28 @@ fn a_rolled_back_own_server_gives_the_address_free() {
         signal(next, Signal::SIGQUIT);
         line.wait_for_end();
     }
+}
+
+/// Only the new generation has the new address. It serves one client after another, so the others
+/// still wait when the old generation has confirmed the rollback.
+#[test]
+fn a_rolled_back_server_serves_the_backlog_of_its_address() {
+    let line = Line::start_program(&example("lines"), |command, folder| {
+        command.args(["127.0.0.1:0", "600000"]).current_dir(folder);
+    });
+    line.wait("the first generation", |record| record.is_event(Event::GenerationServing));
+    let address = format!("127.0.0.1:{}", free_port());
+    fs::write(line.folder().join("address"), &address).unwrap();
+    fs::write(line.folder().join("inline"), "").unwrap();
+    let next = bake(&line);
+    let mut clients = [(); 5].map(|()| Client::connect(&address).unwrap());
+    clients.iter_mut().for_each(|client| client.write_all(b"hello\n").unwrap());
+    signal(next, Signal::SIGTERM);
+    line.wait("the rollback", |record| record.is_event(Event::HandoffFailed));
+    let reply = format!("1 {next}\n");
+    clients.iter_mut().for_each(|client| client.expect(reply.as_bytes()).unwrap());
+    assert_eq!(exit_code(next), 0);
+    stop(&line, line.first_pid());
 }
 
 /// The old generation was told to stop in the bake, so it never resumes. It has stopped accepting

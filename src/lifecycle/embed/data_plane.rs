@@ -129,7 +129,7 @@ impl DataPlane for Embedded {
 
     fn leave_listeners(&mut self) {
         if let Some(served) = self.life.state.served.get() {
-            served.close_all();
+            served.close_inherited();
         }
     }
 

@@ -158,7 +158,14 @@ impl ServedListeners {
         }
     }
 
-    /// Closes all sockets, because the server has ended or the predecessor serves the clients.
+    /// Closes the sockets on which the predecessor accepts, because this generation is rolled back.
+    /// Keeps the sockets that only this generation had. Its server must still accept the clients
+    /// in their backlogs.
+    pub(in crate::lifecycle) fn close_inherited(&self) {
+        self.all.iter().filter(|one| !one.is_given_up()).for_each(|one| one.close_now());
+    }
+
+    /// Closes all sockets, because the server has ended.
     pub(in crate::lifecycle) fn close_all(&self) {
         self.all.iter().for_each(|one| one.close_now());
     }
