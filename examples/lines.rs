@@ -5,7 +5,7 @@
 //! replace the process while you talk to it, send SIGHUP to the process id in the answers. The new
 //! process continues the count. A connection with an incomplete line cannot move. A client that
 //! sends `stay` keeps its connection in the old process. The tests in tests/moves.rs use all of
-//! this, and the files `address`, `inline`, `refuse` and `hang`.
+//! this, and the files `address`, `inline`, `refuse`, `panic` and `hang`.
 
 use std::error::Error;
 use std::fs::{self, File};
@@ -75,6 +75,7 @@ fn accepts(state: &CarriedState) -> Result<(), Declined> {
     if Path::new("refuse").exists() {
         return Err("the file `refuse` exists".into());
     }
+    assert!(!Path::new("panic").exists(), "the file `panic` exists");
     if Path::new("hang").exists() {
         let _ = File::create("arrived");
         loop {

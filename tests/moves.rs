@@ -182,6 +182,21 @@ fn a_connection_that_the_successor_refuses_ends_in_order() {
     stop(&line, pid);
 }
 
+/// The connections stay in the old process, and new clients get their places in the new one.
+#[test]
+fn a_check_that_panics_refuses_the_connection() {
+    let line = start_with_arguments(&["10", "600000", "2"]);
+    let mut clients = [(); 2].map(|()| Talker::connect(&line));
+    clients.iter_mut().for_each(|client| assert_eq!(client.say("hello\n"), line.first_pid()));
+    File::create(line.folder().join("panic")).unwrap();
+    let pid = replace(&line, line.first_pid());
+    clients.iter_mut().for_each(Talker::expect_end);
+    assert_eq!(exit_code(line.first_pid()), 0);
+    assert_eq!(line.count(Event::CarryCheckPanicked.with("listener", "lines")), 2);
+    assert_eq!(Talker::connect(&line).say("new\n"), pid);
+    stop(&line, pid);
+}
+
 /// Nothing has moved yet, so the old process serves on, and the next handoff moves the connection.
 #[test]
 fn a_connection_outlives_a_successor_that_dies_during_the_bake() {

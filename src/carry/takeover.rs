@@ -8,6 +8,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use tokio::time::sleep;
@@ -129,7 +130,7 @@ impl<T: TakesOver> Takeover<T> {
                 }
             };
             let (id, prepared) = match arrival {
-                Arrival::Connection(arrived) => (arrived.id(), self.server.prepare(*arrived)),
+                Arrival::Connection(arrived) => (arrived.id(), self.prepare(*arrived)),
                 Arrival::Damaged { id, why } => (id, Err(why.into())),
                 Arrival::End => break,
             };
@@ -159,6 +160,23 @@ impl<T: TakesOver> Takeover<T> {
                 "took over {taken} client connections from the old process and refused {refused}"
             );
         }
+    }
+
+    /// Prepares a connection from the predecessor. If the server's code panics, refuses the
+    /// connection. Otherwise the panic would end this task, and the places that are reserved in the
+    /// connection limits would never be released.
+    fn prepare(&self, connection: CarriedConnection) -> Result<T::Prepared, Declined> {
+        let listener = connection.head.listener.clone();
+        let prepare = AssertUnwindSafe(|| self.server.prepare(connection));
+        catch_unwind(prepare).unwrap_or_else(|_| {
+            tracing::error!(
+                event = "carry.check_panicked",
+                listener,
+                "did not take over a client connection of {listener}, because the code that checks \
+                its state panicked"
+            );
+            Err("the code that checks its state panicked".into())
+        })
     }
 
     /// Sends the answer to the predecessor. Then serves the connection, unless it is refused.

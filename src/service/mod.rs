@@ -70,7 +70,7 @@ pub trait Service: Send + Sync + 'static {
     ///
     /// # Errors
     /// Returns the reason why the service refuses the connection, such as an unknown format. The
-    /// connection then stays in the other process, which drains it.
+    /// connection then stays in the other process, which drains it. A panic has the same effect.
     fn accepts(&self, _listener: &str, _saved_state: &CarriedState) -> Result<(), Declined> {
         Err("the service does not take over connections".into())
     }

@@ -37,6 +37,7 @@ events! {
     BacklogLeft = "backlog.left",
     CarryAnswerFailed = "carry.answer_failed",
     CarryAnswerInvalid = "carry.answer_invalid",
+    CarryCheckPanicked = "carry.check_panicked",
     CarryConnectionDeclined = "carry.connection_declined",
     CarryConnectionRefused = "carry.connection_refused",
     CarryLost = "carry.lost",

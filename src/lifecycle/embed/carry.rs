@@ -115,9 +115,9 @@ impl Acceptor {
     /// stay in the old process.
     ///
     /// `accepts` checks whether this server can continue a connection with the given state.
-    /// `accepts` must be quick, and must not block. If it returns an error, the predecessor keeps
-    /// the connection. If several acceptors of a listener call `carries`, the last one gets the
-    /// connections of the predecessor.
+    /// `accepts` must be quick, and must not block. If it returns an error or panics, the
+    /// predecessor keeps the connection. If several acceptors of a listener call `carries`, the
+    /// last one gets the connections of the predecessor.
     ///
     /// If [`Config::on_handoff`](crate::Config::on_handoff) or the setting of the listener is
     /// [`OnHandoff::Drain`](crate::listen::OnHandoff), no connection moves.
