@@ -6,6 +6,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use handoffd::embed::Life;
 use handoffd::listen::{ListenerConfig, Listeners};
@@ -14,6 +15,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 use crate::support::{DEADLINE, assert_becomes};
+
+/// How long a test waits for an event that must not happen.
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// Runs a server until its client has been served.
 fn serve_once() {
@@ -66,7 +70,11 @@ fn with_server<F: Future<Output = ()>>(
 }
 
 fn connect(life: &Life) -> TcpStream {
-    TcpStream::connect(life.address("echo").unwrap()).unwrap()
+    connect_to(life, "echo")
+}
+
+fn connect_to(life: &Life, name: &str) -> TcpStream {
+    TcpStream::connect(life.address(name).unwrap()).unwrap()
 }
 
 #[test]
@@ -146,6 +154,31 @@ fn a_connection_limit_applies_to_threads() {
         let _third = accepted.recv().await.unwrap();
         life.stop();
         tokio::task::spawn_blocking(|| thread.join()).await.unwrap().unwrap();
+    });
+}
+
+/// Adds the listener `admin`, which stops last. A connection whose client has sent nothing delays
+/// the drain only for a moment.
+fn with_last(server: Builder) -> Builder {
+    let server = server.listen("admin=127.0.0.1:0").unwrap().last("admin");
+    server.configure(|config| config.first_request_grace = Duration::from_millis(10))
+}
+
+#[test]
+fn a_movable_connection_of_a_last_listener_ends_last() {
+    with_server(with_last, async |life| {
+        let mut echo = life.acceptor("echo").unwrap();
+        let mut admin = life.acceptor("admin").unwrap().carries(|_| Ok(()));
+        life.ready();
+        let _clients = ["echo", "admin"].map(|name| connect_to(&life, name));
+        let (held, last) = (echo.accept().await.unwrap(), admin.accept().await.unwrap());
+        life.stop();
+        life.draining().await;
+        assert!(timeout(PAUSE, last.carry.draining()).await.is_err());
+        let _late = connect_to(&life, "admin");
+        assert!(admin.accept().await.is_some());
+        drop(held);
+        last.carry.draining().await;
     });
 }
 

@@ -73,17 +73,25 @@ impl Life {
         &self,
         name: &str,
     ) -> Result<impl Future<Output = ()> + Send + 'static + use<>, Error> {
-        let (served, term) = (self.served(name)?, self.term());
-        let (draining, state) = (self.draining(), Arc::clone(&self.state));
-        Ok(async move {
-            if served.order == StopOrder::First {
+        Ok(self.draining_in(self.served(name)?.order))
+    }
+
+    /// Waits until it is time to ask the connections of the listeners with this stop order to end.
+    /// See [`Life::draining_of`].
+    pub(super) fn draining_in(
+        &self,
+        order: StopOrder,
+    ) -> impl Future<Output = ()> + Send + 'static + use<> {
+        let (draining, term, state) = (self.draining(), self.term(), Arc::clone(&self.state));
+        async move {
+            if order == StopOrder::First {
                 return draining.await;
             }
             term.last_retired().await;
             term.drain_begun().await;
             let heard = term.last_awaiting().wait();
             let _ = timeout(state.limits().first_request, heard).await;
-        })
+        }
     }
 
     /// Waits until a server of the listener called `name` must close its idle connections. Waits as

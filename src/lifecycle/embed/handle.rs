@@ -85,11 +85,11 @@ impl CarryHandle {
     }
 
     /// Waits until it is time to ask this connection to end, because it cannot move to a successor.
-    /// Use it instead of [`Life::draining`], which does not wait for the moves. Cancel safe.
+    /// Use it instead of [`Life::draining_of`], which does not wait for the moves. Cancel safe.
     ///
     /// The connection must end if the service stops, if the successor has refused it, or if it has
     /// not moved within half of [`Config::drain_timeout`](crate::Config::drain_timeout). For a
-    /// connection that cannot move at all, this function waits only as long as [`Life::draining`].
+    /// connection that cannot move at all, this function waits as long as [`Life::draining_of`].
     pub async fn draining(&self) {
         if let Some(slot) = &self.slot {
             tokio::select! {
@@ -97,7 +97,7 @@ impl CarryHandle {
                 () = slot.request().refused() => {}
             }
         }
-        Life::of(Arc::clone(&self.state)).draining().await;
+        Life::of(Arc::clone(&self.state)).draining_in(self.served.order).await;
     }
 
     /// Excludes this connection from all moves to a successor. A server needs this for a connection
