@@ -182,6 +182,27 @@ fn a_movable_connection_of_a_last_listener_ends_last() {
     });
 }
 
+/// The library does not know the clients that the server accepts on a copy of a socket.
+#[test]
+fn a_last_listener_waits_for_the_clients_of_a_copy() {
+    let set = |server| {
+        with_last(server).configure(|config| {
+            config.keep_alive_grace = 2 * DEADLINE;
+            config.drain_timeout = 4 * DEADLINE;
+        })
+    };
+    with_server(set, async |life| {
+        let _copy = life.tcp_listener("echo").unwrap();
+        let mut admin = life.acceptor("admin").unwrap();
+        life.ready();
+        life.stop();
+        life.draining().await;
+        assert!(timeout(PAUSE, admin.accept()).await.is_err());
+        let _late = connect_to(&life, "admin");
+        assert!(admin.accept().await.is_some());
+    });
+}
+
 #[test]
 fn a_wrong_request_for_a_listener_names_the_cause() {
     with_server(

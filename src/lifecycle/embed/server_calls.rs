@@ -74,16 +74,7 @@ where
     pub(super) async fn next(&mut self) -> CallEvent {
         loop {
             let is_cut = self.life.state.cut.is_cancelled();
-            let life = self.life.clone();
-            let last_may_stop = async {
-                let life = life.of_this_term();
-                life.draining().await;
-                if let Some(served) = life.state.served.get() {
-                    served.first_ended().await;
-                }
-                life.term().retire_last();
-                std::future::pending::<()>().await;
-            };
+            let stop_last = stop_last(self.life.of_this_term(), self.state());
             tokio::select! {
                 biased;
                 () = self.life.cut(), if !is_cut => {
@@ -117,10 +108,26 @@ where
                     self.begin();
                     return CallEvent::Begun;
                 }
-                () = last_may_stop => {}
+                () = stop_last => {}
             }
         }
     }
+}
+
+/// Stops the listeners that stop last, once the clients of all other listeners are served. Never
+/// returns.
+async fn stop_last(life: Life, server: ServerState) {
+    life.term().drain_begun().await;
+    if let Some(served) = life.state.served.get() {
+        match server {
+            // The library does not know the connections that the server accepts on a copy.
+            ServerState::Running if served.has_unknown_first() => life.closing().await,
+            ServerState::Running | ServerState::Ended(_) => life.draining().await,
+        }
+        served.first_ended().await;
+    }
+    life.term().retire_last();
+    std::future::pending().await
 }
 
 /// What [`ServerCalls::next`] reports about the calls of the server function.

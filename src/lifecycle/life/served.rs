@@ -83,6 +83,12 @@ impl ServedListeners {
         self.all.iter().any(|one| one.is_copied.load(Ordering::Relaxed))
     }
 
+    /// Returns whether the server has such a copy of a listener that does not stop last.
+    pub(in crate::lifecycle) fn has_unknown_first(&self) -> bool {
+        let mut first = self.all.iter().filter(|one| one.order == StopOrder::First);
+        first.any(|one| one.is_copied.load(Ordering::Relaxed))
+    }
+
     /// Returns the listeners of which the server has a copy, and on which no other generation
     /// accepts.
     #[cfg(feature = "actix")]
