@@ -14,7 +14,7 @@ use crate::life::{addresses, bake, replace, start, start_on, stop};
 use crate::support::view::is_asleep;
 use crate::support::{
     Client, Event, Line, Parent, assert_becomes, defer_accept, example, exit_code, free_port,
-    freeze, signal, thaw,
+    freeze, raise_descriptor_limit, signal, thaw,
 };
 
 #[test]
@@ -263,6 +263,26 @@ fn a_listener_that_the_server_forgets_is_reported() {
     let said = line.wait("the warning", |record| record.is_event(Event::ListenerUnused));
     assert_eq!(said.field("listeners"), Some("admin"));
     stop(&line, line.first_pid());
+}
+
+/// The threads of the server take no descriptor of the reserve, so commands and handoffs work.
+#[test]
+fn clients_of_threads_leave_descriptors_for_operators() {
+    raise_descriptor_limit();
+    let launcher = ["prlimit", "--nofile=200:200"];
+    let line = Line::start_program_under(&launcher, &example("life"), |command, folder| {
+        command.args(["threads", "127.0.0.1:0"]).current_dir(folder);
+        command.env("RUNTIME_DIRECTORY", folder);
+    });
+    let (address, _) = addresses(&line);
+    let mut clients: Vec<_> = (0..220).map(|_| Client::connect(&address).unwrap()).collect();
+    line.wait("the shortage", |record| record.is_event(Event::AcceptFailed));
+    assert_eq!(line.counter("echo", "limited"), 1);
+    let next = replace(&line, line.first_pid()).unwrap();
+    // The new process accepts the clients for which the old one had no room.
+    clients.split_off(190).iter_mut().for_each(|client| client.echo(b"served").unwrap());
+    drop(clients);
+    stop(&line, next);
 }
 
 /// The kernel has begun the handshake of a client on the old socket when the successor replaces it.

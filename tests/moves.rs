@@ -157,6 +157,7 @@ fn a_limited_server_without_descriptors_waits_asleep() {
     line.wait("the first generation", |record| record.is_event(Event::GenerationServing));
     let mut clients: Vec<_> = (0..60).map(|_| Talker::connect(&line)).collect();
     line.wait("the shortage", |record| record.is_event(Event::AcceptFailed));
+    assert_eq!(line.counter("lines", "limited"), 1);
     assert_becomes(&true, || is_asleep(line.first_pid()).unwrap());
     clients.iter_mut().for_each(|client| client.send("hello\n"));
     while !clients.is_empty() {

@@ -92,7 +92,7 @@ async fn accept(listener: Listener, ask: mpsc::Sender<(Request, Answer)>, client
     let mut limits = ClientLimits::new();
     let mut last_warning: Option<Instant> = None;
     loop {
-        let (stream, _) = acceptor.accept_here().await;
+        let (stream, _) = acceptor.accept_here(|| {}).await;
         let user = match User::of(&stream) {
             Ok(user) => user,
             Err(error) => {

@@ -79,10 +79,10 @@ impl WatchedListener {
     }
 
     /// Accepts the next connection and registers it with the current tokio runtime. Cancel safe: an
-    /// accepted connection is never lost.
-    pub(crate) async fn accept_here(&mut self) -> (Stream, Peer) {
+    /// accepted connection is never lost. Calls `on_shortage` as [`WatchedListener::accept`] does.
+    pub(crate) async fn accept_here(&mut self, on_shortage: impl Fn()) -> (Stream, Peer) {
         loop {
-            if let Some(accepted) = self.accept(|| {}).await.into_stream(&self.listener) {
+            if let Some(accepted) = self.accept(&on_shortage).await.into_stream(&self.listener) {
                 return accepted;
             }
         }
@@ -101,9 +101,13 @@ impl WatchedListener {
 
     /// Tries to accept a client after [`WatchedListener::client_waits`] has returned, and registers
     /// the connection with the current tokio runtime. Returns `None` if this fails, for example
-    /// because another process has accepted the client. Cancel safe.
-    pub(crate) async fn accept_waiting(&mut self) -> Option<(Stream, Peer)> {
-        self.attempt(&|| {}).await?.into_stream(&self.listener)
+    /// because another process has accepted the client. Calls `on_shortage` as
+    /// [`WatchedListener::accept`] does. Cancel safe.
+    pub(crate) async fn accept_waiting(
+        &mut self,
+        on_shortage: impl Fn(),
+    ) -> Option<(Stream, Peer)> {
+        self.attempt(&on_shortage).await?.into_stream(&self.listener)
     }
 
     /// Tries once to accept a connection. If file descriptors or memory have run out, waits before
@@ -119,12 +123,7 @@ impl WatchedListener {
                     self.listener.shortage.end(self.listener.name());
                 }
             }
-            Err(error) if is_the_peers_affair(&error) => {
-                tracing::debug!(
-                    event = "connection.aborted", listener = %self.listener.name(), %error,
-                    "a client aborted its connection before it was accepted: {error}"
-                );
-            }
+            Err(error) if is_the_peers_affair(&error) => log_aborted(&self.listener, &error),
             Err(error) => {
                 let pause = self
                     .shortage
@@ -153,6 +152,47 @@ impl WatchedListener {
             ..accepted
         }))
     }
+}
+
+/// Accepts one connection without waiting, and makes its socket blocking. For a thread that waits
+/// for clients with poll(2). Returns `None` if the backlog is empty or the client has gone. Calls
+/// `on_shortage` once at the beginning of each shortage of file descriptors or memory.
+///
+/// # Errors
+/// Fails during such a shortage, which is logged. The caller must pause before it tries again.
+pub(crate) fn accept_blocking(
+    listener: &Listener,
+    on_shortage: impl Fn(),
+) -> io::Result<Option<(OwnedFd, Peer)>> {
+    let shortage = &listener.shortage;
+    let accept = || listener.accept();
+    match sys::reserve::accept(ReserveAccess::Nothing, listener, accept) {
+        Ok((accepted, _)) => {
+            // The thread does not accept on an empty backlog, so a shortage ends here.
+            if shortage.is_on() && !listener.has_clients() {
+                shortage.end(listener.name());
+            }
+            accepted.into_blocking().map(Some)
+        }
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        Err(error) if is_the_peers_affair(&error) => {
+            log_aborted(listener, &error);
+            Ok(None)
+        }
+        Err(error) => {
+            if shortage.begin(listener.name(), &error) {
+                on_shortage();
+            }
+            Err(error)
+        }
+    }
+}
+
+fn log_aborted(listener: &Listener, error: &io::Error) {
+    tracing::debug!(
+        event = "connection.aborted", listener = %listener.name(), %error,
+        "a client aborted its connection before it was accepted: {error}"
+    );
 }
 
 /// Accepts the connections that are left in the backlog of a listener, after all processes have

@@ -199,14 +199,6 @@ impl Listener {
         }
     }
 
-    /// Accepts one connection without waiting, and makes the accepted socket blocking.
-    ///
-    /// # Errors
-    /// `WouldBlock` when the backlog is empty. After any other error, the caller may try again.
-    pub(crate) fn accept_blocking(&self) -> io::Result<(OwnedFd, Peer)> {
-        self.accept()?.into_blocking()
-    }
-
     /// Returns whether this process has another clone of this listener, which keeps the socket
     /// open.
     pub(crate) fn is_cloned(&self) -> bool {

@@ -24,7 +24,9 @@ mod stream;
 mod traffic;
 mod wanted;
 
-pub(crate) use acceptor::{HANDSHAKE_TIMEOUT, WatchedListener, pending, pending_blocking};
+pub(crate) use acceptor::{
+    HANDSHAKE_TIMEOUT, WatchedListener, accept_blocking, pending, pending_blocking,
+};
 #[cfg(feature = "proxy")]
 pub(crate) use ending::ACKNOWLEDGE_TIMEOUT;
 pub(crate) use listener::Accepted;

@@ -50,8 +50,13 @@ impl Shortage {
         true
     }
 
+    /// Returns whether the listener cannot accept because file descriptors or memory have run out.
+    pub(super) fn is_on(&self) -> bool {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) != ShortageState::Over
+    }
+
     /// Records that the listener has enough descriptors and memory again. Call this function when
-    /// accept(2) has found the backlog empty.
+    /// the backlog is empty.
     pub(super) fn end(&self, listener: &str) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if std::mem::take(&mut *state) == ShortageState::Reported {

@@ -34,7 +34,7 @@ impl<S: Service> Latecomers<S> {
                     biased;
                     () = self.stop.cancelled() => break,
                     () = &mut end => break,
-                    client = acceptor.accept_here() => serve(client),
+                    client = acceptor.accept_here(|| {}) => serve(client),
                 }
             },
             Err(error) => {

@@ -8,7 +8,6 @@
 //! connections, so that the process does not exit before they are served.
 
 use std::future::Future;
-use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, OwnedFd};
@@ -27,9 +26,9 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use crate::error::Error;
 use crate::ledger::{HeldPermit, Source};
 use crate::lifecycle::life::{Life, OpenConnection, ServedListener, SocketUse, StopOrder, Term};
-use crate::net::{Listener, Peer};
+use crate::net::{Listener, Peer, accept_blocking};
 
-/// The pause after an error of accept(2).
+/// The pause before another accept(2) during a shortage of file descriptors or memory.
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// How long to accept clients that are left when the service stops, while a thread holds the socket
@@ -195,12 +194,12 @@ impl BlockingListener {
                     // Take no permit yet, because another socket of the listener may need it.
                     continue;
                 };
-                match socket.accept_blocking() {
-                    Ok((socket, peer)) => {
+                match accept_blocking(socket, || served.count_shortage()) {
+                    Ok(Some((socket, peer))) => {
                         return Some(BlockingClient::new(served, socket, peer, permit));
                     }
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                    Err(error) => pause_after(served, &error),
+                    Ok(None) => {}
+                    Err(_) => pause(),
                 }
             }
         }
@@ -301,15 +300,10 @@ fn block_on<F: Future>(future: F) -> F::Output {
     }
 }
 
-/// Waits a moment after an error such as a lack of descriptors, because the kernel does not report
-/// when a descriptor is free again.
+/// Waits a moment during a shortage of file descriptors or memory, because the kernel does not
+/// report when it is over.
 #[expect(clippy::disallowed_methods, reason = "a thread of the server's own waits")]
-fn pause_after(served: &ServedListener, error: &io::Error) {
-    tracing::debug!(
-        event = "accept.failed_too", listener = %served.name,
-        "cannot accept a connection on {}, retrying: {error}",
-        served.name
-    );
+fn pause() {
     thread::sleep(PAUSE);
 }
 

@@ -253,6 +253,11 @@ impl ServedListener {
         OpenConnection { entry, served: Arc::clone(self), _permit: permit, _open: open }
     }
 
+    /// Counts a shortage of file descriptors or memory, during which the server accepts no clients.
+    pub(in crate::lifecycle) fn count_shortage(&self) {
+        self.ledger.count(|events| events.counters.limited += 1);
+    }
+
     /// Counts a connection that the successor has refused.
     pub(in crate::lifecycle) fn refused(&self) {
         self.ledger.count(|events| events.counters.refused += 1);

@@ -99,7 +99,7 @@ impl SocketAcceptor {
                 ConnectionSource::GivenUp => self.source = self.last_clients(),
                 ConnectionSource::Replaced(watched) => {
                     let left = self.served.late_clients().unwrap_or_default();
-                    match timeout(left, watched.accept_here()).await {
+                    match timeout(left, watched.accept_here(|| {})).await {
                         Ok(accepted) => return Some(self.admit(accepted, None)),
                         Err(_) => self.source = self.backlog(),
                     }
@@ -147,15 +147,16 @@ async fn accept_within_limit(
     served: &ServedListener,
     watched: &mut net::WatchedListener,
 ) -> (Accepted, Option<HeldPermit>) {
+    let on_shortage = || served.count_shortage();
     if !served.is_limited() {
-        return (watched.accept_here().await, None);
+        return (watched.accept_here(on_shortage).await, None);
     }
     loop {
         // Take a permit only when a client waits. Otherwise a socket without clients would hold a
         // permit that another socket of the same listener needs.
         watched.client_waits().await;
         let permit = served.take_permit().await;
-        if let Some(accepted) = watched.accept_waiting().await {
+        if let Some(accepted) = watched.accept_waiting(on_shortage).await {
             return (accepted, permit);
         }
     }
