@@ -5,7 +5,7 @@
 //! replace the process while you talk to it, send SIGHUP to the process id in the answers. The new
 //! process continues the count. A connection with an incomplete line cannot move. A client that
 //! sends `stay` keeps its connection in the old process. The tests in tests/moves.rs use all of
-//! this, and the files `address`, `inline`, `refuse`, `panic` and `hang`.
+//! this, and the files `address`, `inline`, `limit`, `refuse`, `panic` and `hang`.
 
 use std::error::Error;
 use std::fs::{self, File};
@@ -37,8 +37,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     // The bake time and the drain timeout, in milliseconds.
     let bake = arguments.next().map_or(Ok(10), |bake| bake.parse())?;
     let drain = arguments.next().map_or(Ok(30_000), |drain| drain.parse())?;
-    // How many connections may be open at once.
-    let limit: Option<NonZeroUsize> = arguments.next().map(|limit| limit.parse()).transpose()?;
+    // How many connections may be open at once. A successor takes the number in the file `limit`.
+    let limit = fs::read_to_string("limit").ok().or_else(|| arguments.next());
+    let limit: Option<NonZeroUsize> = limit.map(|limit| limit.parse()).transpose()?;
     let mut lines: ListenerConfig = format!("lines={address}").parse()?;
     lines.max_connections = limit;
     let listeners = Listeners::new(vec![lines])?;

@@ -146,6 +146,26 @@ fn a_connection_limit_holds_across_handoffs() {
     stop(&line, pid);
 }
 
+/// The new process has a lower limit, so it refuses the connections that exceed it.
+#[test]
+fn a_lowered_connection_limit_holds_for_moved_connections() {
+    let line = start_with_arguments(&["100", "600000", "6"]);
+    let mut clients: Vec<_> = (0..6).map(|_| Talker::connect(&line)).collect();
+    clients.iter_mut().for_each(|client| assert_eq!(client.say("hello\n"), line.first_pid()));
+    fs::write(line.folder().join("limit"), "2").unwrap();
+    let pid = replace(&line, line.first_pid());
+    assert_eq!(exit_code(line.first_pid()), 0);
+    line.wait("the takeover", |record| {
+        record.is_event(Event::CarryTakenOver.with("taken", 2).with("refused", 4))
+    });
+    let counters = ["active", "carried", "refused"].map(|name| line.counter("lines", name));
+    assert_eq!(counters, [2, 2, 4]);
+    clients.iter_mut().for_each(|client| client.send("moved\n"));
+    let answers = clients.iter_mut().filter_map(|client| client.answer().ok());
+    assert_eq!(answers.collect::<Vec<_>>(), [pid; 2]);
+    stop(&line, pid);
+}
+
 /// The clients beyond the descriptor limit wait, although the connection limit is not reached.
 #[test]
 fn a_limited_server_without_descriptors_waits_asleep() {

@@ -28,7 +28,7 @@ pub(crate) struct HeldPermit(Arc<ConnectionLimit>);
 #[derive(Debug)]
 pub(crate) struct ConnectionLimit {
     listener: String,
-    limit: usize,
+    limit: NonZeroUsize,
     permits: Mutex<Permits>,
     /// Notified when a permit becomes free, to wake an accept loop.
     freed: Notify,
@@ -51,7 +51,12 @@ impl ConnectionLimit {
     /// Creates a limit of `limit` connections for the listener with the name `listener`.
     pub(crate) fn new(listener: &str, limit: NonZeroUsize) -> Self {
         let (permits, freed) = (Mutex::default(), Notify::new());
-        Self { listener: listener.to_owned(), limit: limit.get(), permits, freed }
+        Self { listener: listener.to_owned(), limit, permits, freed }
+    }
+
+    /// Returns the maximum number of connections.
+    pub(crate) const fn max_connections(&self) -> NonZeroUsize {
+        self.limit
     }
 
     /// Waits for a free permit. Cancel safe, but a cancelled call loses its place in the queue for
@@ -87,9 +92,9 @@ impl ConnectionLimit {
         there: Option<NonZeroUsize>,
     ) -> Option<Permit> {
         let mut permits = self.lock();
-        let were_more = there.is_none_or(|there| there.get() > self.limit);
+        let were_more = there.is_none_or(|there| there > self.limit);
         let is_reserved = permits.reserved > 0;
-        if !is_reserved && were_more && permits.used >= self.limit {
+        if !is_reserved && were_more && permits.used >= self.limit.get() {
             return None;
         }
         permits.reserved -= usize::from(is_reserved);
@@ -131,13 +136,13 @@ impl ConnectionLimit {
 
     fn free(&self, permits: &Permits) -> usize {
         let Permits { used, held, reserved, .. } = *permits;
-        self.limit.saturating_sub(used + held + reserved)
+        self.limit.get().saturating_sub(used + held + reserved)
     }
 
     /// Counts one more connection. If the listener becomes full, counts and logs that too.
     fn use_one(&self, mut permits: MutexGuard<'_, Permits>) {
         permits.used += 1;
-        if permits.used != self.limit {
+        if permits.used != self.limit.get() {
             return;
         }
         permits.times_full += 1;

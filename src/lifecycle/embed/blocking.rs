@@ -270,6 +270,7 @@ impl BlockingClient {
         peer: Peer,
         permit: Option<HeldPermit>,
     ) -> Self {
+        let permit = permit.map(HeldPermit::used);
         let open = served.admit(Source::New, &Arc::default(), Instant::now(), permit);
         Self { socket, peer, open }
     }

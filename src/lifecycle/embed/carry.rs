@@ -189,8 +189,9 @@ impl TakesOver for Arrivals {
         let queue = self.queue(&connection.head.listener);
         let (served, queue) = queue.ok_or_else(|| connection.unknown_listener())?;
         (queue.accepts)(&connection.saved_state)?;
+        let permit = served.permit_for_carried(connection.head.max_connections)?;
         let ((mut stream, peer), since, saved_state) = connection.into_stream()?;
-        let open = served.admit(Source::Carried, stream.traffic(), since, None);
+        let open = served.admit(Source::Carried, stream.traffic(), since, permit);
         let is_silent = stream.received() == 0 && !stream.peer_has_finished();
         let awaiting = is_silent.then(|| served.awaiting(&self.0.term()));
         stream.belongs_to_server(peer, awaiting, open);

@@ -125,7 +125,7 @@ impl CarryPermit<'_> {
             listener: &served.name,
             peer: *peer,
             age: since.elapsed(),
-            max_connections: None,
+            max_connections: served.max_connections(),
             stream: &stream,
             saved_state: &state,
         };

@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::term::Term;
+use crate::carry::Declined;
 use crate::config::OnHandoff;
 use crate::ledger::{
     ConnectionLimit, HeldPermit, ListenerEntry, ListenerEvents, ListenerLedger, Permit, Source,
@@ -154,6 +155,25 @@ impl ServedListener {
         Some(self.limit.as_ref()?.take().await)
     }
 
+    /// Returns the connection limit, or `None` if there is none.
+    pub(in crate::lifecycle) fn max_connections(&self) -> Option<NonZeroUsize> {
+        self.limit.as_ref().map(|limit| limit.max_connections())
+    }
+
+    /// Takes a permit for a connection from the predecessor, whose connection limit for this
+    /// listener is `there`. Returns `None` if there is no limit here.
+    ///
+    /// # Errors
+    /// Fails if the limit here is reached and lower than `there`.
+    pub(in crate::lifecycle) fn permit_for_carried(
+        &self,
+        there: Option<NonZeroUsize>,
+    ) -> Result<Option<Permit>, Declined> {
+        let Some(limit) = &self.limit else { return Ok(None) };
+        let full = || format!("the listener {} has reached its connection limit", self.name);
+        Ok(Some(limit.acquire_for_carried(there).ok_or_else(full)?))
+    }
+
     /// Closes the socket of this process, so that the address is free once other processes have
     /// closed theirs. Keeps a socket of which the server has a copy, because the server needs
     /// another copy if it is called again.
@@ -229,27 +249,20 @@ impl ServedListener {
     }
 
     /// Counts a connection that began at `since`. It counts as open until the returned value is
-    /// dropped. `permit` is its permit of the connection limit, if one was taken.
+    /// dropped. `permit` is its permit of the connection limit. Without one, the connection may
+    /// exceed the limit.
     pub(in crate::lifecycle) fn admit(
         self: &Arc<Self>,
         source: Source,
         traffic: &Arc<Traffic>,
         since: Instant,
-        permit: Option<HeldPermit>,
+        permit: Option<Permit>,
     ) -> OpenConnection {
         // Count the connection as open first. Otherwise a drain that begins now would count it as
         // ended.
         let open = self.open.token();
         let entry = Some(self.ledger.enter(source, traffic, since));
-        let permit = permit.map(HeldPermit::used).or_else(|| {
-            let limit = self.limit.as_ref()?;
-            match source {
-                Source::New => Some(limit.acquire_beyond()),
-                // Pass 1 as the predecessor's limit. It is never higher than the limit here, so the
-                // connection always gets a permit.
-                Source::Carried => limit.acquire_for_carried(Some(NonZeroUsize::MIN)),
-            }
-        });
+        let permit = permit.or_else(|| Some(self.limit.as_ref()?.acquire_beyond()));
         OpenConnection { entry, served: Arc::clone(self), _permit: permit, _open: open }
     }
 

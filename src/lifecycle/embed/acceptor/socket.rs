@@ -135,6 +135,7 @@ impl SocketAcceptor {
     fn admit(&self, (mut stream, peer): Accepted, permit: Option<HeldPermit>) -> Accepted {
         drop(stream.take_descriptor_claim());
         let awaiting = self.served.awaiting(&self.term);
+        let permit = permit.map(HeldPermit::used);
         let open = self.served.admit(Source::New, stream.traffic(), Instant::now(), permit);
         stream.belongs_to_server(peer, Some(awaiting), open);
         (stream, peer)
