@@ -45,7 +45,11 @@ async fn echo(client: CarryClient) -> Result<(), Box<dyn std::error::Error + Sen
                     count += 1;
                     socket.send(Message::text(format!("{count} {text}"))).await?;
                 }
-                Some(_) => socket.flush().await?, // the answer to a ping, or to the client's close
+                Some(Message::Close(_)) => {
+                    socket.flush().await?; // the answer to the client's close
+                    return Ok(()); // a closed websocket must not move
+                }
+                Some(_) => socket.flush().await?, // the answer to a ping
                 None => return Ok(()),
             },
             () = carry.draining() => {
