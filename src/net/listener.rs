@@ -199,6 +199,11 @@ impl Listener {
         }
     }
 
+    /// Returns whether `other` is a clone of this listener.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.socket, &other.socket)
+    }
+
     /// Returns whether this process has another clone of this listener, which keeps the socket
     /// open.
     pub(crate) fn is_cloned(&self) -> bool {

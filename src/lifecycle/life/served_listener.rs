@@ -123,6 +123,12 @@ impl ServedListener {
         self.socket.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Returns whether the socket is open and belongs to `listener`.
+    pub(super) fn has_socket_of(&self, listener: &Listener) -> bool {
+        let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
+        socket.as_ref().is_some_and(|socket| socket.is(listener))
+    }
+
     /// Returns whether no generation will accept on this listener again.
     pub(in crate::lifecycle) fn is_given_up(&self) -> bool {
         self.is_given_up.load(Ordering::Acquire)
