@@ -9,7 +9,8 @@ use std::path::Path;
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    Client, Event, Line, Record, adopt_orphans, assert_becomes, example, exit_code, signal,
+    Client, Event, Line, Record, Tracer, adopt_orphans, assert_becomes, example, exit_code,
+    signal,
 };
 
 /// Starts the example in this mode.
@@ -188,6 +189,18 @@ fn a_server_that_panics_ends_its_process() {
         drop(client);
         line.wait_for_end();
     }
+}
+
+/// The process has reached its limit of threads when it ends.
+#[test]
+fn a_server_that_can_start_no_thread_stops_well() {
+    let line = start("echo");
+    let inject = ["-f", "-e", "inject=clone,clone3:error=EAGAIN"];
+    let tracer = Tracer::attach(&line, line.first_pid(), &inject);
+    signal(line.first_pid(), Signal::SIGTERM);
+    assert_eq!(exit_code(line.first_pid()), 0);
+    let trace = tracer.wait();
+    assert!(trace.contains("(INJECTED)"), "{trace}");
 }
 
 #[test]

@@ -140,7 +140,7 @@ impl Builder {
         }
         let _ = life.state.served.set(served);
         let (_returned, returns) = sync_channel::<()>(0);
-        let mut driver = runtime.run(run(driver, owns_process.then_some(returns)))?;
+        let mut driver = runtime.run(run(driver, owns_process.then_some(returns)));
         let _cut = CutOnDrop(life.clone());
         let mut unused = pin!(warn_of_unused(&life));
         let mut calls = ServerCalls::new(&life, &serve);
@@ -185,7 +185,7 @@ impl Drop for PanicGuard {
     #[expect(clippy::disallowed_methods, reason = "the server prevents the end of the process")]
     fn drop(&mut self) {
         if self.owns_process && std::thread::panicking() {
-            std::thread::spawn(|| {
+            start_thread(|| {
                 std::thread::sleep(EXIT_TIMEOUT);
                 tracing::error!(
                     event = "server.hung",
@@ -205,7 +205,7 @@ impl Drop for PanicGuard {
 fn end_process_later(returned: Receiver<()>, error: Option<&Error>) {
     let code = error.map_or(0, |error| error.exit() as i32);
     let reason = error.map(ToString::to_string);
-    std::thread::spawn(move || {
+    start_thread(move || {
         if returned.recv_timeout(EXIT_TIMEOUT) == Err(RecvTimeoutError::Timeout) {
             tracing::error!(
                 event = "server.hung",
@@ -220,6 +220,12 @@ fn end_process_later(returned: Receiver<()>, error: Option<&Error>) {
             std::process::exit(code);
         }
     });
+}
+
+/// Runs `end` on another thread, which ends the process if it does not end by itself. Ignores a
+/// failure, for example at a thread limit, because the process usually ends by itself.
+fn start_thread(end: impl FnOnce() + Send + 'static) {
+    let _ = std::thread::Builder::new().name("handoffd-exit".to_owned()).spawn(end);
 }
 
 /// Cuts the connections and closes the listeners when this value is dropped. This happens when the

@@ -7,15 +7,22 @@
 use std::any::Any;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::mpsc::{Receiver, Sender, channel};
 
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::oneshot;
 
 use crate::error::Error;
 
-/// The async runtime of the driver (event loop), before the driver runs.
+/// The thread of the driver (event loop) with its async runtime, before the driver runs. Dropping
+/// this value ends the thread.
 #[derive(Debug)]
-pub(super) struct DriverRuntime(Option<Runtime>);
+pub(super) struct DriverRuntime<D: Future> {
+    runtime: Handle,
+    /// Passes the driver to the thread.
+    driver: Sender<D>,
+    thread: DriverThread<D::Output>,
+}
 
 /// The running driver. Dropping this value ends the driver, as a crash of the process would.
 #[derive(Debug)]
@@ -26,52 +33,77 @@ pub(super) struct DriverThread<T> {
 
 type Panic = Box<dyn Any + Send>;
 
-impl DriverRuntime {
+impl<D> DriverRuntime<D>
+where
+    D: Future + Send + 'static,
+    D::Output: Send + 'static,
+{
+    /// Starts the thread. So if the kernel refuses it, no driver exists yet that would have to tell
+    /// the predecessor.
+    ///
+    /// # Errors
+    /// Returns the kernel's error if the thread or its runtime cannot be created.
     pub(super) fn new() -> Result<Self, Error> {
         let runtime = Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(Error::system("start the runtime that manages handoffs"))?;
-        Ok(Self(Some(runtime)))
-    }
-
-    /// Calls `create` inside the runtime, so that the runtime handles the events of the sockets
-    /// that `create` opens.
-    pub(super) fn within<T>(&self, create: impl FnOnce() -> T) -> T {
-        let _inside = self.0.as_ref().map(Runtime::enter);
-        create()
-    }
-
-    /// Runs the driver on a thread of its own.
-    ///
-    /// # Errors
-    /// Returns the kernel's error if the thread cannot be created.
-    pub(super) fn run<T: Send + 'static>(
-        self,
-        driver: impl Future<Output = T> + Send + 'static,
-    ) -> Result<DriverThread<T>, Error> {
+        let handle = runtime.handle().clone();
+        let runtime = ThreadRuntime(Some(runtime));
+        let (driver, drivers) = channel();
         let (tell, ended) = oneshot::channel();
         let (wanted, unwanted) = oneshot::channel();
         let thread = std::thread::Builder::new().name("handoffd-driver".to_owned());
         let run = move || {
-            let Some(runtime) = &self.0 else { return };
-            let until_unwanted = async {
-                tokio::select! {
-                    ended = driver => Some(ended),
-                    _ = unwanted => None,
-                }
-            };
-            let ended = catch_unwind(AssertUnwindSafe(|| runtime.block_on(until_unwanted)));
-            if let Some(ended) = ended.transpose() {
+            if let Some(ended) = runtime.run(&drivers, unwanted) {
                 // Ignore a failure, which means that the caller no longer waits for the result.
                 let _ = tell.send(ended);
             }
         };
         thread.spawn(run).map_err(Error::system("start the thread that manages handoffs"))?;
-        Ok(DriverThread { ended, _wanted: wanted })
+        let thread = DriverThread { ended, _wanted: wanted };
+        Ok(Self { runtime: handle, driver, thread })
+    }
+
+    /// Calls `create` inside the runtime, so that the runtime handles the events of the sockets
+    /// that `create` opens.
+    pub(super) fn within<T>(&self, create: impl FnOnce() -> T) -> T {
+        let _inside = self.runtime.enter();
+        create()
+    }
+
+    /// Runs the driver on the thread.
+    pub(super) fn run(self, driver: D) -> DriverThread<D::Output> {
+        // The thread waits for the driver, so the channel is open.
+        let _ = self.driver.send(driver);
+        self.thread
     }
 }
 
-impl Drop for DriverRuntime {
-    /// Ends the runtime without waiting, because the caller may run in another runtime.
+/// The async runtime of the thread.
+#[derive(Debug)]
+struct ThreadRuntime(Option<Runtime>);
+
+impl ThreadRuntime {
+    /// Waits for the driver, and runs it until it ends. Returns `None` if there is no driver, or if
+    /// it is no longer wanted.
+    fn run<D: Future>(
+        &self,
+        drivers: &Receiver<D>,
+        unwanted: oneshot::Receiver<()>,
+    ) -> Option<Result<D::Output, Panic>> {
+        let (runtime, driver) = (self.0.as_ref()?, drivers.recv().ok()?);
+        let until_unwanted = async {
+            tokio::select! {
+                ended = driver => Some(ended),
+                _ = unwanted => None,
+            }
+        };
+        catch_unwind(AssertUnwindSafe(|| runtime.block_on(until_unwanted))).transpose()
+    }
+}
+
+impl Drop for ThreadRuntime {
+    /// Ends the runtime without waiting. If the thread could not be started, the caller drops this
+    /// value, and may run in another runtime.
     fn drop(&mut self) {
         if let Some(runtime) = self.0.take() {
             runtime.shutdown_background();
