@@ -106,13 +106,17 @@ fn main() -> Result<(), Box<dyn Error>> {
         "long-bake" => {
             server.configure(|config| config.bake = Duration::from_secs(60)).serve_with(echo)?
         }
-        // The server does not return by itself, and may have a copy of its socket.
-        "long-bake-deaf" | "long-bake-copy" => {
+        // The server returns after its first client, or never, and may have a copy of its socket.
+        "long-bake-once" | "long-bake-deaf" | "long-bake-copy" => {
             let server = server.configure(|config| {
                 config.bake = Duration::from_secs(60);
                 config.drain_timeout = Duration::from_secs(3600);
             });
             server.serve_with(async |life| {
+                if mode == "long-bake-once" {
+                    let _client = (life.ready(), life.acceptor("echo")?.accept().await);
+                    return Ok(());
+                }
                 if mode == "long-bake-copy" {
                     drop(life.tcp_listener("echo")?);
                 }
@@ -120,9 +124,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             })?
         }
         "in-runtime" => {
-            let runtime = tokio::runtime::Runtime::new()?;
-            let _inside = runtime.enter();
-            server.serve_with(echo)?
+            tokio::runtime::Runtime::new()?.block_on(async { server.serve_with(echo) })?
         }
         other => return Err(format!("the mode {other} is unknown").into()),
     };
@@ -295,12 +297,10 @@ async fn offer(life: Life) -> Result<(), Failure> {
 async fn deaf(life: Life) -> Result<(), Failure> {
     let mut acceptor = life.acceptor("echo")?;
     life.ready();
-    loop {
-        match acceptor.accept().await {
-            Some((client, _)) => drop(tokio::spawn(answer(client))),
-            None => std::future::pending().await,
-        }
+    while let Some((client, _)) = acceptor.accept().await {
+        tokio::spawn(answer(client));
     }
+    std::future::pending().await
 }
 
 /// Blocks the main thread for ever once the generation retires.

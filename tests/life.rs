@@ -9,8 +9,8 @@ use std::path::Path;
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    Client, Event, Line, Record, Tracer, adopt_orphans, assert_becomes, example, exit_code,
-    signal,
+    Client, Event, Line, Record, Tracer, adopt_orphans, assert_becomes, example, exit_code, freeze,
+    signal, thaw,
 };
 
 /// Starts the example in this mode.
@@ -78,6 +78,20 @@ fn a_server_rolls_back_with_its_reason() {
     fs::remove_file(line.folder().join("broken")).unwrap();
     let pid = replace(&line, line.first_pid()).unwrap();
     stop(&line, pid);
+}
+
+/// The server of the successor returns although nothing has told it to stop.
+#[test]
+fn a_server_that_returns_in_the_bake_is_the_reason() {
+    let line = start("long-bake-once");
+    bake(&line);
+    // Only the successor can accept this client.
+    freeze(line.first_pid());
+    Client::connect(&addresses(&line).0).unwrap().expect_end().unwrap();
+    thaw(line.first_pid());
+    let failed = line.wait("the failure", |record| record.is_event(Event::HandoffFailed));
+    assert_eq!(failed.field("failure"), Some("given-back"), "{failed:?}");
+    stop(&line, line.first_pid());
 }
 
 #[test]

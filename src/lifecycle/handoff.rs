@@ -38,6 +38,8 @@ const SETTLE_TIMEOUT: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub(super) struct Handoff {
     pub(super) stage: Stage,
+    /// The longest time that the successor had to become ready.
+    pub(super) ready_limit: Duration,
     pub(super) successor: Option<Successor>,
     /// The operator's reload request that started the handoff, until it is answered. `None` if a
     /// signal started the handoff.
@@ -95,6 +97,7 @@ impl<P: DataPlane> Driver<P> {
     pub(super) fn launch_successor(&mut self) {
         let handoff = self.handoff.get_or_insert_default();
         handoff.stage = Stage::Starting(deadline(self.config.ready_timeout));
+        handoff.ready_limit = self.config.ready_timeout;
         let generation = self.process.generation.next();
         let program = self.process.program.path().display();
         tracing::info!(

@@ -47,6 +47,9 @@ impl<P: DataPlane> Driver<P> {
                 None
             }
             LifeRequest::Returned(_) => {
+                if matches!(self.state, State::Probation { .. }) {
+                    self.life.rollback = Some("its server function has returned".to_owned());
+                }
                 tracing::warn!(
                     event = "server.returned",
                     "the server function has returned without a request to stop, so the service \

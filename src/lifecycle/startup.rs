@@ -24,6 +24,8 @@ pub(super) const REPORT_TIME: Duration = Duration::from_millis(500);
 #[derive(Debug, Default)]
 pub(super) struct Liveness {
     start: Start,
+    /// The longest time that the server had to start.
+    limit: Duration,
     /// The error of a worker or an accept loop that has died during a drain. The generation returns
     /// this error when its connections have ended.
     death: Option<Error>,
@@ -50,6 +52,7 @@ impl Liveness {
     /// The predecessor kills a successor that is not ready after this time. So a successor ends a
     /// little earlier, and reports what it was waiting for.
     pub(super) fn begin(&mut self, limit: Duration, birth: Birth) {
+        self.limit = limit;
         let limit = match birth {
             Birth::Successor => limit - REPORT_TIME.min(limit / 10),
             Birth::First | Birth::Orphan => limit,
@@ -61,7 +64,13 @@ impl Liveness {
     pub(super) fn extend(&mut self, time: Duration) {
         if let Start::Awaited { until: Some(until) } = &mut self.start {
             *until = deadline(time).map_or(*until, |later| later.max(*until));
+            self.limit = self.limit.max(time);
         }
+    }
+
+    /// Returns the longest time that the server had to start.
+    pub(super) const fn limit(&self) -> Duration {
+        self.limit
     }
 
     /// Records that the server could not accept connections again. The next attempt is after
@@ -167,5 +176,22 @@ impl<P: DataPlane> Driver<P> {
             }
         }
         Err(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A server that asks for more time is not told that it had only the configured time.
+    #[test]
+    fn the_reported_limit_includes_an_extension() {
+        let limits = [1, 60].map(|configured| {
+            let mut liveness = Liveness::default();
+            liveness.begin(Duration::from_secs(configured), Birth::First);
+            liveness.extend(Duration::from_secs(4));
+            liveness.limit().as_secs()
+        });
+        assert_eq!(limits, [4, 60]);
     }
 }

@@ -100,10 +100,9 @@ impl<P: DataPlane> Driver<P> {
     /// Handles a deadline that has passed. Returns an event for the state machine, or `None` if no
     /// event follows.
     async fn expired(&mut self, timer: Timer) -> Result<Option<Occurrence>, Error> {
-        let limit = self.config.ready_timeout;
         Ok(Some(match timer {
             Timer::Startup => {
-                self.part_died(self.plane.not_started(limit))?;
+                self.part_died(self.plane.not_started(self.liveness.limit()))?;
                 return Ok(None);
             }
             Timer::Resume { until } => {
@@ -111,7 +110,10 @@ impl<P: DataPlane> Driver<P> {
                 return Ok(None);
             }
             Timer::Delay => HandoffFailure::NotStarted { limit: self.config.drain_timeout }.into(),
-            Timer::Ready => HandoffFailure::TimedOut { limit }.into(),
+            Timer::Ready => {
+                let limit = self.handoff.as_ref().map(|handoff| handoff.ready_limit);
+                HandoffFailure::TimedOut { limit: limit.unwrap_or_default() }.into()
+            }
             Timer::Operator => self.out_of_time().into(),
             Timer::Bake => {
                 self.check_successor();

@@ -107,6 +107,7 @@ impl<P: DataPlane> Driver<P> {
         let later = total([time, self.config.bake, ANSWER_TIMEOUT, self.config.alone_timeout]);
         let Some(handoff) = &mut self.handoff else { return };
         handoff.stage.extend_start(time);
+        handoff.ready_limit = handoff.ready_limit.max(time);
         if let Some(reload) = handoff.reload.as_mut().filter(|reload| !reload.is_limited) {
             let until = deadline(total([later, PROMISE_GRACE]));
             reload.until = reload.until.and_then(|before| Some(before.max(until?)));
