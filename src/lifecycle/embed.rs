@@ -104,8 +104,10 @@ impl Builder {
     /// [`Inheritance::take`](crate::Inheritance::take) before you create the runtime.
     ///
     /// The returned future is not `Send`, so `tokio::spawn` does not take it. If it is dropped, the
-    /// generation ends as if it had been cut: it closes its listeners, and its acceptors return
-    /// `None`.
+    /// generation ends as a crash would end it: it closes its listeners, and its acceptors return
+    /// `None`, but it does not remove the paths of its Unix sockets and its control socket. The
+    /// next start of the service replaces them. To remove them, call [`Life::stop`] and wait for
+    /// the future.
     ///
     /// # Errors
     /// Returns the same errors as [`Builder::serve_with`].
