@@ -96,13 +96,15 @@ impl DataPlane for Embedded {
     /// is called again, only to accept these clients.
     fn accept_backlog(&mut self, listeners: &[Listener]) {
         let Some(served) = self.life.state.served.get() else { return };
-        let waiting = served.give_up(listeners);
+        let given_up = served.give_up(listeners);
         if !self.life.term().is_draining() {
             return;
         }
         served.close_unused();
-        if !waiting.is_empty() {
-            let names: Vec<_> = waiting.iter().map(|one| &*one.name).collect();
+        // Look for clients only now: the listener of a client that has just come is still open.
+        let waiting = given_up.iter().filter(|one| one.has_clients());
+        let names: Vec<_> = waiting.map(|one| &*one.name).collect();
+        if !names.is_empty() {
             tracing::info!(
                 event = "backlog.left",
                 listeners = names.join(" "),

@@ -176,8 +176,7 @@ impl ServedListeners {
         self.all.iter().for_each(|one| one.close_now());
     }
 
-    /// Records that no generation will accept on `listeners` again. Returns those on which clients
-    /// still wait to be accepted.
+    /// Records that no generation will accept on `listeners` again, and returns them.
     pub(in crate::lifecycle) fn give_up(&self, listeners: &[Listener]) -> Vec<Arc<ServedListener>> {
         let give_up = |listener: &Listener| {
             // Compare the sockets: a parent may pass several with the same name and address.
@@ -186,7 +185,7 @@ impl ServedListeners {
                 one.late_until.get_or_init(|| Instant::now() + HANDSHAKE_TIMEOUT);
             }
             one.is_given_up.store(true, Ordering::Release);
-            Some(Arc::clone(one)).filter(|one| one.has_clients())
+            Some(Arc::clone(one))
         };
         listeners.iter().filter_map(give_up).collect()
     }

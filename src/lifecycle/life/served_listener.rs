@@ -226,7 +226,7 @@ impl ServedListener {
     }
 
     /// Returns whether clients wait in the backlog.
-    pub(super) fn has_clients(&self) -> bool {
+    pub(in crate::lifecycle) fn has_clients(&self) -> bool {
         self.socket().is_some_and(|socket| socket.has_clients())
     }
 
