@@ -131,7 +131,9 @@ impl CarryPermit<'_> {
         };
         match life.moves.departures.send(self.slot, &outgoing).await {
             Departure::Taken(leaving) => {
-                if let Some(open) = stream.take_count::<OpenConnection>() {
+                let open = stream.take_count::<OpenConnection>();
+                // A cut has already counted the connection.
+                if let Some(open) = open.filter(|_| !life.cut.is_cancelled()) {
                     open.carried();
                 }
                 drop(stream);
