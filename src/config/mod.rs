@@ -78,7 +78,8 @@ pub struct Config {
     /// setting. Default: they move to the successor.
     pub on_handoff: OnHandoff,
     /// During a drain, how long a client that has sent nothing yet may take to send its first
-    /// request, counted from when it was accepted. Default 1 s.
+    /// request, counted from when it was accepted. A server of your own waits for at most a quarter
+    /// of `drain_timeout`. Default 1 s.
     pub first_request_grace: Duration,
     /// During a drain, how long a server of your own lets a connection wait for its next request.
     /// [`Life::closing`](crate::embed::Life::closing) waits for this time, but at most for half of

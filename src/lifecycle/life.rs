@@ -144,7 +144,8 @@ impl Life {
     /// This function first waits until the server must stop accepting. Then it waits until each
     /// [`Acceptor`](crate::embed::Acceptor) has returned `None` or has been dropped, and the server
     /// has read something from each accepted connection. The second wait takes at most
-    /// [`Config::first_request_grace`](crate::Config::first_request_grace).
+    /// [`Config::first_request_grace`](crate::Config::first_request_grace), and never longer than a
+    /// quarter of [`Config::drain_timeout`](crate::Config::drain_timeout).
     ///
     /// Do not end connections as soon as [`Life::retired`] resolves. A client whose connection was
     /// just accepted may have sent its first request, which would be lost.
@@ -168,7 +169,7 @@ impl Life {
     /// This function first waits as [`Life::draining`] does. Then it waits until all accepted
     /// connections are closed, but at most for
     /// [`Config::keep_alive_grace`](crate::Config::keep_alive_grace). If a listener has moved, it
-    /// waits as long as late clients may arrive. It never waits longer than half of
+    /// waits as long as late clients may arrive. This wait never takes longer than half of
     /// [`Config::drain_timeout`](crate::Config::drain_timeout).
     ///
     /// If the server accepts on a listener by itself (see [`Life::tcp_listener`]), the library does

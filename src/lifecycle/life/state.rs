@@ -59,6 +59,8 @@ pub(super) enum AloneState {
 /// The time limits for a server during a drain.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::lifecycle) struct ServerLimits {
+    /// At most a quarter of the drain timeout. The wait for another request comes after this one,
+    /// and both must end before the drain does.
     pub(in crate::lifecycle) first_request: Duration,
     keep_alive: Duration,
     /// Half of the drain timeout. The other half is left for the connections to end.
@@ -134,7 +136,7 @@ impl LifeState {
 impl ServerLimits {
     fn of(config: &Config) -> Self {
         Self {
-            first_request: config.first_request_grace,
+            first_request: config.first_request_grace.min(config.drain_timeout / 4),
             keep_alive: config.keep_alive_grace,
             longest: config.drain_timeout / 2,
         }
@@ -151,6 +153,16 @@ impl ServerLimits {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_silent_client_does_not_use_up_the_drain() {
+        let [short, long] = [1, 30].map(|seconds| {
+            let (drain_timeout, grace) = (Duration::from_secs(seconds), Duration::from_secs(2));
+            let config = Config { drain_timeout, first_request_grace: grace, ..Config::default() };
+            ServerLimits::of(&config).first_request.as_millis()
+        });
+        assert_eq!((short, long), (250, 2000));
+    }
 
     #[test]
     fn idle_connections_are_closed_before_the_drain_deadline() {
