@@ -27,6 +27,7 @@ use crate::error::Error;
 use crate::ledger::{HeldPermit, Source};
 use crate::lifecycle::life::{Life, OpenConnection, ServedListener, SocketUse, StopOrder, Term};
 use crate::net::{Listener, Peer, accept_blocking};
+use crate::sys::interrupt::start_watcher;
 
 /// The pause before another accept(2) during a shortage of file descriptors or memory.
 const PAUSE: Duration = Duration::from_millis(10);
@@ -84,6 +85,7 @@ impl Life {
     /// descriptor is free.
     pub fn blocking(&self, name: &str) -> Result<BlockingListener, Error> {
         let all = self.served_all(name)?;
+        start_watcher();
         let failed = Error::system("create a socket for a blocking listener");
         let (retired, told) = UnixStream::pair().map_err(failed)?;
         let term = self.term();
