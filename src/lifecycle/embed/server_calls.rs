@@ -95,8 +95,8 @@ where
                     Err(reason) => {
                         tracing::error!(
                             event = "server.failed", reason,
-                            "the server has failed while it ended connections that it had accepted \
-                            before the new process died: {reason}"
+                            "an earlier call of the server function has failed while it ended its \
+                            connections: {reason}"
                         );
                         CallEvent::AsTold
                     }
