@@ -140,7 +140,8 @@ impl Builder {
     }
 
     /// Serves the connections in the runtimes of `workers` instead of in the caller's runtime. The
-    /// caller's runtime still handles signals, deadlines and handoffs.
+    /// caller's runtime still handles signals, deadlines and handoffs. Has no effect with
+    /// [`Builder::serve_with`] and [`Builder::serve_here`].
     #[must_use]
     pub fn workers(mut self, workers: Workers) -> Self {
         self.workers = Some(workers);
