@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Event, Line, Refusal, SLOW_DRAIN, exit_code, install, signal};
+use crate::support::{
+    Event, Line, Refusal, SLOW_DRAIN, Tracer, assert_becomes, exit_code, install, signal,
+};
 
 fn serve(bake: &str) -> Line {
     let line = Line::start_with(|command, folder| {
@@ -73,6 +75,35 @@ fn a_rollback_leaves_the_pid_file_as_it_was() {
         exit_code(successor);
         assert_eq!(named(&path(&line)), line.first_pid());
     }
+}
+
+/// Returns whether the first generation has written a draft of the pid file, but not renamed it.
+fn has_draft(line: &Line) -> bool {
+    let draft = format!("pid.{}-", line.first_pid());
+    let mut names = fs::read_dir(line.folder()).unwrap().map(|entry| entry.unwrap().file_name());
+    names.any(|name| name.to_str().unwrap().starts_with(&draft))
+}
+
+/// The successor dies while its predecessor writes the pid file, just before the commit message.
+#[test]
+fn a_successor_that_dies_at_the_commit_has_not_taken_over() {
+    let line = Line::start_with(|command, folder| {
+        command.args(["--listen", "127.0.0.1:0", "--bake", "0", "--pid-file"]);
+        command.arg(folder.join("pid")).arg("--control").arg(folder.join("control"));
+    });
+    line.wait_for(1, Event::GenerationServing);
+    let delay = "inject=?rename,?renameat,?renameat2:delay_enter=1000000:when=1";
+    let tracer = Tracer::attach(&line, line.first_pid(), &["-e", delay]);
+    let reload = line.ask(&["reload"]);
+    assert_becomes(&true, || has_draft(&line));
+    signal(line.pid_of(2), Signal::SIGKILL);
+    reload.wait().names(76, &["the new process ended after it was ready"]);
+    tracer.detach();
+    assert_eq!(line.count(Event::HandoffCommitted), 0);
+    line.wait_for(1, Event::GenerationResumed);
+    assert_becomes(&line.first_pid(), || named(&path(&line)));
+    line.assert_serves();
+    line.asked(&["reload"]).well();
 }
 
 #[test]

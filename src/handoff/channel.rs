@@ -6,9 +6,9 @@
 //! The kernel reports which process sent a message (`SCM_CREDENTIALS`, see unix(7)), so a sender
 //! cannot pretend to be another process.
 //!
-//! Sending never waits for the peer, but fails if the channel is full. Receiving is cancel safe,
-//! because one system call takes a whole packet. This module itself replies to messages of an
-//! unknown kind.
+//! Sending fails if the channel is full. Only [`Channel::with_room`] waits until there is room.
+//! Receiving is cancel safe, because one system call takes a whole packet. This module itself
+//! replies to messages of an unknown kind.
 
 #[cfg(test)]
 mod tests;
@@ -68,7 +68,7 @@ impl Channel {
     /// Wraps one end of a socket pair made by [`sys::socket::channel_pair`]. Must be called in a
     /// tokio runtime.
     pub(crate) fn new(socket: OwnedFd) -> io::Result<Self> {
-        let socket = sys::fd::watch(socket, Interest::READABLE)?;
+        let socket = sys::fd::watch(socket, Interest::READABLE | Interest::WRITABLE)?;
         Ok(Self {
             socket,
             buffer: Vec::new(),
@@ -173,7 +173,8 @@ impl Channel {
             }
     }
 
-    fn has_hung_up(&self) -> bool {
+    /// Returns whether every copy of the other end is closed, so that no process can answer.
+    pub(super) fn has_hung_up(&self) -> bool {
         sys::socket::has_hung_up(self.as_fd())
     }
 
@@ -194,6 +195,20 @@ impl Channel {
     /// the channel is full.
     pub(crate) fn pass(&self, message: &Message, descriptor: BorrowedFd<'_>) -> io::Result<()> {
         retry(|| send_with_descriptors(self.as_fd(), &message.encode(), &[descriptor]))
+    }
+
+    /// Sends with `send`, and waits while the channel is full, but only until the given time.
+    ///
+    /// # Errors
+    /// Returns the error of `send`, or `TimedOut` if the channel has stayed full.
+    pub(super) async fn with_room(
+        &self,
+        until: Instant,
+        mut send: impl FnMut(&Self) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let sent = self.socket.async_io(Interest::WRITABLE, |_| send(self));
+        let sent = tokio::time::timeout_at(until, sent).await;
+        sent.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
     }
 
     /// Receives one message. This function reads the socket even if the tokio runtime has not

@@ -38,4 +38,4 @@ pub(crate) use predecessor::{PredecessorEvent, Predecessors};
 pub(crate) use program::{ManagerNumbers, Program};
 pub(crate) use status_poll::StatusPoll;
 pub(crate) use successor::Successor;
-pub(crate) use successor_event::{StopMode, SuccessorEvent};
+pub(crate) use successor_event::{StopMode, SuccessorEvent, Uncommitted};

@@ -23,7 +23,7 @@ use super::message::Message;
 use super::packet::Received;
 use super::payload::Commit;
 use super::status_poll::StatusPoll;
-use super::successor_event::{StopMode, SuccessorEvent, SuccessorStage};
+use super::successor_event::{StopMode, SuccessorEvent, SuccessorStage, Uncommitted};
 use crate::error::{EndStatus, HandoffFailure};
 use crate::report::{Counters, Report};
 use crate::sys;
@@ -140,21 +140,26 @@ impl Successor {
         }
     }
 
-    /// Sends the successor the counters of the older generations that have ended.
-    pub(crate) fn counted(&self, counters: Counters) {
-        self.tell(&Message::Counted(Box::new(counters)));
+    /// Sends the successor the counters of the older generations that have ended. Waits for room in
+    /// the channel until the given time.
+    pub(crate) async fn counted(&self, counters: Counters, until: Instant) {
+        let _ = self.tell_with_room(&Message::Counted(Box::new(counters)), until).await;
     }
 
-    /// Sends the successor the last status report of an older generation that has not ended.
-    pub(crate) fn draining(&self, report: Report) {
-        self.tell(&Message::Draining(Box::new(report)));
+    /// Sends the successor the last status report of an older generation that has not ended. Waits
+    /// for room in the channel until the given time.
+    pub(crate) async fn draining(&self, report: Report, until: Instant) {
+        let _ = self.tell_with_room(&Message::Draining(Box::new(report)), until).await;
     }
 
-    /// Passes the state that this process's server offers to the successor.
-    pub(crate) fn offer(&self, format: String, state: &[u8]) {
-        let file = retry(|| sys::memory_file::written(state));
-        let passed =
-            file.and_then(|file| self.channel.pass(&Message::Offer { format }, file.as_fd()));
+    /// Passes the state that this process's server offers to the successor. Waits for room in the
+    /// channel until the given time.
+    pub(crate) async fn offer(&self, format: String, state: &[u8], until: Instant) {
+        let message = Message::Offer { format };
+        let passed = match retry(|| sys::memory_file::written(state)) {
+            Ok(file) => self.channel.with_room(until, |to| to.pass(&message, file.as_fd())).await,
+            Err(error) => Err(error),
+        };
         if let Err(error) = passed {
             tracing::error!(
                 event = "offer.failed", reason = %error,
@@ -165,16 +170,16 @@ impl Successor {
     }
 
     /// Offers to move connections to the successor. `version` is the version of the protocol for
-    /// moving connections. Returns our end of the channel over which the connections move. Returns
-    /// `None` if no channel was created or the offer could not be sent. A successor that takes no
-    /// connections closes its end of the channel.
-    pub(crate) fn carry(&mut self, version: u32) -> Option<OwnedFd> {
+    /// moving connections. Waits for room in the channel until the given time. Returns our end of
+    /// the channel over which the connections move. Returns `None` if no channel was created or the
+    /// offer could not be sent. A successor that takes no connections closes its end of the channel.
+    pub(crate) async fn carry(&mut self, version: u32, until: Instant) -> Option<OwnedFd> {
         let (ours, theirs) = self.carrying.take()?;
-        match self.channel.pass(&Message::Carry { version }, theirs.as_fd()) {
-            // After any error except a broken pipe, this process keeps its connections until they
-            // end. A broken pipe means that the successor is dead, which [`Successor::next`]
-            // reports.
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+        let offer = Message::Carry { version };
+        match self.channel.with_room(until, |to| to.pass(&offer, theirs.as_fd())).await {
+            // After an error, this process keeps its connections until they end. But if the
+            // successor has ended, [`Successor::next`] reports that.
+            Err(error) if !self.channel.has_hung_up() => {
                 tracing::error!(
                     event = "carry.unavailable", reason = %error,
                     "cannot offer client connections to the new process, so they stay in this \
@@ -186,10 +191,20 @@ impl Successor {
         }
     }
 
-    /// Tells the successor that it is now the active generation. This commits the handoff.
-    pub(crate) fn commit(&mut self, commit: Commit) {
+    /// Tells the successor that it is now the active generation. This commits the handoff. Waits
+    /// for room in the channel until the given time.
+    ///
+    /// # Errors
+    /// Returns the reason why the successor has not received the message.
+    pub(crate) async fn commit(
+        &mut self,
+        commit: Commit,
+        until: Instant,
+    ) -> Result<(), Uncommitted> {
         self.channel.outlive_process();
-        self.tell(&Message::Committed(commit));
+        self.tell_with_room(&Message::Committed(commit), until).await.map_err(|_| {
+            if self.channel.has_hung_up() { Uncommitted::Ended } else { Uncommitted::Hung }
+        })
     }
 
     /// Ends the successor in the given way, unless it has already ended.
@@ -262,10 +277,20 @@ impl Successor {
 
     fn tell(&self, message: &Message) {
         if let Err(error) = self.channel.send(message) {
-            tracing::debug!(
-                event = "successor.unreachable", ?message, %error,
-                "cannot send a message to the new process: {error}"
-            );
+            log_unsent(message, &error);
         }
     }
+
+    /// Sends a message, and waits while the channel is full, but only until the given time.
+    async fn tell_with_room(&self, message: &Message, until: Instant) -> io::Result<()> {
+        let sent = self.channel.with_room(until, |channel| channel.send(message)).await;
+        sent.inspect_err(|error| log_unsent(message, error))
+    }
+}
+
+fn log_unsent(message: &Message, error: &io::Error) {
+    tracing::debug!(
+        event = "successor.unreachable", ?message, %error,
+        "cannot send a message to the new process: {error}"
+    );
 }

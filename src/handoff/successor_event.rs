@@ -42,6 +42,16 @@ pub(super) enum SuccessorStage {
     Released,
 }
 
+/// Why a successor has not received the message that commits the handoff.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Uncommitted {
+    /// The successor has ended. [`Successor::next`](super::Successor::next) reports its last
+    /// messages and its end.
+    Ended,
+    /// The successor did not read its messages in time, or the kernel lacked memory all the time.
+    Hung,
+}
+
 /// How to end a successor that must not take over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum StopMode {

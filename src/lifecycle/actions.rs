@@ -29,7 +29,7 @@ impl<P: DataPlane> Driver<P> {
             Action::NotifyReady => self.notify_ready(),
             Action::StartSuccessor => self.start_successor(),
             Action::StartBake => self.start_bake(),
-            Action::Commit(commit) => self.commit(commit),
+            Action::Commit(commit) => self.commit(commit).await,
             Action::DropSuccessor => {
                 if let Some(failure) = failure.take() {
                     self.drop_successor(failure).await;

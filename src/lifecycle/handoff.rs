@@ -153,7 +153,8 @@ impl<P: DataPlane> Driver<P> {
     /// Commits the handoff, which makes the successor the active generation. The pid file is
     /// written before the commit message is sent. Otherwise a script that reads the pid file could
     /// signal the old process.
-    pub(super) fn commit(&mut self, commit: Commit) {
+    pub(super) async fn commit(&mut self, commit: Commit) {
+        let until = Instant::now() + ANSWER_TIMEOUT;
         let Some(handoff) = &mut self.handoff else { return };
         handoff.stage = Stage::Idle;
         let Some(successor) = &mut handoff.successor else { return };
@@ -171,21 +172,23 @@ impl<P: DataPlane> Driver<P> {
         if let (Some(active), Some(pid)) = (self.active.take(), pid) {
             active.hand_over(pid, &format!("generation {next} serving"));
         }
-        self.history.handoffs.succeeded += 1;
         // Send the reports of older generations before the commit message. After the commit, the
         // successor may start another process, which inherits this channel and could read messages
         // that are meant for the successor.
         for (generation, poll) in self.predecessors.reports() {
             let known = || Report::placeholder(generation, GenerationState::Retiring);
-            successor.draining(poll.report().cloned().unwrap_or_else(known));
+            successor.draining(poll.report().cloned().unwrap_or_else(known), until).await;
         }
         self.predecessors.leave();
-        handoff.carry_channel = successor.carry(carry::VERSION);
+        handoff.carry_channel = successor.carry(carry::VERSION, until).await;
         if let Some(CarriedState { format, bytes, .. }) = self.life.offered() {
-            successor.offer(format, &bytes);
+            successor.offer(format, &bytes, until).await;
         }
-        successor.counted(self.history.past.clone());
-        successor.commit(commit);
+        successor.counted(self.history.past.clone(), until).await;
+        if let Err(uncommitted) = successor.commit(commit, until).await {
+            return self.lose_uncommitted(uncommitted).await;
+        }
+        self.history.handoffs.succeeded += 1;
         tracing::info!(
             event = "handoff.committed", successor = %next, successor_pid = pid,
             "handed over to the new process: generation {next}"

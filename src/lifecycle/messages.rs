@@ -220,6 +220,8 @@ impl<P: DataPlane> Driver<P> {
             );
         }
         self.log_lost_connections().await;
+        // The operator still waits for the outcome if the successor was lost during the commit.
+        self.refuse_reload(&failure.to_string());
         self.refuse_drain_waiter(&failure);
     }
 

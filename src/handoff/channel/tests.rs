@@ -2,6 +2,7 @@
 
 use super::*;
 use std::future::poll_fn;
+use std::time::Duration;
 
 #[tokio::test]
 async fn a_process_that_has_died_ends_a_channel_that_another_holds() {
@@ -76,6 +77,43 @@ async fn a_message_longer_than_any_packet_arrives() {
     assert_eq!(heard, Message::GivenUp { sockets });
     let heard = poll_fn(|cx| other.poll_receive(cx)).await;
     assert!(matches!(heard, Received::Message(Message::Cut)), "{heard:?}");
+}
+
+/// Sends until the channel is full, and returns how many messages it holds.
+fn fill(channel: &Channel) -> usize {
+    (0..).take_while(|_| channel.send(&Message::Stopping).is_ok()).count()
+}
+
+#[tokio::test]
+async fn a_message_waits_for_room_in_a_full_channel() {
+    let (one, mut other) = pair();
+    let before = fill(&one);
+    let until = Instant::now() + Duration::from_secs(10);
+    let sending = one.with_room(until, |channel| channel.send(&Message::Cut));
+    let receiving = async {
+        for _ in 0..before {
+            let heard = poll_fn(|cx| other.poll_receive(cx)).await;
+            assert!(matches!(heard, Received::Message(Message::Stopping)), "{heard:?}");
+        }
+        poll_fn(|cx| other.poll_receive(cx)).await
+    };
+    let (sent, last) = tokio::join!(sending, receiving);
+    sent.unwrap();
+    assert!(matches!(last, Received::Message(Message::Cut)), "{last:?}");
+}
+
+#[tokio::test]
+async fn the_wait_for_room_ends_with_the_peer_and_with_time() {
+    let (one, other) = pair();
+    fill(&one);
+    let send = |channel: &Channel| channel.send(&Message::Cut);
+    let late = one.with_room(Instant::now(), send).await.unwrap_err();
+    assert_eq!(late.kind(), io::ErrorKind::TimedOut);
+    drop(other);
+    let until = Instant::now() + Duration::from_secs(10);
+    let ended = one.with_room(until, send).await.unwrap_err();
+    assert_ne!(ended.kind(), io::ErrorKind::TimedOut);
+    assert!(one.has_hung_up());
 }
 
 #[tokio::test]

@@ -1,14 +1,41 @@
-//! The log records about the outcome of a handoff.
+//! What follows from the outcome of a handoff: its log records, and what this process does if the
+//! commit message could not be sent.
 
 use crate::data_plane::DataPlane;
 use crate::error::HandoffFailure;
 use crate::generation::Generation;
-use crate::handoff::{Commit, OnSuccessorDeath};
+use crate::handoff::{Commit, OnSuccessorDeath, StopMode, SuccessorEvent, Uncommitted};
 use crate::lifecycle::driver::Driver;
+use crate::lifecycle::handoff::ANSWER_TIMEOUT;
 use crate::lifecycle::machine::State;
 use crate::lifecycle::unlogged;
 
 impl<P: DataPlane> Driver<P> {
+    /// Handles a commit message that the successor has not received. The loss of the successor is
+    /// the next event, so the operator learns that the handoff has failed.
+    pub(super) async fn lose_uncommitted(&mut self, why: Uncommitted) {
+        // Keep all listeners, because this process may have to accept on them again.
+        self.listeners.given_up.clear();
+        let mut is_lost = false;
+        while !is_lost {
+            let handoff = self.handoff.as_mut();
+            let Some(successor) = handoff.and_then(|handoff| handoff.successor.as_mut()) else {
+                return;
+            };
+            let event = match why {
+                // Read the last messages, because they may say why the successor has ended.
+                Uncommitted::Ended => successor.next().await,
+                Uncommitted::Hung => {
+                    successor.end(StopMode::Kill);
+                    SuccessorEvent::Lost(HandoffFailure::Unresponsive { limit: ANSWER_TIMEOUT })
+                }
+            };
+            is_lost = matches!(event, SuccessorEvent::Lost(_));
+            let occurrence = self.heard_successor(event).await;
+            self.raised.extend(occurrence);
+        }
+    }
+
     /// Warns if this process was told to stop during the bake (test of the new process), because
     /// the service continues in the new process. No warning is needed if a service manager or an
     /// init stops both.
