@@ -15,12 +15,13 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
 
 use crate::error::Error;
-use crate::sys::socket::send_with_descriptors;
+use crate::sys::socket::{retry, send_with_descriptors, wait_for_room};
 
 /// How long to wait for room in the notification socket before an important message counts as lost.
 /// One second is enough, because systemd reads all pending messages between any two of its own
@@ -30,8 +31,17 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(1);
 /// The connection to the service manager. It does nothing if there is no service manager.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Notifier {
-    socket: Option<SocketAddr>,
+    manager: Option<Arc<Manager>>,
     main_process: MainProcess,
+}
+
+/// The service manager's notification socket.
+#[derive(Debug)]
+struct Manager {
+    address: SocketAddr,
+    /// The socket from which this process sends. It is opened at the start, because no file
+    /// descriptor may be free later.
+    from: UnixDatagram,
 }
 
 /// The process that the service manager treats as the main process of the service.
@@ -50,11 +60,44 @@ pub(crate) enum MainProcess {
 /// What to do with a message while the notification socket is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Delivery {
-    /// Wait up to [`SEND_TIMEOUT`] until the message can be sent, because the unit's state depends
-    /// on it.
-    Reliable,
+    /// Wait until the message can be sent, but only until the given time, because the unit's state
+    /// depends on it.
+    Until(Instant),
     /// Drop the message, because a newer one will follow soon.
     Dropped,
+}
+
+impl Delivery {
+    /// Returns the delivery of a message that may wait up to [`SEND_TIMEOUT`].
+    fn reliable() -> Self {
+        Self::Until(Instant::now() + SEND_TIMEOUT)
+    }
+}
+
+impl Manager {
+    /// Sends one message. While the kernel lacks memory, an important message is retried up to 100
+    /// times.
+    fn send(
+        &self,
+        delivery: Delivery,
+        text: &str,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> io::Result<()> {
+        loop {
+            let send = || {
+                self.from.connect_addr(&self.address)?;
+                send_with_descriptors(self.from.as_fd(), text.as_bytes(), descriptors)
+            };
+            let sent = if delivery == Delivery::Dropped { send() } else { retry(send) };
+            let is_full = matches!(&sent, Err(error) if error.kind() == io::ErrorKind::WouldBlock);
+            match delivery {
+                Delivery::Until(until) if is_full && Instant::now() < until => {
+                    wait_for_room(self.from.as_fd(), until - Instant::now());
+                }
+                Delivery::Until(_) | Delivery::Dropped => return sent,
+            }
+        }
+    }
 }
 
 impl Notifier {
@@ -62,7 +105,8 @@ impl Notifier {
     /// or `@` followed by the name of an abstract socket.
     ///
     /// # Errors
-    /// [`Error::Environment`] if the value is not a valid socket name.
+    /// [`Error::Environment`] if the value is not a valid socket name, and [`Error::System`] if no
+    /// socket can be created.
     pub(crate) fn new(
         notify_socket: Option<&OsStr>,
         main_process: MainProcess,
@@ -71,24 +115,26 @@ impl Notifier {
             return Ok(Self::default());
         };
         let bytes = name.as_bytes();
-        let socket = match bytes.split_first() {
+        let address = match bytes.split_first() {
             Some((b'@', abstract_name)) => SocketAddr::from_abstract_name(abstract_name),
             Some((b'/', _)) => SocketAddr::from_pathname(name),
             _ => Err(io::Error::other("expected an absolute path or an abstract name")),
         };
-        socket.map(|socket| Self { socket: Some(socket), main_process }).map_err(|source| {
-            Error::Environment {
-                variable: "NOTIFY_SOCKET",
-                value: name.to_string_lossy().into_owned(),
-                why: source.to_string(),
-            }
-        })
+        let address = address.map_err(|source| Error::Environment {
+            variable: "NOTIFY_SOCKET",
+            value: name.to_string_lossy().into_owned(),
+            why: source.to_string(),
+        })?;
+        let from = UnixDatagram::unbound()
+            .and_then(|from| from.set_nonblocking(true).map(|()| from))
+            .map_err(Error::system("create a socket for notifications"))?;
+        Ok(Self { manager: Some(Arc::new(Manager { address, from })), main_process })
     }
 
     /// Returns whether a service manager supervises this process.
     #[must_use]
     pub(crate) const fn is_supervised(&self) -> bool {
-        self.socket.is_some()
+        self.manager.is_some()
     }
 
     /// Returns whether the service manager treats the active generation as the main process. If so,
@@ -101,7 +147,7 @@ impl Notifier {
     /// Reports that this process, which is the main process, serves clients. This message also ends
     /// a reload that [`Notifier::reloading`] has reported.
     pub(crate) fn ready(&self, status: &str) {
-        self.send(Delivery::Reliable, &[NotifyState::Ready, NotifyState::Status(status)], &[]);
+        self.send(Delivery::reliable(), &[NotifyState::Ready, NotifyState::Status(status)], &[]);
     }
 
     /// Reports that a signal has started a handoff. Afterwards the caller must call
@@ -112,7 +158,7 @@ impl Notifier {
     pub(crate) fn reloading(&self, status: &str) {
         match NotifyState::monotonic_usec_now() {
             Ok(now) => self.send(
-                Delivery::Reliable,
+                Delivery::reliable(),
                 &[NotifyState::Reloading, now, NotifyState::Status(status)],
                 &[],
             ),
@@ -127,19 +173,29 @@ impl Notifier {
 
     /// Reports that the process `pid` is now the active generation. This must be the last message
     /// from this process, because the service manager ignores later messages from it.
-    pub(crate) fn handed_over(&self, pid: u32, status: &str) {
-        let states = [NotifyState::MainPid(pid), NotifyState::Ready, NotifyState::Status(status)];
-        let states = match self.main_process {
-            MainProcess::ActiveGeneration => &states[..],
-            MainProcess::First => &states[1..],
-        };
-        self.send(Delivery::Reliable, states, &[]);
+    ///
+    /// # Errors
+    /// Returns the reason why the service manager still treats this process as the main process. If
+    /// no process receives notifications any more, that is no error, because no service manager
+    /// then stops the service when this process ends.
+    pub(crate) fn handed_over(&self, pid: Option<u32>, status: &str) -> io::Result<()> {
+        let others = [NotifyState::Ready, NotifyState::Status(status)];
+        if !self.watches_active_generation() {
+            self.send(Delivery::reliable(), &others, &[]);
+            return Ok(());
+        }
+        let pid = pid.ok_or_else(|| io::Error::other("the pid of the new process is unknown"))?;
+        let [ready, status] = others;
+        match self.deliver(Delivery::reliable(), &[NotifyState::MainPid(pid), ready, status], &[]) {
+            Err(error) if !is_unheard(&error) => Err(error),
+            Err(_) | Ok(()) => Ok(()),
+        }
     }
 
     /// Reports that the whole service is stopping. A generation that only drains after a handoff
     /// must not call this function.
     pub(crate) fn stopping(&self, status: &str) {
-        self.send(Delivery::Reliable, &[NotifyState::Stopping, NotifyState::Status(status)], &[]);
+        self.send(Delivery::reliable(), &[NotifyState::Stopping, NotifyState::Status(status)], &[]);
     }
 
     /// Reports a status text for the operator.
@@ -166,29 +222,35 @@ impl Notifier {
     /// the unit, systemd does not store the socket and reports no error.
     pub(crate) fn store(&self, name: &str, socket: impl AsFd) {
         let states = [NotifyState::FdStore, NotifyState::FdName(name)];
-        self.send(Delivery::Reliable, &states, &[socket.as_fd()]);
+        self.send(Delivery::reliable(), &states, &[socket.as_fd()]);
     }
 
     /// Removes the socket with the given name from the service manager's store.
     pub(crate) fn unstore(&self, name: &str) {
         self.send(
-            Delivery::Reliable,
+            Delivery::reliable(),
             &[NotifyState::FdStoreRemove, NotifyState::FdName(name)],
             &[],
         );
     }
 
-    /// Sends all `states` in one datagram, so that the service manager applies them together.
+    /// Sends all `states` like [`Notifier::deliver`]. An error is only logged.
     fn send(&self, delivery: Delivery, states: &[NotifyState<'_>], descriptors: &[BorrowedFd<'_>]) {
-        let Some(socket) = &self.socket else { return };
+        let _ = self.deliver(delivery, states, descriptors);
+    }
+
+    /// Sends all `states` in one datagram, so that the service manager applies them together. Logs
+    /// an error and returns it.
+    fn deliver(
+        &self,
+        delivery: Delivery,
+        states: &[NotifyState<'_>],
+        descriptors: &[BorrowedFd<'_>],
+    ) -> io::Result<()> {
+        let Some(manager) = &self.manager else { return Ok(()) };
         let text: String = states.iter().map(|state| format!("{state}\n")).collect();
-        let sent = UnixDatagram::unbound().and_then(|from| {
-            from.set_write_timeout(Some(SEND_TIMEOUT))?;
-            from.set_nonblocking(delivery == Delivery::Dropped)?;
-            from.connect_addr(socket)?;
-            send_with_descriptors(from.as_fd(), text.as_bytes(), descriptors)
-        });
-        match sent {
+        let sent = manager.send(delivery, &text, descriptors);
+        match &sent {
             Err(error) if delivery == Delivery::Dropped => {
                 tracing::debug!(
                     event = "notify.unheard", %error, text,
@@ -203,81 +265,14 @@ impl Notifier {
             }
             Ok(()) => {}
         }
+        sent
     }
+}
+
+/// Returns whether a message was not sent because no process receives notifications.
+fn is_unheard(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn listening(name: &str) -> (UnixDatagram, Notifier) {
-        let name = format!("handoffd-{name}-{}", std::process::id());
-        let manager =
-            UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
-        (
-            manager,
-            Notifier::new(Some(OsStr::new(&format!("@{name}"))), MainProcess::ActiveGeneration)
-                .unwrap(),
-        )
-    }
-
-    fn heard(manager: &UnixDatagram) -> String {
-        let mut heard = [0; 256];
-        let length = manager.recv(&mut heard).unwrap();
-        String::from_utf8(heard[..length].to_vec()).unwrap()
-    }
-
-    #[test]
-    fn without_a_service_manager_nothing_is_sent() {
-        let silent = Notifier::new(None, MainProcess::ActiveGeneration).unwrap();
-        assert!(!silent.is_supervised());
-        silent.ready("serving");
-    }
-
-    /// A handover sends a single datagram to the service manager. In this test the service manager
-    /// listens on an abstract socket.
-    #[test]
-    fn a_handover_sends_pid_ready_and_status_in_one_datagram() {
-        let (manager, notifier) = listening("handed-over");
-        notifier.handed_over(7, "generation 2 serving");
-        assert_eq!(heard(&manager), "MAINPID=7\nREADY=1\nSTATUS=generation 2 serving\n");
-    }
-
-    #[test]
-    fn an_unchanged_main_process_is_not_named() {
-        let (manager, notifier) = listening("stays");
-        let notifier = Notifier { main_process: MainProcess::First, ..notifier };
-        notifier.handed_over(7, "generation 2 serving");
-        assert_eq!(heard(&manager), "READY=1\nSTATUS=generation 2 serving\n");
-        assert!(!notifier.watches_active_generation());
-    }
-
-    #[test]
-    fn a_reload_is_sent_with_its_time_in_one_datagram() {
-        let (manager, notifier) = listening("reloading");
-        notifier.reloading("handing off");
-        let heard = heard(&manager);
-        let time = heard.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").unwrap();
-        assert!(time.split_once('\n').unwrap().0.parse::<u64>().unwrap() > 0, "{heard}");
-    }
-
-    #[test]
-    fn a_full_socket_does_not_delay_optional_messages() {
-        let (manager, notifier) = listening("full");
-        let flood = UnixDatagram::unbound().unwrap();
-        flood.connect_addr(&manager.local_addr().unwrap()).unwrap();
-        flood.set_nonblocking(true).unwrap();
-        while flood.send(b"x").is_ok() {}
-        // Send only messages that may be dropped, because the notifier would wait a second for each
-        // important message.
-        (0..1000).for_each(|_| notifier.alive());
-    }
-
-    #[test]
-    fn an_impossible_notify_socket_is_named_in_the_error() {
-        let error = Notifier::new(Some(OsStr::new("relative")), MainProcess::ActiveGeneration)
-            .unwrap_err()
-            .to_string();
-        assert!(error.contains("NOTIFY_SOCKET") && error.contains("relative"), "{error}");
-    }
-}
+mod tests;

@@ -6,7 +6,7 @@ use nix::sys::signal::Signal;
 use crate::life::addresses;
 use crate::support::view::pause;
 use crate::support::{
-    Client, Event, Gate, Line, Manager, SLOW_DRAIN, Told, assert_becomes, example, signal,
+    Client, Event, Gate, Line, Manager, SLOW_DRAIN, Told, Tracer, assert_becomes, example, signal,
 };
 
 /// Starts a daemon with a control socket under `manager`, and waits for its `READY=1`.
@@ -61,6 +61,33 @@ fn a_handoff_by_signal_sends_reloading_and_ready() {
     assert_only_by(&between, line.pid_of(2));
     line.wait_for_end();
     assert_only_by(&manager.rest(), line.pid_of(2));
+}
+
+/// The kernel refuses every other call for lack of memory.
+#[test]
+fn a_shortage_of_memory_does_not_hide_the_main_process() {
+    let manager = Manager::new();
+    let line = serve(&manager, &["--bake", "0"], &[]);
+    let inject = "inject=epoll_ctl,sendmsg:error=ENOMEM:when=1+2";
+    let tracer = Tracer::attach(&line, line.first_pid(), &["-e", inject]);
+    line.signal(1, Signal::SIGHUP);
+    let (handed_over, _) = manager.hear_until("MAINPID=");
+    assert_eq!(handed_over.value("MAINPID").unwrap(), line.pid_of(2).to_string());
+    assert!(tracer.wait().contains("(INJECTED)"));
+}
+
+/// The manager would stop the service at the end of the old process, so the old process continues.
+#[test]
+fn a_handoff_fails_if_the_manager_cannot_learn_of_it() {
+    let manager = Manager::new();
+    let line = serve(&manager, &["--bake", "0"], &[]);
+    let tracer = Tracer::attach(&line, line.first_pid(), &["-e", "inject=sendmsg:error=ENOBUFS"]);
+    line.asked(&["reload"]).names(76, &["cannot tell the service manager the pid"]);
+    tracer.detach();
+    line.assert_serves();
+    line.asked(&["reload"]).well();
+    let (handed_over, _) = manager.hear_until("MAINPID=");
+    assert_eq!(handed_over.pid, line.first_pid());
 }
 
 /// systemd restarts a service only when its reload command has ended. So the command does not wait

@@ -96,6 +96,13 @@ pub(crate) enum HandoffFailure {
         /// The time limit, as set by [`Config::alone_timeout`](crate::Config::alone_timeout).
         limit: Duration,
     },
+    /// The service manager could not be told that the successor is the main process. Otherwise it
+    /// would stop the service when the predecessor ends.
+    #[error("cannot tell the service manager the pid of the new process: {source}")]
+    NotAnnounced {
+        /// The error that the kernel has returned, or the reason why the pid is unknown.
+        source: io::Error,
+    },
     /// The successor has sent an invalid message.
     #[error("the new process sent an invalid message: {why}")]
     Garbage {
@@ -120,6 +127,7 @@ impl HandoffFailure {
             Self::ToldToStop => "told-to-stop",
             Self::GivenBack { .. } => "given-back",
             Self::NotYielded { .. } => "not-yielded",
+            Self::NotAnnounced { .. } => "not-announced",
             Self::Garbage { .. } => "invalid-message",
         }
     }

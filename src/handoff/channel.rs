@@ -55,8 +55,9 @@ enum EndsWith {
 /// The process at the other end of the channel, as far as this process knows it.
 #[derive(Debug)]
 enum ChannelPeer {
-    /// The peer process is not known yet, so only end of file reports the death of the peer.
-    Unknown,
+    /// The peer process is not known yet or cannot be watched, so only end of file reports its
+    /// death. The pid is `None` if it is not known or not visible in our pid namespace.
+    Unwatched(Option<u32>),
     /// A running process, with its pid and its pidfd. The pid is `None` if the process is not
     /// visible in our pid namespace.
     Process(Option<u32>, AsyncFd<PidFd>),
@@ -73,7 +74,7 @@ impl Channel {
             socket,
             buffer: Vec::new(),
             sender: None,
-            peer: ChannelPeer::Unknown,
+            peer: ChannelPeer::Unwatched(None),
             ends_with: EndsWith::Process,
         })
     }
@@ -126,7 +127,7 @@ impl Channel {
                     "cannot watch another process of this service, so it can get no signals: \
                     {error}"
                 );
-                ChannelPeer::Unknown
+                ChannelPeer::Unwatched(pid)
             }
         };
     }
@@ -141,16 +142,16 @@ impl Channel {
     /// Returns the pid of the peer process. Returns `None` if the peer is unknown or has ended.
     pub(crate) fn pid(&self) -> Option<u32> {
         match &self.peer {
-            ChannelPeer::Process(pid, _) => *pid,
-            ChannelPeer::Unknown | ChannelPeer::Ended => None,
+            ChannelPeer::Process(pid, _) | ChannelPeer::Unwatched(pid) => *pid,
+            ChannelPeer::Ended => None,
         }
     }
 
-    /// Sends a signal to the peer process. Returns `None` if the peer is unknown or has ended.
+    /// Sends a signal to the peer process. Returns `None` if the peer is not watched or has ended.
     pub(crate) fn signal(&self, signal: Signal) -> Option<io::Result<()>> {
         match &self.peer {
             ChannelPeer::Process(_, process) => Some(process.get_ref().signal(signal)),
-            ChannelPeer::Unknown | ChannelPeer::Ended => None,
+            ChannelPeer::Unwatched(_) | ChannelPeer::Ended => None,
         }
     }
 
@@ -168,7 +169,7 @@ impl Channel {
         self.has_hung_up()
             || match &self.peer {
                 ChannelPeer::Process(_, process) => process.get_ref().has_ended(),
-                ChannelPeer::Unknown => false,
+                ChannelPeer::Unwatched(_) => false,
                 ChannelPeer::Ended => true,
             }
     }
@@ -224,7 +225,7 @@ impl Channel {
                 ChannelPeer::Process(_, process) => {
                     process.poll_read_ready(cx).is_ready() || process.get_ref().has_ended()
                 }
-                ChannelPeer::Unknown => false,
+                ChannelPeer::Unwatched(_) => false,
                 ChannelPeer::Ended => true,
             };
             let received = match self.poll_packet(cx) {

@@ -1,11 +1,12 @@
 //! The duties of the active generation towards the service manager: status notifications and
 //! watchdog heartbeats.
 //!
-//! A generation has an [`ActiveRole`] while it is active, and [`ActiveRole::hand_over`] consumes
-//! the value. So a generation that is no longer active cannot send notifications. With
+//! A generation has an [`ActiveRole`] while it is active, and drops the value when it commits a
+//! handoff. So a generation that is no longer active cannot send notifications. With
 //! `NotifyAccess=main`, the service manager would ignore its notifications. With
 //! `NotifyAccess=all`, they could stop the unit.
 
+use std::io;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -167,8 +168,12 @@ impl ActiveRole {
     }
 
     /// Reports to the service manager that the successor, process `pid`, is now the main process.
-    pub(super) fn hand_over(self, pid: u32, status: &str) {
-        self.notifier.handed_over(pid, status);
+    /// After a success, the caller must commit the handoff and drop this value.
+    ///
+    /// # Errors
+    /// Returns the reason why this process is still the main process.
+    pub(super) fn hand_over(&self, pid: Option<u32>, status: &str) -> io::Result<()> {
+        self.notifier.handed_over(pid, status)
     }
 
     /// Reports to the service manager that the service stops. The stop may then take longer than

@@ -2,9 +2,10 @@
 //! state of a handoff.
 //!
 //! This module also reports the outcome of a handoff: it replies to the operator's reload request,
-//! notifies the service manager, and writes a log record. At the commit, it writes the pid of the
-//! successor to the pid file.
+//! notifies the service manager, and writes a log record. Before the commit, it writes the pid of
+//! the successor to the pid file.
 
+mod announce;
 mod outcome;
 mod reload;
 mod stage;
@@ -16,7 +17,6 @@ use tokio::time::Instant;
 
 use super::driver::Driver;
 use super::machine::State;
-use super::pid_file::log_failure;
 use super::timers::deadline;
 use crate::carry::{self, CarriedState};
 use crate::control::{Answer, Refusal};
@@ -150,28 +150,20 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Commits the handoff, which makes the successor the active generation. The pid file is
-    /// written before the commit message is sent. Otherwise a script that reads the pid file could
-    /// signal the old process.
+    /// Commits the handoff, which makes the successor the active generation. The pid file and the
+    /// service manager already name the successor (see [`Driver::announce`]).
     pub(super) async fn commit(&mut self, commit: Commit) {
         let until = Instant::now() + ANSWER_TIMEOUT;
         let Some(handoff) = &mut self.handoff else { return };
         handoff.stage = Stage::Idle;
         let Some(successor) = &mut handoff.successor else { return };
         let pid = successor.pid();
-        if let (Some(pid_file), Some(pid)) = (&mut self.pid_file, pid) {
-            if let Err(error) = pid_file.hand_over(pid) {
-                log_failure(&error);
-            }
-        }
         if let (Some(init), Some(pid)) = (&self.process.init, pid) {
             init.tell_active(pid);
         }
         self.operators.control.close();
         let next = self.process.generation.next();
-        if let (Some(active), Some(pid)) = (self.active.take(), pid) {
-            active.hand_over(pid, &format!("generation {next} serving"));
-        }
+        self.active = None;
         // Send the reports of older generations before the commit message. After the commit, the
         // successor may start another process, which inherits this channel and could read messages
         // that are meant for the successor.
@@ -263,7 +255,9 @@ impl<P: DataPlane> Driver<P> {
         let serves = successor.is_ready()
             && matches!(
                 failure,
-                HandoffFailure::OutOfTime { .. } | HandoffFailure::NotYielded { .. }
+                HandoffFailure::OutOfTime { .. }
+                    | HandoffFailure::NotYielded { .. }
+                    | HandoffFailure::NotAnnounced { .. }
             );
         let is_well = failure.is_rollback() || serves && successor.gives_back(SETTLE_TIMEOUT).await;
         if let Some(last) = successor.poll().report() {

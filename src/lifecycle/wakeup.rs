@@ -40,7 +40,7 @@ impl<P: DataPlane> Driver<P> {
         loop {
             if let Some(occurrence) = self.raised.pop_front() {
                 if let Some(occurrence) = self.after_alone_tasks(occurrence) {
-                    return Ok(occurrence);
+                    return Ok(self.after_announcement(occurrence));
                 }
                 continue;
             }

@@ -16,6 +16,8 @@ use socket2::Socket;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::socket::retry;
+
 /// The flag of close_range(2) that sets close-on-exec on the descriptors instead of closing them
 /// (`CLOSE_RANGE_CLOEXEC`).
 pub(super) const CLOSE_ON_EXEC: libc::c_int = 1 << 2;
@@ -171,11 +173,20 @@ unsafe impl StableFd for Arc<OwnedFd> {}
 unsafe impl StableFd for Arc<Socket> {}
 
 /// Registers a descriptor with the tokio runtime until the returned value is dropped. Must be
-/// called within a tokio runtime.
+/// called within a tokio runtime. Retries while the kernel lacks memory.
 pub(crate) fn watch<T: StableFd>(watched: T, interest: Interest) -> io::Result<AsyncFd<T>> {
-    // SAFETY: a `StableFd` value keeps its descriptor open and unchanged, and the returned
-    // `AsyncFd` owns that value.
-    unsafe { AsyncFd::register_with_interest(watched, interest) }.map_err(Into::into)
+    let mut left = Some(watched);
+    retry(|| {
+        let watched = left.take().ok_or(Errno::EBADF)?;
+        // SAFETY: a `StableFd` value keeps its descriptor open and unchanged, and the returned
+        // `AsyncFd` owns that value.
+        let watch = unsafe { AsyncFd::register_with_interest(watched, interest) };
+        watch.map_err(|failed| {
+            let (watched, error) = failed.into_parts();
+            left = Some(watched);
+            error
+        })
+    })
 }
 
 /// Returns a descriptor's number, for comparison with a number that a predecessor has sent.

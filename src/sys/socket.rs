@@ -69,6 +69,13 @@ pub(crate) fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T>
     call()
 }
 
+/// Blocks the thread until a packet can be sent on `socket`, but at most for the given time.
+pub(crate) fn wait_for_room(socket: BorrowedFd<'_>, within: Duration) {
+    let within = PollTimeout::try_from(within).unwrap_or(PollTimeout::MAX);
+    // Ignore an error, because the caller tries to send in any case.
+    let _ = nix::poll::poll(&mut [PollFd::new(socket, PollFlags::POLLOUT)], within);
+}
+
 /// Blocks the thread for a millisecond before the caller retries a system call.
 #[expect(clippy::disallowed_methods, reason = "the kernel does not say when it has memory again")]
 pub(crate) fn pause() {
