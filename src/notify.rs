@@ -70,7 +70,7 @@ enum Delivery {
 impl Delivery {
     /// Returns the delivery of a message that may wait up to [`SEND_TIMEOUT`].
     fn reliable() -> Self {
-        Self::Until(Instant::now() + SEND_TIMEOUT)
+        Self::Until(Notifier::deadline())
     }
 }
 
@@ -215,23 +215,30 @@ impl Notifier {
         self.send(Delivery::Dropped, &[NotifyState::Watchdog], &[]);
     }
 
+    /// Returns the latest time to which important messages wait if they begin to wait now.
+    pub(crate) fn deadline() -> Instant {
+        Instant::now() + SEND_TIMEOUT
+    }
+
     /// Stores a copy of a socket in the service manager. If all our processes exit, the service
     /// manager passes the socket to the next process that it starts.
     ///
     /// Storing the same socket a second time has no effect. Without `FileDescriptorStoreMax=` in
     /// the unit, systemd does not store the socket and reports no error.
-    pub(crate) fn store(&self, name: &str, socket: impl AsFd) {
+    ///
+    /// Waits for the service manager, but only until the given time. All sockets share one deadline
+    /// ([`Notifier::deadline`]), because a service manager that hangs would otherwise delay this
+    /// process once for each socket.
+    pub(crate) fn store(&self, name: &str, socket: impl AsFd, until: Instant) {
         let states = [NotifyState::FdStore, NotifyState::FdName(name)];
-        self.send(Delivery::reliable(), &states, &[socket.as_fd()]);
+        self.send(Delivery::Until(until), &states, &[socket.as_fd()]);
     }
 
-    /// Removes the socket with the given name from the service manager's store.
-    pub(crate) fn unstore(&self, name: &str) {
-        self.send(
-            Delivery::reliable(),
-            &[NotifyState::FdStoreRemove, NotifyState::FdName(name)],
-            &[],
-        );
+    /// Removes the socket with the given name from the service manager's store. Waits for the
+    /// service manager, but only until the given time.
+    pub(crate) fn unstore(&self, name: &str, until: Instant) {
+        let states = [NotifyState::FdStoreRemove, NotifyState::FdName(name)];
+        self.send(Delivery::Until(until), &states, &[]);
     }
 
     /// Sends all `states` like [`Notifier::deliver`]. An error is only logged.

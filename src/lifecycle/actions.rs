@@ -13,6 +13,7 @@ use crate::error::{Error, HandoffFailure};
 use crate::generation::Generation;
 use crate::handoff::{Message, Successor};
 use crate::net::Listener;
+use crate::notify::Notifier;
 
 impl<P: DataPlane> Driver<P> {
     /// Performs one action that the state machine has returned. If the successor was lost,
@@ -135,12 +136,13 @@ impl<P: DataPlane> Driver<P> {
         if !self.process.notifier.is_supervised() {
             return;
         }
+        let until = Notifier::deadline();
         for name in self.listeners.set.no_longer_stored() {
-            active.unstore(name);
+            active.unstore(name, until);
         }
         for (listener, name) in self.listeners.set.to_store() {
             match name {
-                Some(name) => active.store(&name, listener),
+                Some(name) => active.store(&name, listener, until),
                 None => tracing::warn!(
                     event = "store.refused", listener = %listener.name(),
                     address = listener.address(),

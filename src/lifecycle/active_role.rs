@@ -200,13 +200,15 @@ impl ActiveRole {
         }
     }
 
-    /// Stores `socket` with the service manager, which keeps it open if this process dies.
-    pub(super) fn store(&self, name: &StoredName, socket: impl AsFd) {
-        self.notifier.store(name.as_str(), socket);
+    /// Stores `socket` with the service manager, which keeps it open if this process dies. Waits for
+    /// the service manager, but only until the given time.
+    pub(super) fn store(&self, name: &StoredName, socket: impl AsFd, until: std::time::Instant) {
+        self.notifier.store(name.as_str(), socket, until);
     }
 
-    /// Tells the service manager to close a socket that it has stored.
-    pub(super) fn unstore(&self, name: &StoredName) {
-        self.notifier.unstore(name.as_str());
+    /// Tells the service manager to close a socket that it has stored. Waits for the service
+    /// manager, but only until the given time.
+    pub(super) fn unstore(&self, name: &StoredName, until: std::time::Instant) {
+        self.notifier.unstore(name.as_str(), until);
     }
 }

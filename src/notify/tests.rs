@@ -82,6 +82,17 @@ fn a_full_socket_does_not_delay_optional_messages() {
 }
 
 #[test]
+fn all_sockets_to_store_share_one_deadline() {
+    let (manager, notifier) = listening("stored");
+    fill(&manager);
+    let until = Notifier::deadline();
+    (0..30).for_each(|_| notifier.store("web", &manager, until));
+    (0..30).for_each(|_| notifier.unstore("web", until));
+    let late = until.elapsed();
+    assert!(late < 5 * SEND_TIMEOUT, "{late:?} late");
+}
+
+#[test]
 fn an_impossible_notify_socket_is_named_in_the_error() {
     let error = Notifier::new(Some(OsStr::new("relative")), MainProcess::ActiveGeneration)
         .unwrap_err()
