@@ -195,12 +195,13 @@ pub enum Error {
         /// A description of what is wrong with the data.
         why: String,
     },
-    /// A serving thread or an accept loop has panicked. All connections that it served are lost.
+    /// A serving thread or an accept loop has panicked, or the successor (the new process) has died
+    /// after it had taken over. All connections that it served are lost.
     #[error("{what} has died: {reason}")]
     Died {
-        /// The name of the thread or the accept loop.
+        /// The name of the thread or the accept loop, or `the new process`.
         what: String,
-        /// The message of the panic.
+        /// The message of the panic, or how the process has ended.
         reason: String,
     },
     /// The server was started, but did not begin to accept connections before the time limit.

@@ -11,13 +11,15 @@
 
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nix::fcntl::OFlag;
+use nix::unistd::pipe2;
 use sd_notify::NotifyState;
 
 use crate::error::Error;
@@ -31,13 +33,13 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(1);
 /// The connection to the service manager. It does nothing if there is no service manager.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Notifier {
-    manager: Option<Arc<Manager>>,
+    manager: Option<Arc<ManagerSocket>>,
     main_process: MainProcess,
 }
 
 /// The service manager's notification socket.
 #[derive(Debug)]
-struct Manager {
+struct ManagerSocket {
     address: SocketAddr,
     /// The socket from which this process sends. It is opened at the start, because no file
     /// descriptor may be free later.
@@ -74,7 +76,7 @@ impl Delivery {
     }
 }
 
-impl Manager {
+impl ManagerSocket {
     /// Sends one message. While the kernel lacks memory, an important message is retried up to 100
     /// times.
     fn send(
@@ -128,7 +130,7 @@ impl Notifier {
         let from = UnixDatagram::unbound()
             .and_then(|from| from.set_nonblocking(true).map(|()| from))
             .map_err(Error::system("create a socket for notifications"))?;
-        Ok(Self { manager: Some(Arc::new(Manager { address, from })), main_process })
+        Ok(Self { manager: Some(Arc::new(ManagerSocket { address, from })), main_process })
     }
 
     /// Returns whether a service manager supervises this process.
@@ -190,6 +192,22 @@ impl Notifier {
             Err(error) if !is_unheard(&error) => Err(error),
             Err(_) | Ok(()) => Ok(()),
         }
+    }
+
+    /// Asks the service manager to report when it has handled all earlier messages (`BARRIER=1`).
+    /// It then closes the other end of the returned pipe. Returns `None` if it does not treat the
+    /// active generation as the main process.
+    ///
+    /// # Errors
+    /// Fails if no pipe can be created or the message cannot be sent.
+    pub(crate) fn barrier(&self) -> io::Result<Option<OwnedFd>> {
+        if !self.watches_active_generation() {
+            return Ok(None);
+        }
+        let (ours, theirs) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
+        let barrier = [NotifyState::Custom("BARRIER=1")];
+        self.deliver(Delivery::reliable(), &barrier, &[theirs.as_fd()])?;
+        Ok(Some(ours))
     }
 
     /// Reports that the whole service is stopping. A generation that only drains after a handoff

@@ -108,13 +108,25 @@ fn a_draining_generation_leaves_the_restart_to_a_supervisor() {
     line.wait_for(1, Event::SuccessorDied);
     held.echo(b"still here").unwrap();
     held.expect_end().unwrap();
-    assert_eq!(line.exit_code(1), 0);
+    assert_eq!(line.exit_code(1), 71);
     line.wait_for_end();
     assert_eq!(line.count(Event::GenerationResumed), 0);
     // Only the service manager still keeps the socket, for the next process.
     Client::connect(&line.address()).unwrap();
     drop(manager);
     assert_becomes(&true, || Client::connect(&line.address()).is_err());
+}
+
+/// The supervisor reads no message, so for it the first generation is still the main process. That
+/// generation has no connections, and must not end as if all were well.
+#[test]
+fn a_crash_before_the_supervisor_knows_of_it_is_a_failure() {
+    let (line, _manager) = supervised();
+    line.hand_over_from(1);
+    line.wait_for(2, Event::GenerationServing);
+    kill(&line, 2);
+    assert_eq!(line.exit_code(1), 71);
+    assert_eq!(line.count(Event::GenerationResumed), 0);
 }
 
 /// The stop request of the service manager reaches the successor before the commit does. The script

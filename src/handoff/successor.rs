@@ -92,6 +92,12 @@ impl Successor {
         self.stage != SuccessorStage::Starting
     }
 
+    /// Returns whether the successor and all later generations have ended. [`Successor::next`] then
+    /// reports the loss, unless it has already done so.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.channel.has_hung_up()
+    }
+
     /// Records that the whole service stops after the successor has taken over. From then on, this
     /// process ignores messages that say the successor is ready or has failed.
     pub(crate) fn release(&mut self) {
@@ -172,7 +178,8 @@ impl Successor {
     /// Offers to move connections to the successor. `version` is the version of the protocol for
     /// moving connections. Waits for room in the channel until the given time. Returns our end of
     /// the channel over which the connections move. Returns `None` if no channel was created or the
-    /// offer could not be sent. A successor that takes no connections closes its end of the channel.
+    /// offer could not be sent. A successor that takes no connections closes its end of the
+    /// channel.
     pub(crate) async fn carry(&mut self, version: u32, until: Instant) -> Option<OwnedFd> {
         let (ours, theirs) = self.carrying.take()?;
         let offer = Message::Carry { version };

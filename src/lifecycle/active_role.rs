@@ -200,8 +200,8 @@ impl ActiveRole {
         }
     }
 
-    /// Stores `socket` with the service manager, which keeps it open if this process dies. Waits for
-    /// the service manager, but only until the given time.
+    /// Stores `socket` with the service manager, which keeps it open if this process dies. Waits
+    /// for the service manager, but only until the given time.
     pub(super) fn store(&self, name: &StoredName, socket: impl AsFd, until: std::time::Instant) {
         self.notifier.store(name.as_str(), socket, until);
     }

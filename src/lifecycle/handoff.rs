@@ -6,6 +6,7 @@
 //! the successor to the pid file.
 
 mod announce;
+mod barrier;
 mod outcome;
 mod reload;
 mod stage;
@@ -24,6 +25,7 @@ use crate::data_plane::DataPlane;
 use crate::error::HandoffFailure;
 use crate::handoff::{Commit, LaunchSpec, StopMode, Successor};
 use crate::report::{GenerationState, Outcome, Report};
+pub(super) use barrier::Barrier;
 use reload::Reload;
 pub(super) use reload::milliseconds;
 pub(super) use stage::Stage;
@@ -50,6 +52,9 @@ pub(super) struct Handoff {
     /// The channel through which connections move to the successor. It is created when the handoff
     /// is committed. The drain takes it out of this field.
     pub(super) carry_channel: Option<OwnedFd>,
+    /// The wait until the service manager treats the successor as the main process. `None` before
+    /// the commit, and after the wait.
+    pub(super) barrier: Option<Barrier>,
 }
 
 impl Handoff {
@@ -180,6 +185,7 @@ impl<P: DataPlane> Driver<P> {
         if let Err(uncommitted) = successor.commit(commit, until).await {
             return self.lose_uncommitted(uncommitted).await;
         }
+        self.raise_barrier();
         self.history.handoffs.succeeded += 1;
         tracing::info!(
             event = "handoff.committed", successor = %next, successor_pid = pid,

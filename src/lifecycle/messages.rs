@@ -218,6 +218,9 @@ impl<P: DataPlane> Driver<P> {
                 event = "successor.died", reason = %failure,
                 "the new process died, so this process stops too: {failure}"
             );
+            // The service manager may not know the successor yet. It then starts the service again
+            // only because this process fails.
+            self.liveness.successor_died(failure.to_string());
         }
         self.log_lost_connections().await;
         // The operator still waits for the outcome if the successor was lost during the commit.

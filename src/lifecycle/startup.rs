@@ -26,8 +26,8 @@ pub(super) struct Liveness {
     start: Start,
     /// The longest time that the server had to start.
     limit: Duration,
-    /// The error of a worker or an accept loop that has died during a drain. The generation returns
-    /// this error when its connections have ended.
+    /// The error of a worker, an accept loop or a successor that has died during a drain. The
+    /// generation returns this error when its connections have ended.
     death: Option<Error>,
 }
 
@@ -108,6 +108,13 @@ impl Liveness {
     /// Returns whether all workers and accept loops are alive, as far as this process knows.
     pub(super) const fn is_whole(&self) -> bool {
         self.death.is_none()
+    }
+
+    /// Records that the successor has died after the commit. This generation returns an error when
+    /// its connections have ended.
+    pub(super) fn successor_died(&mut self, reason: String) {
+        let what = "the new process".to_owned();
+        self.death.get_or_insert(Error::Died { what, reason });
     }
 
     /// Takes the error of a worker or an accept loop that has died, if any.

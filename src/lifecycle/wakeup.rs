@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::active_role::{ActiveRole, Duty};
 use super::driver::{Driver, Occurrence};
-use super::handoff::{ANSWER_TIMEOUT, Handoff};
+use super::handoff::{ANSWER_TIMEOUT, Barrier, Handoff};
 use super::life::LifeRequest;
 use super::machine::{Event, State};
 use super::pid_file::PidFile;
@@ -26,6 +26,7 @@ enum Wakeup {
     Asked(Request, Answer),
     Server(LifeRequest),
     Yielded,
+    MainProcessKnown,
     Duty(Duty),
 }
 
@@ -49,7 +50,10 @@ impl<P: DataPlane> Driver<P> {
             let is_yielding = |handoff: &Handoff| handoff.stage.is_yielding();
             let yields =
                 self.life.alone_wait.is_some() || self.handoff.as_ref().is_some_and(is_yielding);
-            let successor = self.handoff.as_mut().and_then(|handoff| handoff.successor.as_mut());
+            let (successor, barrier) = match &mut self.handoff {
+                Some(handoff) => (handoff.successor.as_mut(), handoff.barrier.as_ref()),
+                None => (None, None),
+            };
             let wakeup = tokio::select! {
                 biased;
                 event = self.predecessors.next() => Wakeup::Predecessor(event),
@@ -57,6 +61,7 @@ impl<P: DataPlane> Driver<P> {
                 event = next_signal(self.process.signals.as_mut()) => Wakeup::Signal(event),
                 request = self.life.next() => Wakeup::Server(request),
                 () = life.yielded(), if yields => Wakeup::Yielded,
+                () = end_of_barrier(barrier) => Wakeup::MainProcessKnown,
                 event = self.plane.next(awaited) => Wakeup::Plane(event),
                 timer = due(timer) => Wakeup::Due(timer),
                 (request, answer) = self.operators.control.next() => Wakeup::Asked(request, answer),
@@ -77,6 +82,10 @@ impl<P: DataPlane> Driver<P> {
             Wakeup::Asked(request, answer) => self.asked(request, answer),
             Wakeup::Server(request) => self.server_requested(request)?,
             Wakeup::Yielded => Some(self.alone_tasks_ended()),
+            Wakeup::MainProcessKnown => {
+                self.barrier_passed();
+                None
+            }
             Wakeup::Duty(duty) => {
                 self.do_duty(duty);
                 None
@@ -93,6 +102,8 @@ impl<P: DataPlane> Driver<P> {
                 self.launch_successor();
                 Ok(None)
             }
+            // The successor may have ended at this moment. Its loss is then the next event.
+            PlaneEvent::Drained if !self.may_be_drained() => Ok(None),
             PlaneEvent::Drained => Ok(Some(Event::Drained.into())),
         }
     }
@@ -173,6 +184,9 @@ impl<P: DataPlane> Driver<P> {
 
     /// Returns whether this process may end when it has no connections.
     ///
+    /// A retired generation first waits until the service manager treats the successor as the main
+    /// process. If the successor has ended, the event loop handles its loss first.
+    ///
     /// While the service stops, this process first waits until a successor that is not ready has
     /// ended. The active generation also waits until all older generations have ended, because
     /// systemd and containers kill all other processes when the main process ends.
@@ -180,7 +194,10 @@ impl<P: DataPlane> Driver<P> {
         let successor = self.successor();
         let has_unready_successor = successor.is_some_and(|successor| !successor.is_ready());
         match self.state {
-            State::Retiring { .. } => true,
+            State::Retiring { .. } => {
+                let awaits = self.handoff.as_ref().is_some_and(|one| one.barrier.is_some());
+                !awaits && !successor.is_some_and(Successor::is_gone)
+            }
             State::Stopping => {
                 !has_unready_successor && (self.active.is_none() || self.predecessors.is_empty())
             }
@@ -207,6 +224,15 @@ async fn next_signal(signals: Option<&mut Signals>) -> Event {
 async fn next_duty(active: Option<&mut ActiveRole>) -> Duty {
     match active {
         Some(active) => active.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits until the service manager treats the successor as the main process. Waits forever if this
+/// process does not wait for that. Cancel safe.
+async fn end_of_barrier(barrier: Option<&Barrier>) {
+    match barrier {
+        Some(barrier) => barrier.passed().await,
         None => std::future::pending().await,
     }
 }
