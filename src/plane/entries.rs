@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::OwnedFd;
 
+use rustix::event::PollFlags;
 use slab::Slab;
 use tokio::time::Instant;
 
@@ -50,6 +51,17 @@ struct Row<T> {
     is_listed: bool,
     /// Whether the connection to the upstream is not yet established.
     is_connecting: bool,
+}
+
+/// What the timer of a connection has led to.
+#[derive(Debug)]
+enum Expiry {
+    /// The connection has reached a time limit.
+    Ended(RelayEnd),
+    /// The connection can move bytes now, although no event has said so yet.
+    Ready,
+    /// The connection waits for an event or for its next timer.
+    Waits,
 }
 
 impl<T> Default for Entries<T> {
@@ -182,9 +194,16 @@ impl<T: RelayOwner> Entries<T> {
             self.timers.remove(&(due, index));
             let Some(row) = self.all.get_mut(index) else { continue };
             match row.expire(now) {
-                Some(end) => ended.extend(self.remove(index).map(|row| (row.entry, end))),
-                None => self.timers.extend(row.timer().map(|timer| (timer, index))),
+                Expiry::Ended(end) => {
+                    ended.extend(self.remove(index).map(|row| (row.entry, end)));
+                    continue;
+                }
+                Expiry::Ready if !std::mem::replace(&mut row.is_listed, true) => {
+                    self.ready.push(index);
+                }
+                Expiry::Ready | Expiry::Waits => {}
             }
+            self.timers.extend(row.timer().map(|timer| (timer, index)));
         }
     }
 
@@ -242,24 +261,39 @@ impl<T: RelayOwner> Row<T> {
         }
     }
 
-    /// Ends the connection if it has reached a time limit, and returns how. Otherwise sets the time
-    /// at which to check the connection again.
-    fn expire(&mut self, now: Instant) -> Option<RelayEnd> {
+    /// Checks whether the connection has reached a time limit. If not, sets the time at which to
+    /// check the connection again.
+    ///
+    /// A timer may expire before the plane has received the latest events, for example after this
+    /// process was stopped. So this method asks the kernel before it ends a connection.
+    fn expire(&mut self, now: Instant) -> Expiry {
         if self.is_connecting {
-            return Some(RelayEnd::NotConnected(io::ErrorKind::TimedOut.into()));
+            let failure = self.connect_now();
+            if !self.is_connecting {
+                return Expiry::Ready;
+            }
+            let reason = failure.unwrap_or_else(|| io::ErrorKind::TimedOut.into());
+            return Expiry::Ended(RelayEnd::NotConnected(reason));
         }
-        match self.entry.limits.expired(now) {
-            None => {}
+        let expiry = match self.entry.limits.expired(now) {
+            None => Expiry::Waits,
+            Some(Expired::Idle) if self.entry.look() => {
+                self.entry.limits.restart_idle(now);
+                Expiry::Ready
+            }
             Some(Expired::Idle) => {
                 let left = self.entry.unacknowledged();
                 if !self.entry.limits.note_unacknowledged(now, left) {
-                    return Some(RelayEnd::Expired(Expired::Idle));
+                    return Expiry::Ended(RelayEnd::Expired(Expired::Idle));
                 }
+                Expiry::Waits
             }
-            Some(Expired::Lifetime) => return Some(RelayEnd::Expired(Expired::Lifetime)),
-        }
+            Some(Expired::Lifetime) => {
+                return Expiry::Ended(RelayEnd::Expired(Expired::Lifetime));
+            }
+        };
         self.entry.limits.set_timer();
-        None
+        expiry
     }
 
     /// Returns how the attempt to connect to the upstream has ended, or `None` if it is still in
@@ -283,7 +317,7 @@ impl<T: RelayOwner> Row<T> {
         if !self.is_connecting {
             return None;
         }
-        self.entry.upstream.look_whether_writable();
+        self.entry.upstream.look(PollFlags::OUT);
         self.connect()?.err()
     }
 }

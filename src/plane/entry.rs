@@ -76,6 +76,13 @@ impl<T> RelayEntry<T> {
         self.client.transferred() + self.upstream.transferred()
     }
 
+    /// Asks the kernel whether the relay can move bytes now, even if no event has said so yet.
+    pub(super) fn look(&mut self) -> bool {
+        let (client, upstream) = self.relay.waits_for();
+        // Look at both sides in any case, so that both sockets record the answer.
+        self.client.look(client) | self.upstream.look(upstream)
+    }
+
     /// Returns whether the client has reset its connection. A closed Unix socket does not count,
     /// because the upstream must receive the bytes that the client sent before. Call this function
     /// only while nothing reads from the client.

@@ -117,6 +117,13 @@ impl Limits {
         }
     }
 
+    /// Restarts the idle timeout, because the connection is about to move bytes.
+    pub(super) fn restart_idle(&mut self, now: Instant) {
+        if let Some(clock) = &mut self.0 {
+            clock.moved = now;
+        }
+    }
+
     /// Records that the peers have not acknowledged `left` bytes yet. Returns whether this number
     /// has changed since the last call. If so, the connection is not idle: a peer acknowledges
     /// bytes, although the kernel accepts no more from this process.

@@ -10,6 +10,8 @@
 
 use std::io;
 
+use rustix::event::PollFlags;
+
 use super::direction::{Direction, Progress, SinkEnd};
 use super::entry::RelayEnd;
 use super::settle::Side;
@@ -121,6 +123,18 @@ impl Relay {
         upstream: &mut RelaySocket,
     ) -> bool {
         self.down.advance_rest(buffer, upstream, client)
+    }
+
+    /// Returns what the relay waits for from the client and from the upstream. It waits for no
+    /// bytes from a side while the other side does not accept the earlier ones.
+    pub(super) fn waits_for(&self) -> (PollFlags, PollFlags) {
+        let flags = |from: &Direction, to: &Direction| {
+            let mut flags = PollFlags::empty();
+            flags.set(PollFlags::IN, from.is_reading());
+            flags.set(PollFlags::OUT, to.owes());
+            flags
+        };
+        (flags(&self.up, &self.down), flags(&self.down, &self.up))
     }
 
     /// Returns whether the relay holds unwritten bytes of either direction.

@@ -1,11 +1,12 @@
 //! Tests of a relay plane with real sockets.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::sync::Mutex;
 use std::time::Duration;
 
+use rustix::event::PollFlags;
 use socket2::{Domain, Socket, Type};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
@@ -21,12 +22,12 @@ const DEADLINE: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 struct Pending {
     is_connected: bool,
-    deadline: Instant,
+    deadline: Option<Instant>,
 }
 
 impl RelayOwner for Pending {
     fn connect_deadline(&self) -> Option<Instant> {
-        Some(self.deadline)
+        self.deadline
     }
 
     fn connected(&mut self) -> Limits {
@@ -59,7 +60,7 @@ fn connecting(client: UnixStream, address: SocketAddr) -> RelayEntry<Pending> {
         upstream: begin_connect(&address.to_string().parse().unwrap()).unwrap(),
         relay: Relay::default(),
         limits: Limits::none(),
-        owner: Pending { is_connected: false, deadline: Instant::now() + DEADLINE },
+        owner: Pending { is_connected: false, deadline: Some(Instant::now() + DEADLINE) },
     }
 }
 
@@ -125,4 +126,86 @@ async fn a_connection_that_is_just_refused_is_taken_with_its_error() {
     let (taken, failure) = plane.take(&mut 0, |_| true).unwrap();
     assert_eq!(failure.unwrap().kind(), io::ErrorKind::ConnectionRefused);
     assert!(!taken.owner.is_connected);
+}
+
+/// Returns a connection that is established and has reached its idle timeout. The other two sockets
+/// are the peers: the client and the upstream.
+fn idle(relay: Relay) -> (RelayEntry<Pending>, UnixStream, UnixStream) {
+    let [(client, peer), (upstream, server)] = [(); 2].map(|()| UnixStream::pair().unwrap());
+    for socket in [&client, &upstream, &peer, &server] {
+        socket.set_nonblocking(true).unwrap();
+    }
+    let [client, upstream] =
+        [client, upstream].map(|socket| RelaySocket::new(Socket::from(socket), true));
+    let used = Used { idle: Duration::from_secs(3600), ..Used::default() };
+    let limits = Limits::new(Some(Duration::from_millis(1)), None, used);
+    let owner = Pending { is_connected: true, deadline: None };
+    (RelayEntry { client, upstream, relay, limits, owner }, peer, server)
+}
+
+/// Takes turns without events until one of them finds nothing to move. So the plane does what it
+/// does when its timer expires before it has received the events. Returns the connections that have
+/// ended.
+fn turns_without_events(entry: RelayEntry<Pending>) -> (Entries<Pending>, Ended<Pending>) {
+    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+    let (mut entries, mut ended) = (Entries::default(), Ended::new());
+    let mut buffer = vec![0; direction::BUFFER];
+    assert!(entries.admit(&epoll, entry).is_ok());
+    while entries.turn(&epoll, &[], &mut buffer, &mut ended) == TurnResult::HasMore {}
+    (entries, ended)
+}
+
+/// A process that was stopped for a while runs its timers before it receives the events.
+#[test]
+fn bytes_that_have_arrived_restart_the_idle_timeout() {
+    let (mut entry, mut client, mut upstream) = idle(Relay::default());
+    // The events of the accept and the connect have arrived before.
+    entry.client.look(PollFlags::OUT);
+    entry.upstream.look(PollFlags::OUT);
+    client.write_all(b"request").unwrap();
+    upstream.write_all(b"reply").unwrap();
+    let (_entries, ended) = turns_without_events(entry);
+    assert!(ended.is_empty(), "{ended:?}");
+    let mut bytes = [0; 7];
+    assert_eq!(upstream.read(&mut bytes).unwrap(), 7);
+    assert_eq!(client.read(&mut bytes).unwrap(), 5);
+}
+
+/// The peer did not accept these bytes earlier, but has read enough since then.
+#[test]
+fn bytes_that_can_be_sent_now_restart_the_idle_timeout() {
+    let (entry, _client, mut upstream) = idle(Relay::beginning_with(b"request".to_vec()));
+    let (_entries, ended) = turns_without_events(entry);
+    assert!(ended.is_empty(), "{ended:?}");
+    assert_eq!(upstream.read(&mut [0; 7]).unwrap(), 7);
+}
+
+/// Bytes that the relay cannot read yet do not keep a connection alive.
+#[test]
+fn a_peer_that_does_not_read_is_idle_despite_new_input() {
+    let (mut entry, mut client, _upstream) = idle(Relay::beginning_with(b"request".to_vec()));
+    client.write_all(b"more").unwrap();
+    entry.upstream.look(PollFlags::OUT);
+    while entry.upstream.write(&[7; 4096]).is_ok() {}
+    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+    let (mut entries, mut ended) = (Entries::default(), Ended::new());
+    assert!(entries.admit(&epoll, entry).is_ok());
+    let until = Instant::now() + DEADLINE;
+    while ended.is_empty() && Instant::now() < until {
+        entries.turn(&epoll, &[], &mut [0; 64], &mut ended);
+    }
+    assert!(matches!(ended[..], [(_, RelayEnd::Expired(Expired::Idle))]), "{ended:?}");
+}
+
+/// The upstream has accepted the connection while this process was stopped.
+#[test]
+fn a_connection_established_by_the_deadline_counts_as_such() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (client, _peer) = UnixStream::pair().unwrap();
+    let mut entry = connecting(client, listener.local_addr().unwrap());
+    let _accepted = listener.accept().unwrap();
+    entry.owner.deadline = Some(Instant::now());
+    let (mut entries, ended) = turns_without_events(entry);
+    assert!(ended.is_empty(), "{ended:?}");
+    assert!(entries.owners().all(|owner| owner.is_connected));
 }

@@ -159,15 +159,21 @@ impl RelaySocket {
         self.ready.suspect |= is_gone;
     }
 
-    /// Asks the kernel whether the socket is writable or broken now, and records the answer.
-    pub(crate) fn look_whether_writable(&mut self) {
-        let mut polled = [PollFd::new(&self.socket, PollFlags::OUT)];
-        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
-        if rustix::event::poll(&mut polled, Some(&at_once)).is_ok() {
-            // poll(2) and epoll(7) use the same numbers for these events.
-            let found = u32::from(polled[0].revents().bits());
-            self.note(EventFlags::from_bits_truncate(found));
+    /// Asks the kernel whether the socket is ready for `wanted` or broken now. Records the answer,
+    /// and returns it. Makes no system call if nothing is wanted.
+    pub(crate) fn look(&mut self, wanted: PollFlags) -> bool {
+        if wanted.is_empty() {
+            return false;
         }
+        let mut polled = [PollFd::new(&self.socket, wanted)];
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        if !rustix::event::poll(&mut polled, Some(&at_once)).is_ok_and(|ready| ready > 0) {
+            return false;
+        }
+        // poll(2) and epoll(7) use the same numbers for these events.
+        let found = u32::from(polled[0].revents().bits());
+        self.note(EventFlags::from_bits_truncate(found));
+        true
     }
 
     /// Reads bytes. Returns 0 when the peer has half-closed.
