@@ -1,9 +1,10 @@
 //! The connection limit of a listener, shared by its accept loops. Each connection uses one permit,
 //! and the limit is the number of permits.
 //!
-//! An accept loop takes a permit before it accepts, so a loop that waits for a client holds a
-//! permit without a connection. A listener without free permits may therefore still have fewer
-//! connections than its limit allows. The listener is full only when connections use all permits.
+//! An accept loop takes a permit before it accepts, so it holds a permit without a connection for a
+//! moment. A listener without free permits may therefore still have fewer connections than its
+//! limit allows. The listener is full only when connections use all permits. A loop must not hold a
+//! permit while it waits for a client, because the listener's other sockets may need the permit.
 //!
 //! Connections that move here from the predecessor do not pass through an accept loop, so permits
 //! are reserved for them. If more connections arrive than permits are reserved, the limit may be
@@ -19,7 +20,7 @@ use tokio::sync::Notify;
 #[derive(Debug)]
 pub(crate) struct Permit(Arc<ConnectionLimit>);
 
-/// A permit that an accept loop holds while it waits for a client. Dropping this value returns the
+/// A permit that an accept loop holds while it accepts a client. Dropping this value returns the
 /// permit.
 #[derive(Debug)]
 pub(crate) struct HeldPermit(Arc<ConnectionLimit>);
@@ -39,7 +40,7 @@ pub(crate) struct ConnectionLimit {
 struct Permits {
     /// The number of permits that connections use.
     used: usize,
-    /// The number of permits that accept loops hold while they wait for a client.
+    /// The number of permits that accept loops hold while they accept a client.
     held: usize,
     /// The number of permits reserved for connections that move here from the predecessor.
     reserved: usize,

@@ -78,6 +78,14 @@ impl WatchedListener {
         }
     }
 
+    /// Waits until the runtime believes that a client is in the backlog. Another process or accept
+    /// loop may have accepted this client, which [`WatchedListener::attempt`] finds out. Makes no
+    /// system call. Cancel safe.
+    pub(crate) async fn client_may_wait(&self) {
+        // Ignore an error, which means that the runtime shuts down. The accept then fails too.
+        let _ = self.watch.readable().await;
+    }
+
     /// Accepts the next connection and registers it with the current tokio runtime. Cancel safe: an
     /// accepted connection is never lost. Calls `on_shortage` as [`WatchedListener::accept`] does.
     pub(crate) async fn accept_here(&mut self, on_shortage: impl Fn()) -> (Stream, Peer) {
@@ -110,9 +118,9 @@ impl WatchedListener {
         self.attempt(&on_shortage).await?.into_stream(&self.listener)
     }
 
-    /// Tries once to accept a connection. If file descriptors or memory have run out, waits before
-    /// it returns.
-    async fn attempt(&mut self, on_shortage: &impl Fn()) -> Option<Accepted> {
+    /// Waits until a client is in the backlog, and tries once to accept it. Returns `None` if this
+    /// fails. If file descriptors or memory have run out, waits before it returns. Cancel safe.
+    pub(crate) async fn attempt(&mut self, on_shortage: &impl Fn()) -> Option<Accepted> {
         match self.look().await {
             Ok(Some(accepted)) => {
                 self.shortage = self.shortage.map(|_| Duration::ZERO);

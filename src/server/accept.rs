@@ -14,7 +14,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use super::deaths::{Deaths, panic_text};
 use super::listener::ListenerSlot;
 use super::workers::choose;
-use crate::ledger::{HeldPermit, ListenerEvents};
+use crate::ledger::{ConnectionLimit, HeldPermit, ListenerEvents};
 use crate::net::{Accepted, WatchedListener};
 use crate::service::Service;
 
@@ -87,25 +87,17 @@ impl<S: Service> Accepting<S> {
     /// Accepts connections until the loop is stopped. Answers each heartbeat by dropping it, to
     /// show that the loop is still running.
     pub(super) async fn run(mut self) {
-        // Keep the next client's place under the connection limit outside the loop. Otherwise every
-        // heartbeat would release it, because a heartbeat interrupts the accept call.
-        let mut permit = None;
         loop {
             // If this process has no free file descriptor, clients wait just as they do when the
             // listener is full. So count that case in the same counter.
             let limited = |events: &mut ListenerEvents| events.counters.limited += 1;
             let on_shortage = || self.slot.ledgers[self.own].count(limited);
-            let next = async {
-                if let (Some(limit), None) = (&self.slot.limit, &permit) {
-                    permit = Some(limit.take().await);
-                }
-                self.acceptor.accept(on_shortage).await
-            };
+            let next = accept(&mut self.acceptor, self.slot.limit.as_ref(), on_shortage);
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return,
                 Some(beat) = self.beats.recv() => drop(beat),
-                accepted = next => self.admit(accepted, permit.take()),
+                (accepted, permit) = next => self.admit(accepted, permit),
             }
         }
     }
@@ -116,6 +108,25 @@ impl<S: Service> Accepting<S> {
         let _within = self.slot.enter(worker);
         let (listener, permit) = (self.acceptor.listener(), permit.map(HeldPermit::used));
         self.slot.serve_accepted(worker, accepted, listener, permit);
+    }
+}
+
+/// Waits for a client, and for a permit if the listener has a connection limit. Then accepts the
+/// client. Cancel safe.
+async fn accept(
+    acceptor: &mut WatchedListener,
+    limit: Option<&Arc<ConnectionLimit>>,
+    on_shortage: impl Fn(),
+) -> (Accepted, Option<HeldPermit>) {
+    let Some(limit) = limit else { return (acceptor.accept(on_shortage).await, None) };
+    loop {
+        // Take a permit only when a client may wait, and return it if there is none. Otherwise a
+        // socket without clients would hold permits that the listener's other sockets need.
+        acceptor.client_may_wait().await;
+        let permit = limit.take().await;
+        if let Some(accepted) = acceptor.attempt(&on_shortage).await {
+            return (accepted, Some(permit));
+        }
     }
 }
 

@@ -58,7 +58,6 @@ async fn a_full_listener_is_counted_once_for_all_workers() {
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let listener = Passed::check(socket.into(), None, Origin::Inherited).unwrap().adopt("few");
     server.start(std::slice::from_ref(&listener)).unwrap();
-    // The listener is not full, although only two of the three accept loops get a permit.
     assert_eq!(limited(&server, 0).await, 0);
     let mut inside = vec![client(listener.address())];
     assert_eq!(limited(&server, 0).await, 0);
@@ -66,6 +65,26 @@ async fn a_full_listener_is_counted_once_for_all_workers() {
         inside.push(client(listener.address()));
         assert_eq!(limited(&server, times).await, times);
         drop(inside.remove(0));
+    }
+}
+
+/// Two sockets share one limit. A socket without clients takes nothing from the other one.
+#[tokio::test]
+async fn an_idle_socket_holds_no_place_under_the_limit() {
+    let few: ListenerConfig = "few=127.0.0.1:0".parse().unwrap();
+    let few = ListenerConfig { max_connections: Some(NonZeroUsize::MIN), ..few };
+    let config = Config { listeners: Listeners::new(vec![few]).unwrap(), ..Config::default() };
+    let mut server = Server::new(Echo, Workers::start(NonZeroUsize::MIN).unwrap(), config);
+    let listeners = [(); 2].map(|()| {
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        Passed::check(socket.into(), None, Origin::Inherited).unwrap().adopt("few")
+    });
+    server.start(&listeners).unwrap();
+    for _ in 0..3 {
+        for listener in &listeners {
+            beat(&server).await;
+            drop(client(listener.address()));
+        }
     }
 }
 
