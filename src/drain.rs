@@ -190,8 +190,8 @@ impl DrainGuard {
     }
 
     /// Polls the future `connection` until it completes or the connection is cut. Returns `None` if
-    /// the connection is cut. The future is polled at least once, even after a cut, so that it can
-    /// prepare the socket for a reset.
+    /// the connection is cut. The future is polled at least once, even after a cut. So a proxied
+    /// connection that has moved here still reaches its relay plane, which resets both sides.
     pub(crate) async fn unless_cut<F: Future>(&self, connection: F) -> Option<F::Output> {
         tokio::select! {
             biased;

@@ -194,24 +194,35 @@ impl<S: Service> ConnectionTask<S> {
     /// Lets the service serve the connection, and returns why the service has stopped.
     async fn serve_once(&mut self) -> ServiceOutcome {
         let Self { context, connection, slot, registration, .. } = self;
-        // Pin the future in place, because passing it by value would reserve memory for a second
-        // copy.
-        let serving = pin!(async {
-            context.service.serve(connection).await?;
-            #[cfg(feature = "proxy")]
-            if let Some(established) = connection.take_established() {
-                return Ok(ServiceOutcome::Established(established));
-            }
-            if connection.detached_state().is_some() {
-                return Ok(ServiceOutcome::Detached);
-            }
-            let late = connection.stream.finish(LINGER).await;
-            Ok(ServiceOutcome::Ended(ConnectionEnd::Finished { late }))
-        });
-        match slot.serve(registration, serving).await {
+        let served = {
+            // Pin the future in place, because passing it by value would reserve memory for a
+            // second copy.
+            let serving = pin!(async {
+                context.service.serve(connection).await?;
+                #[cfg(feature = "proxy")]
+                if let Some(established) = connection.take_established() {
+                    return Ok(ServiceOutcome::Established(established));
+                }
+                if connection.detached_state().is_some() {
+                    return Ok(ServiceOutcome::Detached);
+                }
+                let late = connection.stream.finish(LINGER).await;
+                Ok(ServiceOutcome::Ended(ConnectionEnd::Finished { late }))
+            });
+            slot.serve(registration, serving).await
+        };
+        match served {
             Some(Ok(served)) => served,
             Some(Err(error)) => ServiceOutcome::Ended(ConnectionEnd::Broken(error)),
-            None => ServiceOutcome::Ended(ConnectionEnd::Cut),
+            None => {
+                // Reset a client that waits for an upstream, because it could mistake a clean close
+                // for an empty reply.
+                #[cfg(feature = "proxy")]
+                if context.service.proxy(connection.listener()).is_some() {
+                    connection.stream.reset_on_drop();
+                }
+                ServiceOutcome::Ended(ConnectionEnd::Cut)
+            }
         }
     }
 

@@ -1,6 +1,8 @@
 //! Tests of a server that relays the connections of a proxy, with real sockets and a stand-in for
 //! the successor.
 
+mod cuts;
+
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::num::NonZeroUsize;
@@ -206,22 +208,6 @@ async fn a_client_that_leaves_during_the_attempt_is_released() {
     SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
     drop(client);
     front.becomes_empty().await;
-}
-
-/// A cut resets both sides of every relayed connection, and ends the drain.
-#[tokio::test]
-async fn a_cut_resets_both_sides() {
-    let (upstream, address) = listen();
-    let mut front = Relaying::start(&[address], |_| {});
-    let (mut client, mut end) = front.pair(&upstream);
-    front.server.stop_accepting().await;
-    front.server.drain(None);
-    front.server.cut();
-    timeout(DEADLINE, front.server.drained()).await.unwrap();
-    for side in [&mut client, &mut end] {
-        assert_eq!(side.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
-    }
-    assert_eq!((front.counters().cut, front.server.report().cut), (1, 1));
 }
 
 /// If the successor refuses a connection, this process continues to serve it and does not offer it
