@@ -4,8 +4,9 @@
 //! Run `cargo run --example lines -- 127.0.0.1:7000` and connect with `nc 127.0.0.1 7000`. To
 //! replace the process while you talk to it, send SIGHUP to the process id in the answers. The new
 //! process continues the count. A connection with an incomplete line cannot move. A client that
-//! sends `stay` keeps its connection in the old process. The tests in tests/moves.rs use all of
-//! this, and the files `address`, `inline`, `limit`, `refuse`, `panic` and `hang`.
+//! sends `stay` keeps its connection in the old process. The tests in tests/moves.rs and
+//! tests/life_listeners.rs use all of this, and the files `address`, `inline`, `limit`, `refuse`,
+//! `panic` and `hang`.
 
 use std::error::Error;
 use std::fs::{self, File};

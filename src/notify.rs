@@ -173,8 +173,8 @@ impl Notifier {
         }
     }
 
-    /// Reports that the process `pid` is now the active generation. This must be the last message
-    /// from this process, because the service manager ignores later messages from it.
+    /// Reports that the process `pid` is now the active generation. Only [`Notifier::barrier`] may
+    /// follow, because the service manager ignores other messages from this process from then on.
     ///
     /// # Errors
     /// Returns the reason why the service manager still treats this process as the main process. If

@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::signal::Signal;
-use nix::unistd::{Pid, getpgid, getpgrp, getsid};
+use nix::unistd::{Pid, getpgid, getpgrp};
 
 use super::fd::StableFd;
 use crate::error::Error;
@@ -218,7 +218,8 @@ pub(crate) fn is_in_group(pid: u32, leader: u32) -> bool {
 pub(crate) fn own_group(pid: u32) -> Option<u32> {
     let process = Pid::from_raw(i32::try_from(pid).ok()?);
     let group = getpgid(Some(process)).ok()?;
-    let is_elsewhere = || getsid(Some(process)).ok() != getsid(None).ok();
+    let session = |process| nix::unistd::getsid(process).ok();
+    let is_elsewhere = || session(Some(process)) != session(None);
     (group == process || is_elsewhere()).then(|| group.as_raw().unsigned_abs())
 }
 

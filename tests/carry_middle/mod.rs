@@ -157,7 +157,7 @@ fn losses_are_logged_in_full_under_a_service_manager() {
             scene.line.text()
         );
         scene.clients.clear();
-        assert_eq!(exit_code(scene.line.first_pid()), 0);
+        assert_eq!(exit_code(scene.line.first_pid()), 71);
     }
 }
 
