@@ -3,8 +3,8 @@
 
 use std::fs;
 
-use crate::programs::{INHERITING, PRIVATE, good, put, run, run_app};
-use crate::support::{Client, Event, REAL, example};
+use crate::programs::{INHERITING, PRIVATE, good, put, put_script, run, run_app};
+use crate::support::{Client, Event, REAL, Tracer, assert_becomes, example};
 
 /// Each sign of readiness is waited for: the reload succeeds, and not before.
 #[test]
@@ -79,6 +79,56 @@ fn a_ready_program_is_checked_again() {
     fs::remove_file(line.folder().join("well-2")).unwrap();
     reload.wait().names(76, &["the program failed its health check"]);
     line.assert_serves();
+}
+
+/// Asserts that a program keeps running while its checks cannot be made. `ready` holds the flags of
+/// the check, and `error` is the injected error.
+fn outlives_a_shortage(ready: &[&str], arguments: &[&str], error: &str) {
+    let line = run_app(&good(), &[ready, &["--check-interval", "10ms"]].concat(), arguments);
+    let pid = line.first_pid();
+    let inject = format!("inject={error}");
+    let tracer = Tracer::attach(&line, pid, &["-f", "-e", "signal=none", "-e", &inject]);
+    let trace = line.folder().join(format!("trace-{pid}"));
+    // A failed check would have ended the program before the next check.
+    let failures = || fs::read_to_string(&trace).unwrap().matches("INJECTED").count();
+    assert_becomes(&true, || failures() >= 3);
+    tracer.detach();
+    line.assert_serves();
+    assert_eq!(line.count(Event::ProgramRestarting), 0, "{error}");
+}
+
+/// A check that cannot be made says nothing about the program.
+#[test]
+fn a_shortage_during_a_check_does_not_kill_the_program() {
+    let socket = ["--listen", "{socket}", "--log", "off", "--no-carry"];
+    let command = ["--ready-command", "true", ";"];
+    for (ready, arguments, error) in [
+        (&[][..], PRIVATE, "socket:error=EMFILE"),
+        (&[], PRIVATE, "connect:error=EADDRNOTAVAIL"),
+        (&[], socket, "connect:error=EAGAIN"),
+        (&command, PRIVATE, "clone:error=EAGAIN"),
+    ] {
+        outlives_a_shortage(ready, &arguments, error);
+    }
+}
+
+/// The shortage is logged once, and the next check that can be made counts again.
+#[test]
+fn a_check_that_cannot_be_made_is_logged_once() {
+    let line = run(|command, folder| {
+        put(folder, &good());
+        put_script(folder, "check", "exit 0");
+        command.args(["--attach", "port", "--check-interval", "10ms", "--ready-command"]);
+        command.arg(folder.join("check")).args([";", "--"]);
+        command.arg(folder.join("app")).args(PRIVATE);
+    });
+    line.wait_for(1, Event::GenerationServing);
+    fs::remove_file(line.folder().join("check")).unwrap();
+    line.wait_for(1, Event::ProgramCheckImpossible);
+    line.assert_serves();
+    put_script(line.folder(), "check", "exit 1");
+    line.wait_for(1, Event::ProgramRestarting);
+    assert_eq!(line.count(Event::ProgramCheckImpossible), 1);
 }
 
 /// A program that inherits, although it was offered a port, cannot be checked by a connection.

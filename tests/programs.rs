@@ -42,10 +42,15 @@ pub(crate) fn run_app(script: &str, flags: &[&str], arguments: &[&str]) -> Line 
 
 /// Writes the program of [`run_app`].
 pub(crate) fn put(folder: &Path, script: &str) {
-    let new = folder.join("app.new");
+    put_script(folder, "app", script);
+}
+
+/// Writes an executable script to `FOLDER/NAME`.
+pub(crate) fn put_script(folder: &Path, name: &str, script: &str) {
+    let new = folder.join(format!("{name}.new"));
     fs::write(&new, format!("#!/bin/sh\n{script}\n")).unwrap();
     fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).unwrap();
-    fs::rename(new, folder.join("app")).unwrap();
+    fs::rename(new, folder.join(name)).unwrap();
 }
 
 /// A program that serves, with the arguments that it is given.

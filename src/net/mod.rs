@@ -36,7 +36,9 @@ pub use origin::{Binding, Origin};
 pub(crate) use passed::Passed;
 pub use peer::Peer;
 #[cfg(feature = "proxy")]
-pub(crate) use proxied::{PeerLoss, Pipe, ProxiedSocket, RelaySocket, begin_connect, dial};
+pub(crate) use proxied::{
+    PeerLoss, Pipe, ProxiedSocket, RelaySocket, begin_connect, dial, is_local_shortage,
+};
 pub(crate) use socket_file::FileAccess;
 pub(crate) use stale::check_is_socket;
 pub(crate) use stored_name::StoredName;

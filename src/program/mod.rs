@@ -10,11 +10,13 @@
 //!
 //! `plane` controls the program, and `observed` is its view of the instances. `instance` starts and
 //! restarts one instance of the program, and `running` holds the processes of one start. `launch`
-//! prepares a start, with the help of `command`, `environment` and `placeholder`. `ready` and
-//! `notify` find out when the program is ready, and `output` keeps its last lines of output.
+//! prepares a start, with the help of `command`, `environment` and `placeholder`. `ready`,
+//! `checks` and `notify` find out when the program is ready, and `output` keeps its last lines of
+//! output.
 //! `watch` follows one process of the program until it has ended, and `creation` creates the data
 //! plane. `service` serves the connections that this process accepts.
 
+mod checks;
 mod command;
 mod creation;
 mod environment;

@@ -110,7 +110,7 @@ events! {
     ProcessFailed = "process.failed",
     ProcessPanicked = "process.panicked",
     ProcessUnwatched = "process.unwatched",
-    ProgramCheckFailed = "program.check_failed",
+    ProgramCheckImpossible = "program.check_impossible",
     ProgramEnded = "program.ended",
     ProgramKilled = "program.killed",
     ProgramMainProcess = "program.main_process",

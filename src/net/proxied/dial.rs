@@ -71,3 +71,48 @@ impl Stream {
         error.map_or(Ok(()), Err)
     }
 }
+
+/// Returns whether a connection failed because this process or this machine has run out of file
+/// descriptors or memory.
+///
+/// This does not include a lack of local ports, because the kernel limits them for each
+/// destination.
+pub(crate) fn is_local_shortage(error: &io::Error) -> bool {
+    // ENOSPC comes from epoll_ctl(2). It means that the user already watches the maximum number of
+    // file descriptors.
+    let wants = [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::ENOBUFS, Errno::ENOSPC];
+    error.raw_os_error().is_some_and(|code| wants.contains(&Errno::from_raw(code)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Only a lack of file descriptors or memory is a local failure. Every other error counts
+    /// against the upstream.
+    #[test]
+    fn only_a_lack_of_descriptors_or_memory_is_local() {
+        let is_local_shortage = |errno: Errno| is_local_shortage(&errno.into());
+        for own in [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::ENOBUFS, Errno::ENOSPC] {
+            assert!(is_local_shortage(own), "{own}");
+        }
+        for upstream in [
+            Errno::EADDRNOTAVAIL,
+            Errno::EAFNOSUPPORT,
+            Errno::EACCES,
+            Errno::EPERM,
+            Errno::EAGAIN,
+            Errno::EINVAL,
+            Errno::ENETUNREACH,
+            Errno::EHOSTUNREACH,
+            Errno::ENETDOWN,
+            Errno::ENODEV,
+            Errno::EPROTONOSUPPORT,
+            Errno::ECONNREFUSED,
+            Errno::ETIMEDOUT,
+            Errno::ENOENT,
+        ] {
+            assert!(!is_local_shortage(upstream), "{upstream}");
+        }
+    }
+}

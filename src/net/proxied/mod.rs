@@ -10,7 +10,7 @@ mod options;
 mod pipe;
 mod relay_socket;
 
-pub(crate) use dial::{begin_connect, dial};
+pub(crate) use dial::{begin_connect, dial, is_local_shortage};
 pub(crate) use options::ProxiedSocket;
 pub(crate) use pipe::Pipe;
 pub(crate) use relay_socket::{PeerLoss, RelaySocket};

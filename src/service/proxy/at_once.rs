@@ -13,7 +13,6 @@ use tokio::time::Instant;
 
 use super::Proxy;
 use super::carried::{self, Arriving, Identified};
-use super::connect::is_local_shortage;
 use super::established::UpstreamCount;
 use super::header::{self, Route};
 use super::ledgers::ProxyLedgers;
@@ -21,7 +20,7 @@ use super::upstream::UpstreamLoad;
 use super::upstreams::UpstreamPool;
 use crate::carry::CarriedState;
 use crate::config::Network;
-use crate::net::{Accepted, Peer, RelaySocket, begin_connect};
+use crate::net::{Accepted, Peer, RelaySocket, begin_connect, is_local_shortage};
 use crate::plane::{Limits, Relay, Side, Used};
 
 /// An attempt in progress to connect a client to an upstream.

@@ -10,14 +10,14 @@ use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
-use super::connect::{greeted, is_local_shortage};
+use super::connect::greeted;
 use super::ledgers::ProxyLedgers;
 use super::upstream::Upstream;
 use super::upstreams::UpstreamPool;
 use super::{Proxy, header};
 use crate::address::Address;
 use crate::config::Check;
-use crate::net::dial;
+use crate::net::{dial, is_local_shortage};
 
 /// The periodic health check of one upstream.
 struct UpstreamCheck {

@@ -10,7 +10,6 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::errno::Errno;
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
@@ -21,7 +20,7 @@ use super::upstream::{Upstream, UpstreamLoad};
 use super::upstreams::Round;
 use crate::address::Address;
 use crate::ledger::Source;
-use crate::net::{ProxiedSocket, Stream, dial};
+use crate::net::{ProxiedSocket, Stream, dial, is_local_shortage};
 use crate::plane::Side;
 use crate::service::Connection;
 
@@ -235,18 +234,6 @@ pub(crate) fn client_disconnected() -> io::Error {
     )
 }
 
-/// Returns whether a connection failed because this process or this machine has run out of file
-/// descriptors or memory.
-///
-/// Every other error counts against the upstream, because another upstream may be reachable. This
-/// includes a lack of local ports, because the kernel limits them for each destination.
-pub(super) fn is_local_shortage(error: &io::Error) -> bool {
-    // ENOSPC comes from epoll_ctl(2). It means that the user already watches the maximum number of
-    // file descriptors.
-    let wants = [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::ENOBUFS, Errno::ENOSPC];
-    error.raw_os_error().is_some_and(|code| wants.contains(&Errno::from_raw(code)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -259,33 +246,5 @@ mod tests {
         greeted(&unix, written(io::ErrorKind::TimedOut)).unwrap_err();
         greeted(&tcp, written(io::ErrorKind::BrokenPipe)).unwrap_err();
         greeted(&tcp, Ok(())).unwrap();
-    }
-
-    /// Only a lack of file descriptors or memory is a local failure. Every other error counts
-    /// against the upstream.
-    #[test]
-    fn only_a_lack_of_descriptors_or_memory_is_local() {
-        let is_local_shortage = |errno: Errno| is_local_shortage(&errno.into());
-        for own in [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::ENOBUFS, Errno::ENOSPC] {
-            assert!(is_local_shortage(own), "{own}");
-        }
-        for upstream in [
-            Errno::EADDRNOTAVAIL,
-            Errno::EAFNOSUPPORT,
-            Errno::EACCES,
-            Errno::EPERM,
-            Errno::EAGAIN,
-            Errno::EINVAL,
-            Errno::ENETUNREACH,
-            Errno::EHOSTUNREACH,
-            Errno::ENETDOWN,
-            Errno::ENODEV,
-            Errno::EPROTONOSUPPORT,
-            Errno::ECONNREFUSED,
-            Errno::ETIMEDOUT,
-            Errno::ENOENT,
-        ] {
-            assert!(!is_local_shortage(upstream), "{upstream}");
-        }
     }
 }
