@@ -37,6 +37,12 @@ pub(crate) trait DataPlane: CarryPlane {
         pending()
     }
 
+    /// Returns how long the data plane may take to stop after [`DataPlane::drain`]. A data plane
+    /// that is started again first has to stop, so it needs this much more time.
+    fn stop_limit(&self) -> Duration {
+        Duration::ZERO
+    }
+
     /// Returns the error for a data plane that has not started within `limit`.
     fn not_started(&self, limit: Duration) -> Error {
         Error::NotAccepting { limit }

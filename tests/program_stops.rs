@@ -6,7 +6,7 @@ use std::path::Path;
 
 use nix::sys::signal::Signal;
 
-use crate::programs::{PRIVATE, good, put, run_app, started};
+use crate::programs::{INHERITING, PRIVATE, good, put, run_app, started};
 use crate::support::{Client, Event, Line, REAL, Tracer, assert_becomes, signal};
 
 /// A program that takes as long to end as `FOLDER/hold` exists.
@@ -22,6 +22,24 @@ fn slow_to_end() -> String {
         {REAL} \"$@\" & server=$!
         while :; do wait; done"
     )
+}
+
+/// The program takes longer to stop than it may take to be ready. Both times count.
+#[test]
+fn a_program_that_still_stops_is_started_again() {
+    let script = format!(
+        "trap 'sleep 3; kill $server; wait $server; exit' TERM
+        sh -c 'LISTEN_PID=$$ exec {REAL} \"$@\"' sh \"$@\" & server=$!
+        while :; do wait; done"
+    );
+    let slow = ["--bake", "0", "--ready-timeout", "2s", "--stop-timeout", "1h"];
+    let line = run_app(&script, &slow, &INHERITING);
+    put(line.folder(), &good());
+    line.asked(&["reload"]).well();
+    line.wait_for(1, Event::ProgramStopping);
+    line.signal(2, Signal::SIGKILL);
+    line.wait_for(1, Event::GenerationResumed);
+    line.assert_serves();
 }
 
 /// The clients in the backlog cannot be served any more: the active generation accepts none, and

@@ -117,7 +117,7 @@ impl<P: DataPlane> Driver<P> {
     /// Returns the error of the last attempt.
     pub(super) async fn accept_again(&mut self, until: Instant) -> Result<(), Error> {
         match self.plane.start(self.listeners.set.as_slice()) {
-            Ok(()) => self.liveness.begin(self.config.ready_timeout, Birth::First),
+            Ok(()) => self.liveness.begin(self.start_limit(), Birth::First),
             Err(error @ Error::System { .. }) if Instant::now() < until => {
                 if self.liveness.retry(RESUME_PAUSE, until) {
                     tracing::error!(

@@ -157,7 +157,7 @@ impl<P: DataPlane> Driver<P> {
         }
         let is_successor = self.predecessors.has_predecessor();
         let birth = if is_successor { Birth::Successor } else { Birth::First };
-        self.liveness.begin(self.config.ready_timeout, birth);
+        self.liveness.begin(self.start_limit(), birth);
         Ok(self)
     }
 

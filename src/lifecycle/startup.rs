@@ -124,6 +124,14 @@ impl Liveness {
 }
 
 impl<P: DataPlane> Driver<P> {
+    /// Returns how long the server may take to start. If this generation accepts connections again
+    /// because its successor has died, the server may also have to finish its stop first.
+    pub(super) fn start_limit(&self) -> Duration {
+        let ready = self.config.ready_timeout;
+        let is_first = matches!(self.state, State::Starting { .. });
+        if is_first { ready } else { ready.saturating_add(self.plane.stop_limit()) }
+    }
+
     /// Records that the server has started, because every accept loop runs. This happens at the
     /// beginning of the generation, and once more if the successor dies and this generation accepts
     /// connections again.

@@ -125,10 +125,16 @@ impl Observed {
     /// Returns why the program is not ready, as a part of a sentence. Returns `None` if it is
     /// ready.
     pub(super) fn missing(&self) -> Option<String> {
-        if matches!(*self.state.borrow(), InstanceState::Ready(_)) {
-            return None;
+        match *self.state.borrow() {
+            InstanceState::Ready(_) => None,
+            InstanceState::Stopping => {
+                Some("it has not ended since it was told to stop".to_owned())
+            }
+            InstanceState::Starting
+            | InstanceState::Restarting
+            | InstanceState::Failed
+            | InstanceState::Ended => self.facts().missing.as_ref().map(Missing::text),
         }
-        self.facts().missing.as_ref().map(Missing::text)
     }
 
     /// Logs that the program is killed because its generation ends now, if it is running. The task

@@ -169,6 +169,10 @@ impl<S: Service> DataPlane for ProgramPlane<S> {
         self.replace(Order::Prove, Order::Run);
     }
 
+    fn stop_limit(&self) -> Duration {
+        self.config.stop_timeout
+    }
+
     fn not_started(&self, limit: Duration) -> Error {
         match self.instances.iter().find_map(Observed::missing) {
             Some(why) => Error::ProgramNotReady { limit, why },
