@@ -33,8 +33,11 @@ const REQUEST_MAX: u64 = 16 * 1024;
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// The time before a retry when the kernel is out of memory.
 pub(super) const PAUSE: Duration = Duration::from_millis(10);
-/// The maximum number of replies to one request that wait to be sent. A reload has fewer replies.
+/// The maximum number of replies to one request that wait to be sent. News of a later deadline is
+/// dropped first, so that there is always room for the two last replies.
 const REPLIES_MAX: usize = 8;
+/// The number of last replies to a reload: the outcome of the handoff, and the end of the drain.
+const LAST_REPLIES: usize = 2;
 
 /// A handle for sending the replies to one request. Dropping it disconnects the client.
 #[derive(Debug)]
@@ -61,6 +64,14 @@ impl Answer {
                 event = "control.client_gone",
                 "cannot reply to a control request: the client has disconnected"
             );
+        }
+    }
+
+    /// Sends a reply that a later one replaces, such as news of a later deadline. Drops it if there
+    /// is only room for the last replies.
+    pub(crate) fn send_news(&self, reply: Reply) {
+        if self.replies.capacity() > LAST_REPLIES {
+            self.send(reply);
         }
     }
 
@@ -215,6 +226,24 @@ mod tests {
             }
             Poll::Ready(Ok(()))
         }
+    }
+
+    /// A burst of news leaves room for the outcome and for the end of the drain.
+    #[test]
+    fn the_last_replies_have_room_after_much_news() {
+        let (to_write, mut replies) = mpsc::channel(REPLIES_MAX);
+        let answer = Answer { replies: to_write, peer: Weak::new() };
+        for _ in 0..40 {
+            answer.send_news(Reply::Moved {});
+        }
+        let refused =
+            Reply::Refused { why: Refusal::Failed, reason: "it does not start".to_owned() };
+        for _ in 0..LAST_REPLIES {
+            answer.send(refused.clone());
+        }
+        let queued: Vec<Reply> = std::iter::from_fn(|| replies.try_recv().ok()).collect();
+        assert_eq!(queued.len(), REPLIES_MAX);
+        assert_eq!(queued[REPLIES_MAX - LAST_REPLIES..], [refused.clone(), refused]);
     }
 
     #[tokio::test]

@@ -114,7 +114,7 @@ impl<P: DataPlane> Driver<P> {
             reload.limit = reload.limit.max(reload.began.elapsed().saturating_add(later));
             let within_ms = milliseconds(later);
             let is_watched = self.process.notifier.watches_active_generation();
-            reload.answer.send(Reply::Started { successor, within_ms, is_watched });
+            reload.answer.send_news(Reply::Started { successor, within_ms, is_watched });
         }
     }
 
