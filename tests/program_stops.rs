@@ -119,6 +119,28 @@ fn a_killed_program_leaves_no_socket_in_the_way() {
     }
 }
 
+/// Counts the processes that run the script of [`run_app`].
+fn running(line: &Line) -> usize {
+    let script = line.folder().join("app").display().to_string();
+    let processes = fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().path());
+    let commands = processes.filter_map(|path| fs::read_to_string(path.join("cmdline")).ok());
+    commands.filter(|command| command.split('\0').nth(1) == Some(&*script)).count()
+}
+
+/// A program that handoffd cannot watch does not run on beside the next one.
+#[test]
+fn a_program_that_cannot_be_watched_is_killed() {
+    let flags = ["--attach", "inherit", "--ready", "after:10ms"];
+    let line = run_app("while :; do sleep 1000; done", &flags, &[]);
+    let inject = ["-e", "signal=none", "-e", "inject=pidfd_open:error=EMFILE:when=1"];
+    let tracer = Tracer::attach(&line, line.first_pid(), &inject);
+    signal(started(&line, 1), Signal::SIGKILL);
+    started(&line, 2);
+    assert!(tracer.detach().contains("INJECTED"));
+    assert_eq!(line.count(Event::ProgramRestarting), 2);
+    assert_becomes(&1, || running(&line));
+}
+
 /// Runs two processes of a program that is not started again, with clients of both.
 fn run_two_without_restart() -> (Line, Vec<Client>) {
     let flags = ["--restart", "never", "--instances", "2", "--bake", "0", "--drain-timeout", "1h"];

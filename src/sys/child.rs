@@ -154,20 +154,35 @@ pub(crate) fn start(child: &ChildProgram<'_>) -> io::Result<Child> {
     pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
     let Forked::Parent { child: pid } = forked? else { return Err(Errno::ECHILD.into()) };
     drop(failed);
-    if let Some(error) = exec_error(File::from(failures))? {
-        nix::sys::wait::waitpid(pid, None)?;
-        return Err(error);
+    let watched = executed(File::from(failures))
+        .and_then(|()| watch(PidFd::open(pid.as_raw().unsigned_abs())?, Interest::READABLE));
+    match watched {
+        Ok(pidfd) => Ok(Child { pid, pidfd }),
+        Err(error) => {
+            kill(pid);
+            Err(error)
+        }
     }
-    let pidfd = PidFd::open(pid.as_raw().unsigned_abs())?;
-    Ok(Child { pid, pidfd: watch(pidfd, Interest::READABLE)? })
 }
 
-/// Waits until the child has executed its program. Returns the error if the child could not.
-fn exec_error(mut failures: File) -> io::Result<Option<io::Error>> {
+/// Waits until the child has executed its program.
+///
+/// # Errors
+/// Returns the error of the child if it could not execute its program.
+fn executed(mut failures: File) -> io::Result<()> {
     let mut errno = Vec::new();
     failures.read_to_end(&mut errno)?;
     let errno = errno.try_into().ok().map(i32::from_ne_bytes);
-    Ok(errno.map(io::Error::from_raw_os_error))
+    errno.map_or(Ok(()), |errno| Err(io::Error::from_raw_os_error(errno)))
+}
+
+/// Kills and reaps a child that this process cannot watch, because it would run unsupervised.
+fn kill(pid: Pid) {
+    // Signal the child and its group, because the child may not have created its group yet. Ignore
+    // errors: they mean that the child has ended.
+    let _ = nix::sys::signal::kill(pid, Signal::SIGKILL);
+    let _ = nix::sys::signal::killpg(pid, Signal::SIGKILL);
+    while nix::sys::wait::waitpid(pid, None) == Err(Errno::EINTR) {}
 }
 
 /// The data that the child needs before its exec. The parent allocates the data before the fork.
