@@ -112,6 +112,10 @@ struct InitProcess {
     /// How the active generation ended: its exit code, or 128 plus the number of the signal that
     /// killed it.
     status: Option<i32>,
+    /// The child that was reaped last while it was not the active generation, and how it ended.
+    other: Option<(Pid, i32)>,
+    /// How the active generation ended, if it was reaped before the message that names it arrived.
+    early_status: Option<i32>,
     /// The signal that told the service to stop. It may have arrived while one generation took over
     /// from another. So the init process also sends this signal to each generation that becomes
     /// active later.
@@ -122,6 +126,13 @@ struct InitProcess {
 enum LineageState {
     Alive,
     Over,
+}
+
+/// Whether the init process has any child.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Children {
+    Some,
+    None,
 }
 
 impl InitProcess {
@@ -136,6 +147,8 @@ impl InitProcess {
             signals,
             active: child,
             status: None,
+            other: None,
+            early_status: None,
             stop: None,
         })
     }
@@ -164,9 +177,14 @@ impl InitProcess {
         while let Some(signal) = self.signals.read_signal()? {
             self.pass_on(&signal);
         }
-        self.reap()?;
-        if let (LineageState::Over, Some(status)) = (self.lineage, self.status) {
-            return Ok(Some(status));
+        let children = self.reap()?;
+        match (self.lineage, self.status) {
+            (LineageState::Over, Some(status)) => return Ok(Some(status)),
+            // Do not wait for the active generation: it was reaped before it was named.
+            (LineageState::Over, None) if children == Children::None => {
+                return Ok(Some(self.early_status.unwrap_or(ExitStatus::System as i32)));
+            }
+            (LineageState::Alive | LineageState::Over, _) => {}
         }
         let mut watched = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
         if self.lineage == LineageState::Alive {
@@ -195,6 +213,8 @@ impl InitProcess {
         let pid = Pid::from_raw(pid);
         if pid != self.active {
             (self.active, self.status) = (pid, None);
+            let early = self.other.filter(|(ended, _)| *ended == pid);
+            self.early_status = early.map(|(_, status)| status);
             if let Some(stop) = self.stop {
                 self.send(stop);
             }
@@ -225,17 +245,20 @@ impl InitProcess {
 
     /// Reaps every child process that has ended, including orphans that the init process has
     /// adopted.
-    fn reap(&mut self) -> io::Result<()> {
+    fn reap(&mut self) -> io::Result<Children> {
         loop {
             let (pid, status) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
                 Ok(WaitStatus::Exited(pid, code)) => (pid, code),
                 Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, 128 + signal as i32),
-                Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return Ok(()),
+                Ok(WaitStatus::StillAlive) => return Ok(Children::Some),
+                Err(Errno::ECHILD) => return Ok(Children::None),
                 Ok(_) | Err(Errno::EINTR) => continue,
                 Err(errno) => return Err(errno.into()),
             };
             if pid == self.active {
                 self.status = Some(status);
+            } else {
+                self.other = Some((pid, status));
             }
         }
     }
