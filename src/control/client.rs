@@ -16,7 +16,7 @@ use super::error::ControlError;
 use super::message::{Refusal, Reply, Request};
 use crate::report::Status;
 use crate::sys;
-use crate::sys::socket::retry;
+use crate::sys::socket::{pause, retry};
 use crate::text::{one_line, printable};
 
 /// How long the client waits for the active generation to answer a request.
@@ -96,7 +96,9 @@ impl Control {
                 (_, Some(Reply::Moved {})) | (Request::Status {}, None) => {}
                 _ => return Ok(conversation),
             }
-            if Instant::now() >= deadline {
+            if Instant::now() < deadline {
+                pause();
+            } else {
                 return Err(match reply {
                     Some(_) => ControlError::TryAgain {
                         reason: "each time, a newer process took over before the request was \

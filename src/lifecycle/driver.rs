@@ -107,9 +107,16 @@ impl<P: DataPlane> Driver<P> {
         life: ServerLink,
     ) -> Result<Self, Error> {
         life.configure(&config);
-        let signals = Signals::of_process(inheritance.signal_use)?;
         let Inheritance {
-            generation, sockets, predecessors, program, slot, init, forecast, ..
+            generation,
+            sockets,
+            predecessors,
+            program,
+            slot,
+            init,
+            forecast,
+            signal_use,
+            ..
         } = inheritance;
         plane.expect_carried(forecast);
         let predecessors = Predecessors::connect(predecessors, generation)
@@ -119,13 +126,14 @@ impl<P: DataPlane> Driver<P> {
             ManagerNumbers::Ours | ManagerNumbers::Foreign => MainProcess::First,
         };
         let prepare = || -> Result<_, Error> {
+            let signals = Signals::of_process(signal_use)?;
             let notifier = Notifier::new(program.notify_socket(), main_process)?;
             let pid_file = PidFile::new(&config)?;
             let listeners =
                 ListenerSet::assemble(&config.listeners, config.control.as_deref(), sockets)?;
-            Ok((notifier, pid_file, listeners))
+            Ok((signals, notifier, pid_file, listeners))
         };
-        let (notifier, pid_file, listeners) = prepare().inspect_err(|error| {
+        let (signals, notifier, pid_file, listeners) = prepare().inspect_err(|error| {
             predecessors.tell_predecessor(&Message::Failed { reason: error.to_string() });
         })?;
         let birth = if predecessors.has_predecessor() { Birth::Successor } else { Birth::First };

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::driver::{Driver, Occurrence};
 use super::machine::{Birth, Event, State};
-use super::timers::{Timer, deadline};
+use super::timers::{Timer, deadline, later};
 use crate::data_plane::DataPlane;
 use crate::error::Error;
 
@@ -60,10 +60,11 @@ impl Liveness {
         self.start = Start::Awaited { until: deadline(limit) };
     }
 
-    /// Gives the server at least `time` from now until it must accept connections.
+    /// Gives the server at least `time` from now until it must accept connections. Removes the
+    /// deadline if the clock cannot represent it.
     pub(super) fn extend(&mut self, time: Duration) {
-        if let Start::Awaited { until: Some(until) } = &mut self.start {
-            *until = deadline(time).map_or(*until, |later| later.max(*until));
+        if let Start::Awaited { until } = &mut self.start {
+            *until = later(*until, deadline(time));
             self.limit = self.limit.max(time);
         }
     }

@@ -62,3 +62,23 @@ pub(super) async fn due(next: Option<(Instant, Timer)>) -> Timer {
 pub(super) fn deadline(duration: Duration) -> Option<Instant> {
     Instant::now().checked_add(duration)
 }
+
+/// Returns the later of two deadlines. `None` means no deadline, which is later than any other.
+pub(super) fn later(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    one.zip(other).map(|(one, other)| one.max(other))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The longest extension removes the deadline, instead of being ignored.
+    #[test]
+    fn no_deadline_is_the_latest_deadline() {
+        let (soon, late) = (deadline(Duration::from_secs(1)), deadline(Duration::from_secs(2)));
+        assert_eq!(later(soon, late), late);
+        assert_eq!(later(late, soon), late);
+        assert_eq!(later(soon, deadline(Duration::MAX)), None);
+        assert_eq!(later(None, soon), None);
+    }
+}

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::lifecycle::startup::REPORT_TIME;
-use crate::lifecycle::timers::{Timer, deadline};
+use crate::lifecycle::timers::{Timer, deadline, later};
 
 /// The stage of a handoff, with its deadline. The deadline is `None` if the clock cannot represent
 /// it.
@@ -44,11 +44,11 @@ impl Stage {
         }
     }
 
-    /// Gives a successor that is starting at least `time` from now until it must be ready.
+    /// Gives a successor that is starting at least `time` from now until it must be ready. Removes
+    /// the deadline if the clock cannot represent it.
     pub(in crate::lifecycle) fn extend_start(&mut self, time: Duration) {
-        if let Self::Starting(Some(until)) = self {
-            let time = time.saturating_add(REPORT_TIME);
-            *until = deadline(time).map_or(*until, |later| later.max(*until));
+        if let Self::Starting(until) = self {
+            *until = later(*until, deadline(time.saturating_add(REPORT_TIME)));
         }
     }
 
