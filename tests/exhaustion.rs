@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use crate::counters::request;
 use crate::support::{
-    Client, DEADLINE, Event, Line, Tracer, Upstream, assert_becomes, install,
-    raise_descriptor_limit, signal,
+    Client, DEADLINE, Echoing, Event, Line, REAL, Tracer, Upstream, assert_becomes, free_port,
+    install, raise_descriptor_limit, signal,
 };
 use nix::sys::signal::Signal;
 
@@ -240,6 +240,27 @@ fn a_client_that_cannot_be_watched_is_reset() {
     let (mut client, mut server) = line.pair(&upstream);
     server.write_all(b"welcome").unwrap();
     client.expect(b"welcome").unwrap();
+}
+
+/// While no upstream accepts connections, clients come until the proxy has no free descriptors.
+#[test]
+fn waiting_clients_keep_descriptors_for_their_upstreams() {
+    let address = format!("127.0.0.1:{}", free_port());
+    let line = Line::start_program(Path::new(REAL), |command, folder| {
+        install(folder, "ulimit -n 120\nexec \"$REAL\" \"$@\"");
+        command.args(["proxy", "--log", "debug", "--listen", "127.0.0.1:0", "--to", &address]);
+        command.args(["--connect-patience", "20s"]);
+    });
+    line.wait_for(1, Event::GenerationServing);
+    let clients = ask(&line, 150);
+    line.wait_for(1, Event::AcceptFailed);
+    let backend = Echoing::on(Upstream::on(&address), &address);
+    for mut client in clients {
+        client.expect(b"request").unwrap();
+    }
+    assert_eq!(line.count(Event::UpstreamNoneAvailable), 0);
+    drop(line);
+    backend.stop();
 }
 
 /// Starts two generations, lets the first one register no socket for events, and kills the second

@@ -139,9 +139,11 @@ impl<S: Service> ConnectionTask<S> {
         self.connection.detach(state);
     }
 
-    /// Lets the service continue from `state`, which the service saved earlier.
+    /// Lets the service continue from `state`, which the service saved earlier. Claims a file
+    /// descriptor for the next connection to an upstream.
     #[cfg(feature = "proxy")]
     pub(super) fn resume_from(&mut self, state: CarriedState) {
+        self.connection.stream.claim_descriptor();
         self.connection.detach(state);
         self.connection.stay();
     }

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
+use nix::libc;
 use nix::sys::resource::{Resource, getrlimit};
 
 /// The number of descriptors in the reserve. If the descriptor limit is less than four times this
@@ -21,6 +22,9 @@ const RESERVE: RawFd = 64;
 /// again. It uses the copy only while most descriptors are free, so it notices a lower limit in
 /// time.
 const READ_EVERY: u32 = 8;
+
+/// How many descriptor numbers a single system call checks.
+const BATCH: RawFd = 256;
 
 /// Whether the descriptor number of a connection has ever come close to the reserve. From then on,
 /// this module checks for free descriptors under a lock, because a low number no longer proves that
@@ -84,15 +88,36 @@ pub(crate) fn accept<T: AsFd>(
 /// # Errors
 /// `EMFILE` when fewer than `count` numbers are free.
 fn require_free(any: impl AsFd, end: RawFd, count: RawFd) -> io::Result<()> {
-    let mut from = 0;
-    for _ in 0..count {
-        let free = rustix::io::fcntl_dupfd_cloexec(&any, from)?.as_raw_fd();
-        if free >= end {
+    let (mut from, mut missing) = (0, count);
+    while missing > 0 {
+        // Drop the duplicate at once, so that its number counts as free below.
+        let first = rustix::io::fcntl_dupfd_cloexec(&any, from)?.as_raw_fd();
+        if first >= end {
             return Err(Errno::EMFILE.into());
         }
-        from = free + 1;
+        // Many clients may wait for an upstream at the same time. So check many numbers with one
+        // system call.
+        from = end.min(first.saturating_add(missing.min(BATCH)));
+        missing -= count_free(first, from)?.max(1);
     }
     Ok(())
+}
+
+/// Returns how many descriptor numbers from `first` to `end` are free. There may be at most
+/// [`BATCH`] of these numbers.
+fn count_free(first: RawFd, end: RawFd) -> io::Result<RawFd> {
+    let polled = libc::pollfd { fd: -1, events: 0, revents: 0 };
+    let mut polled = [polled; BATCH as usize];
+    let mut count: libc::nfds_t = 0;
+    for (entry, fd) in polled.iter_mut().zip(first..end) {
+        entry.fd = fd;
+        count += 1;
+    }
+    // SAFETY: the array has at least `count` entries, and lives until the call returns. The kernel
+    // reports a number that is no open descriptor (see poll(2)).
+    Errno::result(unsafe { libc::poll(polled.as_mut_ptr(), count, 0) })?;
+    let is_free = |entry: &&libc::pollfd| entry.revents & libc::POLLNVAL != 0;
+    Ok(RawFd::try_from(polled.iter().filter(is_free).count()).unwrap_or(RawFd::MAX))
 }
 
 /// Opens a descriptor on behalf of a client, unless the descriptor would be part of the reserve.
@@ -108,7 +133,7 @@ pub(crate) fn open<T: AsFd>(open: impl FnOnce() -> io::Result<T>) -> io::Result<
 }
 
 impl DescriptorClaim {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         EARMARKED.fetch_add(1, Ordering::Relaxed);
         Self(())
     }
@@ -226,6 +251,20 @@ mod tests {
         }
         assert_eq!(limits[..8], [1000; 8]);
         assert_eq!(limits[8..], [1008; 8]);
+    }
+
+    /// Other tests of this process open and close descriptors, so this test uses high numbers.
+    #[test]
+    fn free_numbers_are_counted_between_open_ones() {
+        let limit = read_limit();
+        let (from, end) = (limit - 2 * BATCH, limit - 1);
+        let open = [3, 5, 5 + BATCH]
+            .map(|offset| rustix::io::fcntl_dupfd_cloexec(io::stderr(), from + offset).unwrap());
+        assert_eq!(open.each_ref().map(AsRawFd::as_raw_fd), [from + 3, from + 5, from + 5 + BATCH]);
+        assert_eq!(count_free(from, from + BATCH).unwrap(), BATCH - 2);
+        assert_eq!(count_free(from + 3, from + 4).unwrap(), 0);
+        assert!(require_free(io::stderr(), end, 2 * BATCH - 4).is_ok());
+        assert!(require_free(io::stderr(), end, end).is_err());
     }
 
     #[test]

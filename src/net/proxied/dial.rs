@@ -12,6 +12,7 @@ use super::super::stream::{Family, Stream};
 use super::relay_socket::RelaySocket;
 use crate::address::Address;
 use crate::sys;
+use crate::sys::reserve::DescriptorClaim;
 
 /// Connects to `address`. Cancel safe: dropping the future closes the socket. Must be called within
 /// a tokio runtime.
@@ -59,6 +60,12 @@ fn begin(address: &Address) -> io::Result<(Socket, Peer)> {
 }
 
 impl Stream {
+    /// Claims the file descriptor that this client's upstream connection will need, unless the
+    /// client already has a claim.
+    pub(crate) fn claim_descriptor(&mut self) {
+        self.descriptor_claim.get_or_insert_with(DescriptorClaim::new);
+    }
+
     /// Waits until a connect(2) that is in progress completes.
     async fn connected(&self) -> io::Result<()> {
         let interest = Interest::WRITABLE | Interest::ERROR;

@@ -94,12 +94,14 @@ impl<S: Service> ConnectionContext<S> {
     ) {
         let RelayEntry { client, upstream, owner, .. } = entry;
         let RelayedConnection { slot, link, peer, carry } = owner;
-        drop(upstream);
         let UpstreamLink::Connecting(Some(connecting)) = link else { return };
         let state = connecting.failed(reason);
         let carry = (carry != Carrying::Never).then(|| Box::new(self.departures.register()));
         if let Some(mut task) = self.task(client, (slot, peer), carry, worker) {
             task.resume_from(state);
+            // Close this socket only now, because the client has claimed a descriptor instead.
+            // Otherwise a new client could take the descriptor.
+            drop(upstream);
             tokio::spawn(task.run());
         }
     }

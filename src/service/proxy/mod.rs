@@ -195,7 +195,8 @@ impl Proxy {
     ) -> io::Result<Connected> {
         // Hold a file descriptor in reserve for the upstream's socket until the upstream is
         // connected. Otherwise new clients could take all file descriptors, and no client would get
-        // an upstream.
+        // an upstream. A client that was in a relay plane or in another process has no claim yet.
+        connection.stream.claim_descriptor();
         let _earmark = connection.stream.take_descriptor_claim();
         self.options.set(&mut connection.stream, Side::Client, &connection.listener);
         let Identified { route } = match arriving.identified {
