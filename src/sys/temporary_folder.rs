@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::unistd::{geteuid, mkdtemp};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 
@@ -32,7 +33,14 @@ impl TemporaryFolder {
         // The folder gets its final name only when it is locked. Otherwise another process could
         // take it for an abandoned one.
         let draft = mkdtemp(&parent.join(format!(".{PREFIX}XXXXXX")))?;
-        let lock = lock(&draft).ok();
+        let lock = match lock(&draft) {
+            Ok(lock) => Some(lock),
+            Err(error) if has_no_locks(&error) => None,
+            Err(error) => {
+                let _ = fs::remove_dir(&draft);
+                return Err(error);
+            }
+        };
         let name = draft.file_name().unwrap_or_default().to_string_lossy();
         let path = parent.join(name.trim_start_matches('.'));
         fs::rename(&draft, &path).inspect_err(|_| {
@@ -51,6 +59,12 @@ impl Drop for TemporaryFolder {
         // Ignore errors, because at worst the folder is left behind.
         let _ = fs::remove_dir_all(&self.path);
     }
+}
+
+/// Returns whether the file system does not support locks.
+fn has_no_locks(error: &io::Error) -> bool {
+    let unsupported = [Errno::EOPNOTSUPP, Errno::ENOSYS, Errno::ENOLCK];
+    error.raw_os_error().is_some_and(|code| unsupported.contains(&Errno::from_raw(code)))
 }
 
 /// Locks a folder. The lock ends with the process.
