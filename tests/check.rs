@@ -176,7 +176,7 @@ fn check_names_what_is_wrong_with_a_program() {
         (&["--lifetime", "1s", "--", "true", "{fd}"], 64, &["--lifetime has no effect"]),
         (&["--max-connections", "7", "--", "true", "{fd}"], 64, &["max_connections 7"]),
         (&["--ready", "alive", "--ready-command", "b", ";", "--", "a"], 64, &["both given"]),
-        (&["--ready", "after:30s", "--", "true"], 64, &["never be ready", "(ready_timeout)"]),
+        (&["--ready", "after:28s", "--", "true"], 64, &["28 s", "ready_timeout of 30 s"]),
         (&["--ready", "soon", "--", "true"], 64, &["--ready", "expected notify"]),
         (&["--stop-signal", "STOP", "--", "true"], 64, &["--stop-signal"]),
         (&["--env", "=x", "--", "true"], 64, &["--env", "NAME=VALUE"]),

@@ -32,7 +32,7 @@ fn a_program_that_still_stops_is_started_again() {
         sh -c 'LISTEN_PID=$$ exec {REAL} \"$@\"' sh \"$@\" & server=$!
         while :; do wait; done"
     );
-    let slow = ["--bake", "0", "--ready-timeout", "2s", "--stop-timeout", "1h"];
+    let slow = ["--bake", "0", "--ready-timeout", "2s", "--stop-timeout", "20s"];
     let line = run_app(&script, &slow, &INHERITING);
     put(line.folder(), &good());
     line.asked(&["reload"]).well();

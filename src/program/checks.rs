@@ -16,7 +16,7 @@ use super::ready::{PAUSE, Probe};
 use crate::address::Address;
 use crate::config::Ready;
 use crate::error::Error;
-use crate::net::{dial, is_local_shortage};
+use crate::net::{Stream, dial, is_local_shortage};
 use crate::sys::child::Child;
 
 /// How long one check may take.
@@ -111,13 +111,20 @@ impl Probe {
     }
 }
 
-/// Checks that the program listens on its private address.
+/// Checks that the program accepts connections on its private address.
 async fn accepts(address: &Address) -> Result<(), FailedCheck> {
-    match dial(address).await {
-        Ok(_) => Ok(()),
-        // The backlog of a Unix socket is full, which proves that the program listens.
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
-        Err(error) => Err(FailedCheck::of("it does not accept connections", &error)),
+    let failed = |error| FailedCheck::of("it does not accept connections", &error);
+    dial_with_backlog(address).await.map(drop).map_err(failed)
+}
+
+/// Connects to the program. If the backlog of a Unix socket is full, tries again, as the kernel
+/// does for TCP.
+async fn dial_with_backlog(address: &Address) -> io::Result<Stream> {
+    loop {
+        match dial(address).await {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(PAUSE).await,
+            connected => return connected,
+        }
     }
 }
 
@@ -127,13 +134,7 @@ const LONGEST_LINE: u64 = 8 * 1024;
 /// Checks that the program answers an HTTP request for `path` with a status from 200 to 399.
 async fn answers(address: &Address, path: &str) -> Result<(), FailedCheck> {
     let asked = async {
-        let mut stream = loop {
-            match dial(address).await {
-                // The backlog of a Unix socket is full. Try again, as the kernel does for TCP.
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(PAUSE).await,
-                connected => break connected?,
-            }
-        };
+        let mut stream = dial_with_backlog(address).await?;
         let request =
             format!("GET {path} HTTP/1.0\r\nHost: localhost\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await?;
