@@ -174,30 +174,3 @@ fn a_stop_succeeds_if_a_program_without_restart_dies() {
     drop(clients);
     assert_eq!(line.exit_code(1), 0);
 }
-
-/// A program that inherits the listener accepts clients before it is ready. A stop of the service
-/// drains them, and the active generation ends last.
-#[test]
-fn a_stop_drains_the_clients_of_a_starting_program() {
-    let never_accepts = "echo ready >&5; exec 5>&-; exec sleep 1000";
-    let flags = ["--attach", "inherit", "--ready", "descriptor:5", "--drain-timeout", "1h"];
-    let line = run_app(never_accepts, &flags, &INHERITING);
-    put(line.folder(), &good());
-    line.signal(1, Signal::SIGHUP);
-    let mut client = Client::connect(&line.address()).unwrap();
-    client.echo(b"before").unwrap();
-    line.signal(1, Signal::SIGTERM);
-    line.wait_for(2, Event::DrainStarted);
-    line.wait_for(1, Event::GenerationStep.with("input", "SuccessorRolledBack"));
-    client.echo(b"after").unwrap();
-    client.half_close().unwrap();
-    client.expect_end().unwrap();
-    line.wait_for_end();
-    let ends: Vec<u64> = line
-        .records()
-        .iter()
-        .filter(|record| record.is_event(Event::GenerationEnded))
-        .map(|record| record.generation)
-        .collect();
-    assert_eq!(ends, [2, 1]);
-}

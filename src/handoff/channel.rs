@@ -14,14 +14,12 @@
 mod tests;
 
 use std::io;
-use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::ExitStatus;
 use std::task::{Context, Poll, ready};
 
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
-use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::Instant;
@@ -164,20 +162,6 @@ impl Channel {
         let ChannelPeer::Process(pid, process) = &self.peer else { return None };
         let _ = tokio::time::timeout_at(until, process.readable()).await;
         process.get_ref().exit_status((*pid)?)
-    }
-
-    /// Waits until the peer process has ended. Returns at once if the peer is unknown. Cancel safe.
-    pub(crate) async fn process_ended(&self) {
-        if let ChannelPeer::Process(_, process) = &self.peer {
-            let _ = process.readable().await;
-        }
-    }
-
-    /// Closes the channel, but keeps watching the peer process. The peer reads the end of the
-    /// channel.
-    pub(crate) fn close(&self) {
-        // Ignore an error, which means that the peer has already closed the channel.
-        let _ = SockRef::from(self.socket.get_ref()).shutdown(Shutdown::Both);
     }
 
     /// Returns whether the peer process has ended.

@@ -89,7 +89,7 @@ impl Successor {
 
     /// Returns whether the successor has reported that it accepts connections.
     pub(crate) fn is_ready(&self) -> bool {
-        matches!(self.stage, SuccessorStage::Ready | SuccessorStage::Released)
+        self.stage != SuccessorStage::Starting
     }
 
     /// Returns whether the successor and all later generations have ended. [`Successor::next`] then
@@ -102,27 +102,6 @@ impl Successor {
     /// process ignores messages that say the successor is ready or has failed.
     pub(crate) fn release(&mut self) {
         self.stage = SuccessorStage::Released;
-    }
-
-    /// Closes the channel to a successor that has rolled back the handoff while this process stops.
-    /// The successor drains its connections. From then on, [`Successor::next`] reports only the end
-    /// of its process.
-    pub(crate) fn let_leave(&mut self) {
-        self.channel.close();
-        self.stage = SuccessorStage::Leaving;
-    }
-
-    /// Returns whether the successor has rolled back the handoff while this process stops.
-    pub(crate) fn is_leaving(&self) -> bool {
-        self.stage == SuccessorStage::Leaving
-    }
-
-    /// Tells a successor that drains its connections while this process stops to cut them.
-    pub(crate) fn cut_if_leaving(&self) {
-        if self.is_leaving() {
-            // Ignore an error, which means that the successor has ended.
-            let _ = self.channel.signal(Signal::SIGQUIT);
-        }
     }
 
     /// Asks the successor for its status, if the successor already accepts connections.
@@ -147,10 +126,6 @@ impl Successor {
     /// Waits for the next event from the successor. No event follows [`SuccessorEvent::Lost`] or
     /// [`SuccessorEvent::Ended`]. Cancel safe.
     pub(crate) async fn next(&mut self) -> SuccessorEvent {
-        if self.is_leaving() {
-            self.channel.process_ended().await;
-            return SuccessorEvent::Ended;
-        }
         loop {
             let received = poll_fn(|cx| self.channel.poll_receive(cx)).await;
             if matches!(received, Received::End) && self.stage != SuccessorStage::Released {
@@ -160,7 +135,7 @@ impl Successor {
                 let status = EndStatus(self.channel.exit_status(until).await);
                 return SuccessorEvent::Lost(match self.stage {
                     SuccessorStage::Starting => HandoffFailure::EndedEarly { status },
-                    SuccessorStage::Ready | SuccessorStage::Released | SuccessorStage::Leaving => {
+                    SuccessorStage::Ready | SuccessorStage::Released => {
                         HandoffFailure::EndedLate { status }
                     }
                 });

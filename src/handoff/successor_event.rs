@@ -28,8 +28,8 @@ pub(crate) enum SuccessorEvent {
     Asked,
     /// The successor has answered a status request with its status report.
     Reported,
-    /// The successor had taken over or had rolled back the handoff, and has now ended while the
-    /// whole service stops. No more events follow.
+    /// The successor had taken over and has now ended, while the whole service stops. No more
+    /// events follow.
     Ended,
 }
 
@@ -40,9 +40,6 @@ pub(super) enum SuccessorStage {
     Ready,
     /// The successor has taken over, and the whole service now stops.
     Released,
-    /// The successor has rolled back the handoff and drains its connections, and this process
-    /// stops.
-    Leaving,
 }
 
 /// Why a successor has not received the message that commits the handoff.

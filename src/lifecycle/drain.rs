@@ -12,7 +12,7 @@ use crate::carry::CarryEnd;
 use crate::data_plane::DataPlane;
 use crate::drain::DrainReport;
 use crate::error::Error;
-use crate::handoff::{Message, StopMode, Successor};
+use crate::handoff::{Message, StopMode};
 
 /// How long to wait until the tasks of cut connections have ended. A second is enough, because the
 /// runtime only has to drop these tasks.
@@ -144,7 +144,6 @@ impl<P: DataPlane> Driver<P> {
         if self.active.is_some() {
             self.predecessors.tell_all(&Message::Cut);
         }
-        self.successor().into_iter().for_each(Successor::cut_if_leaving);
         let Self { plane, predecessors, active, .. } = self;
         let gone = async {
             plane.drained().await;
@@ -170,7 +169,7 @@ impl<P: DataPlane> Driver<P> {
     }
 
     /// Performs the last step of this generation: reports how its drain ended. Also ends a
-    /// successor that was told to stop, and removes the path of the control socket if no other
+    /// successor that is not ready yet, and removes the path of the control socket if no other
     /// generation needs it.
     pub(super) async fn exit(&mut self) {
         let successor = self.handoff.as_mut().and_then(|handoff| handoff.successor.as_mut());

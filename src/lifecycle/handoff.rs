@@ -63,18 +63,6 @@ impl Handoff {
     pub(super) fn given_up_at(&self) -> Option<Instant> {
         self.reload.as_ref().and_then(|reload| reload.until)
     }
-
-    /// Returns what is left of a failed handoff while this process stops: the operator's reload
-    /// request without its time limit, and a successor that drains its connections.
-    fn while_stopping(mut self, mut successor: Option<Successor>) -> Self {
-        if let Some(reload) = &mut self.reload {
-            reload.until = None;
-        }
-        if let Some(successor) = &mut successor {
-            successor.let_leave();
-        }
-        Self { successor, reload: self.reload, ..Self::default() }
-    }
 }
 
 impl<P: DataPlane> Driver<P> {
@@ -230,7 +218,7 @@ impl<P: DataPlane> Driver<P> {
                 reload.answer.refuse(why, failure.to_string());
             }
         }
-        let mut rolled_back = match handoff.successor.take() {
+        let rolled_back = match handoff.successor.take() {
             Some(successor) => self.release(successor, &failure).await,
             None => None,
         };
@@ -238,13 +226,15 @@ impl<P: DataPlane> Driver<P> {
         if let Some(answer) = handoff.waits_for_drain.take() {
             answer.refuse(Refusal::RolledBack, failure.to_string());
         }
-        if self.state == State::Stopping {
-            // Keep a successor that drains, because this process ends after it. Keep the operator's
-            // reload request, because `exit` answers it.
-            let successor = rolled_back.take();
-            self.handoff = Some(handoff.while_stopping(successor));
-        } else if let Some(reload) = handoff.reload.take() {
-            reload.answer.refuse(why, failure.to_string());
+        if let Some(mut reload) = handoff.reload.take() {
+            if self.state == State::Stopping {
+                // Keep the operator's reload request, because `exit` answers it when this process
+                // ends.
+                reload.until = None;
+                self.handoff = Some(Handoff { reload: Some(reload), ..Handoff::default() });
+            } else {
+                reload.answer.refuse(why, failure.to_string());
+            }
         }
         let status = self.status().to_string();
         if let Some(active) = &mut self.active {

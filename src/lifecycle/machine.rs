@@ -125,9 +125,10 @@ fn starting(birth: Birth, pending: PendingReload, event: Event) -> (State, Vec<A
         Event::ReloadRequested => (State::Starting { birth, pending: PendingReload::One }, vec![]),
         Event::PredecessorLost => (State::Starting { birth: Birth::Orphan, pending }, vec![]),
         Event::Terminate | Event::CutNow => match birth {
-            // A program, a server of your own or the first accept loops may already have accepted
-            // connections. So drain them, as after the start.
-            Birth::Successor => probation(pending, event),
+            // Tell the predecessor, which keeps serving, and exit. No drain is needed, because this
+            // generation has not accepted any connection. `StopAccepting` removes the paths of the
+            // listeners that this generation has bound itself.
+            Birth::Successor => (State::Stopped, vec![TellRollback, StopAccepting, Exit]),
             Birth::First | Birth::Orphan => serving(event),
         },
         Event::Committed(_)

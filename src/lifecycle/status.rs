@@ -205,9 +205,7 @@ impl<P: DataPlane> Driver<P> {
     /// later reports, adds the counters of unused upstream addresses to those of their host names.
     pub(super) fn status(&mut self) -> Status {
         let after = self.successor().map(|successor| {
-            let state = if successor.is_leaving() {
-                GenerationState::Stopping
-            } else if successor.is_ready() {
+            let state = if successor.is_ready() {
                 GenerationState::Probation
             } else {
                 GenerationState::Starting

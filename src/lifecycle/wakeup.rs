@@ -187,18 +187,19 @@ impl<P: DataPlane> Driver<P> {
     /// A retired generation first waits until the service manager treats the successor as the main
     /// process. If the successor has ended, the event loop handles its loss first.
     ///
-    /// While the service stops, this process first waits until its successor has ended. The active
-    /// generation also waits until all older generations have ended, because systemd and containers
-    /// kill all other processes when the main process ends.
+    /// While the service stops, this process first waits until a successor that is not ready has
+    /// ended. The active generation also waits until all older generations have ended, because
+    /// systemd and containers kill all other processes when the main process ends.
     fn may_be_drained(&self) -> bool {
+        let successor = self.successor();
+        let has_unready_successor = successor.is_some_and(|successor| !successor.is_ready());
         match self.state {
             State::Retiring { .. } => {
                 let awaits = self.handoff.as_ref().is_some_and(|one| one.barrier.is_some());
-                !awaits && !self.successor().is_some_and(Successor::is_gone)
+                !awaits && !successor.is_some_and(Successor::is_gone)
             }
             State::Stopping => {
-                self.successor().is_none()
-                    && (self.active.is_none() || self.predecessors.is_empty())
+                !has_unready_successor && (self.active.is_none() || self.predecessors.is_empty())
             }
             State::Starting { .. }
             | State::Probation { .. }

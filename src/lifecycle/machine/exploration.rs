@@ -9,7 +9,8 @@
 //! twenty seconds (see `the_promise_holds_for_longer`). If a state breaks a promise, the test
 //! reports the shortest path to that state.
 //!
-//! Each fault in this table was put into `step`. The right column names the claim that then failed:
+//! To test the claims themselves, each fault in this table was put into the function `step`. The
+//! right column names the claim that then failed:
 //!
 //! | fault | found by |
 //! |---|---|
@@ -23,7 +24,6 @@
 //! | Baking + CutNow, Probation + CutNow: exits before it has read all messages | I5 |
 //! | Stopping + Committed: does not release the older generations | I1 |
 //! | Retiring + SuccessorLost, told to stop: does not resign | I1 |
-//! | Starting + Terminate: exits without a drain | no impossible situation |
 //! | HandingOff + SuccessorLost: does not drop the successor | I6 |
 //! | Baking + Terminate, Baking + BakeOver: no commit | I6 |
 //! | Stopping + ReloadRequested: hands off | I2 |

@@ -66,8 +66,8 @@ fn a_starting_successor_reports_readiness_or_a_rollback() {
             (Live, probation(pending), &[TellReady]),
             (HANGUP, starting(Successor, ONE), &[]),
             (PredecessorLost, starting(Orphan, pending), &[]),
-            (Terminate, Stopping, &[TellRollback, StopAccepting, Drain]),
-            (CutNow, Stopping, &[TellRollback, StopAccepting, Drain, Cut]),
+            (Terminate, Stopped, &[TellRollback, StopAccepting, Exit]),
+            (CutNow, Stopped, &[TellRollback, StopAccepting, Exit]),
         ];
         row(starting(Successor, pending), &moves, &TOO_EARLY);
     }

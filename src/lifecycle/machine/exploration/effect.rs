@@ -2,8 +2,8 @@
 //! the simulated processes as it would change real ones.
 
 use super::line::{
-    Breach, Clients, Deadlines, Id, ModelFailure, ModelLineage, ModelOutcome, ModelPaths,
-    ModelSuccessor, Office, Sockets, Word,
+    Breach, Deadlines, Id, ModelFailure, ModelLineage, ModelOutcome, ModelPaths, ModelSuccessor,
+    Office, Sockets, Word,
 };
 use super::setting::Setting;
 use crate::lifecycle::machine::{Action, State};
@@ -78,10 +78,6 @@ impl ModelLineage {
                         if listens && self.processes[id].accepts {
                             self.tell_successor(successor, Word::RolledBack);
                         }
-                        if self.processes[id].state == State::Stopping {
-                            let lives = self.processes[successor].alive;
-                            self.processes[id].leaving = lives.then_some(successor);
-                        }
                         self.forget_the_unheard();
                     }
                     ModelFailure::Other => self.die(successor),
@@ -119,12 +115,11 @@ impl ModelLineage {
                 process.accepts = true;
             }
             Action::Cut if process.office == Office::Active => {
-                process.clients = Clients::Gone;
                 for channel in self.open_channels(id) {
                     self.processes[channel].up.push_back(Word::Cut);
                 }
             }
-            Action::Cut => process.clients = Clients::Gone,
+            Action::Cut => {}
             Action::Exit => self.exit(id),
         }
     }
@@ -145,13 +140,7 @@ impl ModelLineage {
         if !process.told && after.is_none_or(|channel| self.holders(channel).next().is_none()) {
             self.breach = Some(Breach::Desertion);
         }
-        let was_served = process.clients == Clients::Served;
-        let unready = process.successor.filter(|successor| !successor.ready);
-        let ended = unready.map(|successor| successor.id).or(process.leaving);
-        if was_served {
-            self.breach = Some(Breach::ClientsLost);
-        }
-        if let Some(successor) = ended {
+        if let Some(ModelSuccessor { id: successor, ready: false, .. }) = process.successor {
             self.die(successor);
         }
         self.die(id);

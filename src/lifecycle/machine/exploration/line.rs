@@ -7,11 +7,8 @@
 //! of the near end. Messages arrive in order. When no process holds one end any more, a reader at
 //! the other end sees the end of the channel after the last message.
 
-mod breach;
-
 use std::collections::VecDeque;
 
-pub(super) use self::breach::Breach;
 use super::setting::{Setting, SignalBudget};
 use crate::lifecycle::machine::{Birth, Commit, State};
 
@@ -72,9 +69,6 @@ pub(super) struct ModelProcess {
     /// first.
     pub(super) older: Vec<Id>,
     pub(super) successor: Option<ModelSuccessor>,
-    /// The former successor, which rolled back the handoff while this process stopped.
-    pub(super) leaving: Option<Id>,
-    pub(super) clients: Clients,
     pub(super) failure: Option<ModelFailure>,
     /// The unread messages on the channel of this process. `down` holds messages from the
     /// predecessor. `up` holds messages to the predecessor, sent by this process or by later
@@ -88,14 +82,6 @@ pub(super) struct ModelProcess {
 pub(super) enum Sockets {
     Held,
     Closed,
-}
-
-/// Whether a process may have clients. A process may accept them before it is ready.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Clients {
-    Served,
-    /// The clients have ended, or were cut on request or at the drain deadline.
-    Gone,
 }
 
 /// Whether a process is the active generation. Only actions change this value.
@@ -157,6 +143,31 @@ pub(super) enum Heard {
     Predecessor(Word),
     /// The successor, or a process that inherited the successor's channel, has sent the message.
     Successor(Word),
+}
+
+/// A situation that the state machine must never cause.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Breach {
+    /// The predecessor has recorded two outcomes for one handoff.
+    SecondOutcome,
+    /// A generation has ended although it was not told to stop and no newer generation was alive.
+    Desertion,
+    /// The active generation was told to stop, and has ended before the older generations and
+    /// before its drain deadline.
+    LeftBehind,
+    /// A process has read the end of a channel but has kept the channel. It would read the end
+    /// again and again, in an endless loop.
+    BusyLoop,
+    /// A process started a successor while it had an unread message. The successor inherits the
+    /// same channel, so it could read the message first.
+    WordForTheWrongReader,
+    /// A process started a second successor while its first successor still existed.
+    TwoSuccessors,
+    /// The last process that held the listening sockets has closed them without serving the clients
+    /// in the backlogs.
+    BacklogLost,
+    /// A process without a successor performed an action that needs a successor.
+    NoSuccessor,
 }
 
 impl ModelLineage {
@@ -244,9 +255,6 @@ impl ModelLineage {
         for heir in self.processes.iter_mut().filter(|heir| heir.parent == Some(id)) {
             heir.outcome = None;
         }
-        self.processes.iter_mut().for_each(|process| {
-            process.leaving.take_if(|leaving| *leaving == id);
-        });
         self.forget_the_unheard();
     }
 
@@ -285,11 +293,11 @@ impl ModelLineage {
     }
 
     /// Returns whether a process that was told to stop must stay alive even if it has no
-    /// connections. This is the case while its successor has not ended yet. An active
-    /// generation also stays alive until all older generations have ended.
+    /// connections. This is the case while its successor is not ready and has not ended yet. An
+    /// active generation also stays alive until all older generations have ended.
     pub(super) fn is_needed(&self, id: Id) -> bool {
         let process = &self.processes[id];
-        let awaits_successor = process.successor.is_some() || process.leaving.is_some();
+        let awaits_successor = process.successor.is_some_and(|successor| !successor.ready);
         let others = process.office == Office::Active && !self.open_channels(id).is_empty();
         process.state == State::Stopping && (awaits_successor || others)
     }
@@ -330,8 +338,6 @@ impl ModelProcess {
             predecessor: parent.filter(|_| birth == Birth::Successor),
             older,
             successor: None,
-            leaving: None,
-            clients: Clients::Served,
             failure: None,
             down: VecDeque::new(),
             up: VecDeque::new(),

@@ -11,7 +11,7 @@
 use std::fmt;
 
 use super::line::{
-    Breach, Clients, Deadlines, Heard, Id, ModelFailure, ModelLineage, ModelSuccessor, Office, Word,
+    Breach, Deadlines, Heard, Id, ModelFailure, ModelLineage, ModelSuccessor, Office, Word,
 };
 use super::setting::Setting;
 use crate::lifecycle::machine::{Action, Event, State, step};
@@ -108,8 +108,7 @@ impl ModelLineage {
         let Turn { of, cause, dies_after } = turn;
         let actions = line.meet(setting, of, cause);
         let is_active = line.processes[of].office == Office::Active;
-        let others = !line.open_channels(of).is_empty() || line.processes[of].leaving.is_some();
-        if cause == Cause::Own(Event::Drained) && is_active && others {
+        if cause == Cause::Own(Event::Drained) && is_active && !line.open_channels(of).is_empty() {
             line.breach = Some(Breach::LeftBehind);
         }
         // A generation that rolled back a handoff must not end with the last sockets. Leave out one
@@ -199,9 +198,6 @@ impl ModelLineage {
             Cause::Own(event) => {
                 let process = &mut self.processes[of];
                 process.accepts |= event == Event::Live;
-                if event == Event::Drained {
-                    process.clients = Clients::Gone;
-                }
                 if event == Event::SuccessorLost {
                     process.failure = Some(ModelFailure::Other);
                 }
