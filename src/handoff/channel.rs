@@ -17,6 +17,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::ExitStatus;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
@@ -30,6 +31,9 @@ use crate::sys;
 use crate::sys::ancillary::{Sender, SenderProcess, peer_process, report_senders};
 use crate::sys::process::{PidFd, is_in_our_group};
 use crate::sys::socket::{retry, send_packet, send_with_descriptors, will_pass};
+
+/// The delay before a retry when the kernel lacks memory to send a message.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// One end of a message channel between two generations.
 #[derive(Debug)]
@@ -198,7 +202,8 @@ impl Channel {
         retry(|| send_with_descriptors(self.as_fd(), &message.encode(), &[descriptor]))
     }
 
-    /// Sends with `send`, and waits while the channel is full, but only until the given time.
+    /// Sends with `send`, and waits while the channel is full or the kernel lacks memory, but only
+    /// until the given time.
     ///
     /// # Errors
     /// Returns the error of `send`, or `TimedOut` if the channel has stayed full.
@@ -207,9 +212,15 @@ impl Channel {
         until: Instant,
         mut send: impl FnMut(&Self) -> io::Result<()>,
     ) -> io::Result<()> {
-        let sent = self.socket.async_io(Interest::WRITABLE, |_| send(self));
-        let sent = tokio::time::timeout_at(until, sent).await;
-        sent.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        loop {
+            let sent = self.socket.async_io(Interest::WRITABLE, |_| send(self));
+            match tokio::time::timeout_at(until, sent).await {
+                Ok(Err(error)) if will_pass(&error) && Instant::now() < until => {
+                    tokio::time::sleep(PAUSE).await;
+                }
+                sent => return sent.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())),
+            }
+        }
     }
 
     /// Receives one message. This function reads the socket even if the tokio runtime has not

@@ -2,7 +2,6 @@
 
 use super::*;
 use std::future::poll_fn;
-use std::time::Duration;
 
 #[tokio::test]
 async fn a_process_that_has_died_ends_a_channel_that_another_holds() {
@@ -100,6 +99,22 @@ async fn a_message_waits_for_room_in_a_full_channel() {
     let (sent, last) = tokio::join!(sending, receiving);
     sent.unwrap();
     assert!(matches!(last, Received::Message(Message::Cut)), "{last:?}");
+}
+
+#[tokio::test]
+async fn a_message_waits_for_memory() {
+    let (one, _other) = pair();
+    let mut shortages = 3;
+    let until = Instant::now() + Duration::from_secs(10);
+    let send = |channel: &Channel| match shortages {
+        0 => channel.send(&Message::Cut),
+        _ => {
+            shortages -= 1;
+            Err(Errno::ENOBUFS.into())
+        }
+    };
+    one.with_room(until, send).await.unwrap();
+    assert_eq!(shortages, 0);
 }
 
 #[tokio::test]
