@@ -114,8 +114,6 @@ struct InitProcess {
     status: Option<i32>,
     /// The child that was reaped last while it was not the active generation, and how it ended.
     other: Option<(Pid, i32)>,
-    /// How the active generation ended, if it was reaped before the message that names it arrived.
-    early_status: Option<i32>,
     /// The signal that told the service to stop. It may have arrived while one generation took over
     /// from another. So the init process also sends this signal to each generation that becomes
     /// active later.
@@ -148,7 +146,6 @@ impl InitProcess {
             active: child,
             status: None,
             other: None,
-            early_status: None,
             stop: None,
         })
     }
@@ -178,13 +175,12 @@ impl InitProcess {
             self.pass_on(&signal);
         }
         let children = self.reap()?;
-        match (self.lineage, self.status) {
-            (LineageState::Over, Some(status)) => return Ok(Some(status)),
-            // Do not wait for the active generation: it was reaped before it was named.
-            (LineageState::Over, None) if children == Children::None => {
-                return Ok(Some(self.early_status.unwrap_or(ExitStatus::System as i32)));
+        if self.lineage == LineageState::Over {
+            // Without children, the status of the active generation will never arrive.
+            let lost = (children == Children::None).then_some(ExitStatus::System as i32);
+            if let Some(status) = self.status.or(lost) {
+                return Ok(Some(status));
             }
-            (LineageState::Alive | LineageState::Over, _) => {}
         }
         let mut watched = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
         if self.lineage == LineageState::Alive {
@@ -212,9 +208,9 @@ impl InitProcess {
         let Ok(pid) = i32::try_from(pid) else { return };
         let pid = Pid::from_raw(pid);
         if pid != self.active {
-            (self.active, self.status) = (pid, None);
+            // The process may have been reaped before this message arrived.
             let early = self.other.filter(|(ended, _)| *ended == pid);
-            self.early_status = early.map(|(_, status)| status);
+            (self.active, self.status) = (pid, early.map(|(_, status)| status));
             if let Some(stop) = self.stop {
                 self.send(stop);
             }
@@ -261,5 +257,22 @@ impl InitProcess {
                 self.other = Some((pid, status));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::socket::channel_pair;
+
+    /// If its status were lost, the init process would wait for it, and signal a reaped process.
+    #[test]
+    fn a_generation_reaped_before_it_is_named_has_ended() {
+        let (_generations, channel) = channel_pair().unwrap();
+        let [first, second] = [i32::MAX - 1, i32::MAX].map(Pid::from_raw);
+        let mut init = InitProcess::new(first, channel).unwrap();
+        init.other = Some((second, 3));
+        init.take_active(second.as_raw().unsigned_abs());
+        assert_eq!((init.active, init.status), (second, Some(3)));
     }
 }
