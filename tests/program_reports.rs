@@ -140,7 +140,8 @@ fn a_program_that_has_died_does_not_make_the_next_one_ready() {
 fn ends_with_its_group(start: &str) {
     let script = format!(
         "cd \"$(dirname \"$0\")\"; rm -f worker
-        echo 'trap \"\" TERM; echo $$ > main; sleep 1000 & echo $! > new; mv new worker; wait' > main.sh
+        echo 'trap \"\" TERM; echo $$ > main' > main.sh
+        echo 'sleep 1000 & echo $! > new; mv new worker; wait' >> main.sh
         {start} &
         while [ ! -e worker ]; do sleep 0.01; done
         systemd-notify --ready MAINPID=$(cat main); wait"

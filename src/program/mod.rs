@@ -12,9 +12,8 @@
 //! restarts one instance of the program, and `running` holds the processes of one start. `launch`
 //! prepares a start, with the help of `command`, `environment` and `placeholder`. `ready`,
 //! `checks` and `notify` find out when the program is ready, and `output` keeps its last lines of
-//! output.
-//! `watch` follows one process of the program until it has ended, and `creation` creates the data
-//! plane. `service` serves the connections that this process accepts.
+//! output. `watch` follows one process of the program until it has ended, and `creation` creates
+//! the data plane. `service` serves the connections that this process accepts.
 
 mod checks;
 mod command;
